@@ -1,0 +1,5 @@
+"""`python -m gateway` is `fairlane`."""
+
+from gateway.cli import main
+
+main()

@@ -1,0 +1,165 @@
+"""What the scheduler must know of a request, read from its body in one pass.
+
+Only what is needed is typed, and only as strictly as needed: everything else is the engine's to judge, and the
+body goes on to it byte for byte. API: https://platform.openai.com/docs/api-reference, and vLLM's OpenAI server.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from gateway.errors import BadRequest
+
+Route = Literal["/v1/chat/completions", "/v1/completions"]
+
+# What an image costs in prompt tokens, whatever its size: Gemma's encoders make 256 of one. Its base64 text is
+# never counted.
+IMAGE_TOKENS = 256
+
+# A count that an engine can be asked for. vLLM itself refuses n above 16384.
+_Count = Annotated[int, msgspec.Meta(ge=1)]
+
+
+class _StreamOptions(msgspec.Struct):
+    include_usage: bool | None = None
+
+
+class _Options(msgspec.Struct, kw_only=True):
+    model: str | None = None
+    n: _Count | None = None
+    stream: bool | None = None
+    stream_options: _StreamOptions | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    user: str | None = None
+
+
+class _Message(msgspec.Struct):
+    # Parts stay untyped: what is not text has many shapes, and none of them is ours to refuse.
+    content: str | list[str | dict[str, Any]] | None = None
+    reasoning: str | None = None
+    tool_calls: msgspec.Raw = msgspec.Raw()
+
+
+class _Chat(_Options, kw_only=True):
+    messages: Annotated[list[_Message], msgspec.Meta(min_length=1)]
+    tools: msgspec.Raw = msgspec.Raw()
+
+
+class _Text(_Options, kw_only=True):
+    # One text, several, one list of token ids, or several; msgspec allows one type of list only.
+    prompt: str | list[str | int | list[int]]
+
+
+_DECODERS: dict[Route, msgspec.json.Decoder[Any]] = {
+    "/v1/chat/completions": msgspec.json.Decoder(_Chat),
+    "/v1/completions": msgspec.json.Decoder(_Text),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One prompt's size: bytes of UTF-8 text whose tokens must be guessed, and tokens that are known."""
+
+    text_bytes: int = 0
+    tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A request, as much of it as the gateway reads.
+
+    body  what goes to the engine: the client's own bytes, but for `include_usage`
+    drop_usage  the client did not ask for the usage chunk, so it must be taken out again
+    """
+
+    route: Route
+    body: bytes
+    model: str | None
+    prompts: tuple[Prompt, ...]
+    n: int
+    stream: bool
+    drop_usage: bool
+    max_tokens: int | None
+    user: str | None
+
+    @property
+    def seats(self) -> int:
+        return self.n * len(self.prompts)
+
+
+def parse(route: Route, body: bytes) -> Completion:
+    """Raises BadRequest for what is no JSON, lacks its prompt, or has the wrong type where we must read it."""
+    try:
+        request = _DECODERS[route].decode(body)
+    except msgspec.ValidationError as error:
+        message, _, path = str(error).partition(" - at `$")
+        raise BadRequest(message, param=path.strip("`.") or None) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BadRequest(f"The body is not valid JSON: {error}") from error
+
+    stream = bool(request.stream)
+    asked = bool(request.stream_options and request.stream_options.include_usage)
+    drop_usage = stream and not asked
+    return Completion(
+        route=route,
+        body=_ask_for_usage(body) if drop_usage else body,
+        model=request.model,
+        prompts=_chat_prompt(request) if isinstance(request, _Chat) else _text_prompts(request.prompt),
+        n=request.n or 1,
+        stream=stream,
+        drop_usage=drop_usage,
+        max_tokens=request.max_completion_tokens or request.max_tokens,
+        user=request.user,
+    )
+
+
+def _chat_prompt(chat: _Chat) -> tuple[Prompt, ...]:
+    text_bytes, images = len(chat.tools), 0
+    for message in chat.messages:
+        text_bytes += len(message.tool_calls) + _utf8(message.reasoning or "")
+        if isinstance(message.content, str):
+            text_bytes += _utf8(message.content)
+        for part in message.content if isinstance(message.content, list) else ():
+            text = part if isinstance(part, str) else part.get("text")
+            if isinstance(text, str):
+                text_bytes += _utf8(text)
+            else:
+                images += 1
+    return (Prompt(text_bytes, images * IMAGE_TOKENS),)
+
+
+def _text_prompts(prompt: str | list[str | int | list[int]]) -> tuple[Prompt, ...]:
+    if isinstance(prompt, str):
+        return (Prompt(_utf8(prompt)),)
+    if not prompt:
+        raise BadRequest("Expected at least one prompt", param="prompt")
+    ids = [item for item in prompt if isinstance(item, int)]
+    if ids and len(ids) < len(prompt):
+        raise BadRequest("Expected texts or token ids, not both", param="prompt")
+    if ids:
+        return (Prompt(tokens=len(ids)),)
+    return tuple(
+        Prompt(_utf8(item)) if isinstance(item, str) else Prompt(tokens=len(item))
+        for item in prompt
+        if not isinstance(item, int)
+    )
+
+
+def _utf8(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+
+
+def _ask_for_usage(body: bytes) -> bytes:
+    """Set `stream_options.include_usage` and leave every other byte as the client wrote it, if that is possible.
+
+    It is not where the client sent `stream_options` of its own: a second one would make a duplicate key.
+    """
+    if b'"stream_options"' not in body:
+        end = body.rindex(b"}")
+        return body[:end] + b',"stream_options":{"include_usage":true}' + body[end:]
+    request = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    options = msgspec.json.decode(request.get("stream_options", b"null")) or {}
+    request["stream_options"] = msgspec.Raw(msgspec.json.encode(options | {"include_usage": True}))
+    return msgspec.json.encode(request)

@@ -1,0 +1,270 @@
+"""Every setting: one TOML file, the environment over it, the command line over both.
+
+`load` keeps where each value came from, so that `fairlane config show` can say it, and answers what it does not
+know with what was probably meant.
+"""
+
+import tomllib
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AnyHttpUrl,
+    BaseModel,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from gateway.admission import Limits
+from gateway.callers import Key, Network, key_digest
+from policies import POLICIES
+
+ENV_PREFIX = "FAIRLANE_"
+
+
+class ConfigError(ValueError):
+    """What is wrong with the configuration, a line for each fault, each with its remedy."""
+
+
+class Unit(str):
+    """The unit of a setting's value, as `config show` prints it."""
+
+
+Seconds = Annotated[PositiveFloat, Unit("s")]
+Tokens = Annotated[PositiveInt, Unit("tokens")]
+
+
+class EngineSettings(BaseModel, extra="forbid", frozen=True):
+    """How the engine was started: vLLM tells none of these over its API."""
+
+    step_tokens: Tokens = Field(8192, description="vLLM's --max-num-batched-tokens")
+    long_prefill_threshold: Annotated[NonNegativeInt, Unit("tokens")] = Field(
+        0, description="vLLM's --long-prefill-token-threshold; 0 is off"
+    )
+    max_num_seqs: Annotated[PositiveInt, Unit("sequences")] = Field(
+        256, description="sequences in the engine at once; at most vLLM's --max-num-seqs"
+    )
+
+
+class KeySettings(BaseModel, extra="forbid", frozen=True):
+    key: SecretStr
+    owner: str = Field(description="whose turn a request with this key takes")
+    front_end: bool = Field(False, description="may name its own users")
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, validate_default=True
+    )
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: Annotated[int, Field(ge=0, le=65535)] = Field(8100, description="port to listen on; 0 takes a free one")
+    upstream: AnyHttpUrl = Field(AnyHttpUrl("http://127.0.0.1:8000"), description="where vLLM answers, without /v1")
+    upstream_key: SecretStr | None = Field(None, description="key for vLLM, if it was started with --api-key")
+    upstream_timeout: Seconds = Field(1800.0, description="silence of the engine after which a request fails")
+    engine: EngineSettings = EngineSettings()
+    profile: str = Field("gemma-4-26b-bf16", description="what work costs: a shipped profile or a .toml file")
+    policy: str = Field("fair", description="who is next: " + ", ".join(POLICIES))
+    long_prompt_tokens: Tokens = Field(2048, description="a longer prompt takes the long lane")
+    short_lane_tokens: Annotated[PositiveInt | None, Unit("tokens")] = Field(
+        None, description="tokens of short prompts in prefill at once; unset: one engine step"
+    )
+    long_lane_jobs: Annotated[PositiveInt, Unit("requests")] = Field(1, description="long prompts in prefill at once")
+    queue_timeout: Seconds = Field(300.0, description="a request that waited longer gets 429")
+    client_stall: Seconds = Field(60.0, description="a client that reads nothing for so long is cut off")
+    drain_timeout: Seconds = Field(60.0, description="after SIGTERM, running requests may go on for so long")
+    max_body: Annotated[PositiveInt, Unit("bytes")] = Field(64 << 20, description="largest request body")
+    keys: tuple[KeySettings, ...] = Field((), description="API keys, each [[keys]] with key, owner, front_end")
+    front_ends: tuple[str, ...] = Field(
+        ("127.0.0.0/8", "::1/128"), description="networks whose clients may name their users"
+    )
+    user_headers: tuple[str, ...] = Field(
+        ("x-openwebui-user-id", "x-user-id"), description="headers in which a front end names its user"
+    )
+    insecure: bool = Field(False, description="listen beyond loopback although there are no keys")
+    trace_file: Path | None = Field(None, description="write finished spans there, a line of JSON each")
+    decision_log: Path | None = Field(None, description="write admission's events and decisions there")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level logged")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Nothing is read behind the caller's back; `load` reads each source by itself, to tell them apart."""
+        return (init_settings,)
+
+    @field_validator("policy")
+    @classmethod
+    def _known_policy(cls, policy: str) -> str:
+        if policy not in POLICIES:
+            raise ValueError(f"no policy {policy!r}: choose {' or '.join(POLICIES)}")
+        return policy
+
+    @field_validator("front_ends")
+    @classmethod
+    def _networks(cls, networks: tuple[str, ...]) -> tuple[str, ...]:
+        for network in networks:
+            ip_network(network)
+        return networks
+
+    @model_validator(mode="after")
+    def _long_lane_leaves_half_a_step(self) -> "Settings":
+        engine = self.engine
+        share = self.long_lane_jobs * (engine.long_prefill_threshold or engine.step_tokens)
+        if self.long_lane_jobs > 1 and share > engine.step_tokens / 2:
+            raise ValueError(
+                f"long_lane_jobs = {self.long_lane_jobs} would leave short prompts less than half of a step of "
+                f"{engine.step_tokens} tokens: start vLLM with a smaller --long-prefill-token-threshold and say so "
+                "in engine.long_prefill_threshold, or use one"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _open_only_with_keys(self) -> "Settings":
+        if not self.insecure and not self.keys and self.host not in ("127.0.0.1", "::1", "localhost"):
+            raise ValueError(
+                f"host = {self.host} lets others in, and there are no keys: add [[keys]], or say --insecure if "
+                "everybody who can reach this port may use the engine"
+            )
+        return self
+
+    @property
+    def base_url(self) -> str:
+        return str(self.upstream).rstrip("/").removesuffix("/v1")
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(
+            long_prompt_tokens=self.long_prompt_tokens,
+            short_lane_tokens=self.short_lane_tokens or self.engine.step_tokens,
+            long_lane_jobs=self.long_lane_jobs,
+            max_num_seqs=self.engine.max_num_seqs,
+        )
+
+    @property
+    def api_keys(self) -> list[Key]:
+        return [Key(key_digest(key.key.get_secret_value()), key.owner, key.front_end) for key in self.keys]
+
+    @property
+    def front_end_networks(self) -> list[Network]:
+        return [ip_network(network) for network in self.front_ends]
+
+
+Sources = dict[str, str]  # dotted key -> where its value came from
+
+
+def load(
+    file: Path | None = None, environ: Mapping[str, str] | None = None, flags: Mapping[str, Any] | None = None
+) -> tuple[Settings, Sources]:
+    """Settings, and the source of each value that is not a default. Raises ConfigError."""
+    layers: list[tuple[str, dict[str, Any]]] = []
+    if file is not None:
+        layers.append((str(file), _read_file(file)))
+    layers.append(("environment", _read_environment(environ or {})))
+    layers.append(("command line", _nested(flags or {})))
+
+    merged: dict[str, Any] = {}
+    sources: Sources = {}
+    for source, layer in layers:
+        sources.update(dict.fromkeys(_dotted(layer), source))
+        _update(merged, layer)
+    try:
+        return Settings(**merged), sources
+    except ValidationError as error:
+        raise ConfigError("\n".join(_faults(error, sources))) from error
+
+
+def fields(model: type[BaseModel] = Settings, prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    """Every setting: its dotted key, its unit, its description."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from fields(field.annotation, f"{prefix}{name}.")
+        else:
+            unit = next((str(item) for item in field.metadata if isinstance(item, Unit)), "")
+            yield f"{prefix}{name}", unit, field.description or ""
+
+
+def _read_file(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text())
+    except OSError as error:
+        raise ConfigError(f"cannot read {file}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not valid TOML: {error}") from error
+
+
+def _read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    ours = {name: value for name, value in environ.items() if name.startswith(ENV_PREFIX)}
+    known = {ENV_PREFIX + key.upper().replace(".", "__") for key, _, _ in fields()} | {ENV_PREFIX + "CONFIG"}
+    if unknown := [f"unknown variable {name}{_suggestion(name, known)}" for name in ours if name not in known]:
+        raise ConfigError("\n".join(unknown))
+    source = EnvSettingsSource(Settings)
+    source.env_vars = {name.lower(): value for name, value in ours.items()}
+    try:
+        return source()
+    except ValueError as error:
+        raise ConfigError(f"environment: {error}: lists are written as JSON") from error
+
+
+def _faults(error: ValidationError, sources: Sources) -> Iterator[str]:
+    known = {key for key, _, _ in fields()}
+    for fault in error.errors():
+        key = ".".join(map(str, fault["loc"]))
+        where = f" ({sources[key]})" if key in sources else ""
+        if fault["type"] == "extra_forbidden":
+            yield f"unknown key {key}{where}{_suggestion(key, known)}"
+        else:
+            message = fault["msg"].removeprefix("Value error, ")
+            yield f"{key}{where}: {message}" if key else message
+
+
+def _suggestion(name: str, known: set[str]) -> str:
+    close = get_close_matches(name, known, n=1, cutoff=0.5)
+    return f": did you mean {close[0]}?" if close else ": see `fairlane config show` for what there is"
+
+
+def _nested(flags: Mapping[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for key, value in flags.items():
+        *parents, name = key.split(".")
+        table = nested
+        for parent in parents:
+            table = table.setdefault(parent, {})
+        table[name] = value
+    return nested
+
+
+def _dotted(layer: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in layer.items():
+        if isinstance(value, dict):
+            yield from _dotted(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def _update(merged: dict[str, Any], layer: Mapping[str, Any]) -> None:
+    for key, value in layer.items():
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            _update(merged[key], value)
+        else:
+            merged[key] = value

@@ -1,0 +1,60 @@
+"""uvicorn, told to drain.
+
+Alone, uvicorn raises the signal again once it has shut down, so that a service manager sees a death by SIGTERM;
+and it learns of the signal at its next tick. Here draining begins with the signal, what runs may finish within
+`drain_timeout`, and the exit code is 0. A second signal ends at once.
+"""
+
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import uvicorn
+
+from gateway.app import Gateway
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Server(uvicorn.Server):
+    def __init__(self, gateway: Gateway, on_start: Callable[[int], None] | None = None) -> None:
+        """`on_start` is told the port when connections are accepted."""
+        settings = gateway.settings
+        super().__init__(
+            uvicorn.Config(
+                gateway.app,
+                host=settings.host,
+                port=settings.port,
+                loop="uvloop",
+                http="httptools",
+                ws="none",
+                lifespan="on",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_keep_alive=75,
+                timeout_graceful_shutdown=int(settings.drain_timeout) or 1,
+            )
+        )
+        self._gateway = gateway
+        self._on_start = on_start
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self._on_start and not self.should_exit:
+            self._on_start(self.servers[0].sockets[0].getsockname()[1])
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        previous = {number: signal.signal(number, self.handle_exit) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._gateway.drain()
+        super().handle_exit(sig, frame)

@@ -1,0 +1,289 @@
+"""The simulated engine: vLLM's scheduler with a DGX Spark's step times. It has no clock; a driver does this:
+
+    engine.add(sequence)                          at any time
+    while (step := engine.begin()) is not None:
+        ...                                       step.duration_s goes by
+        step = engine.end()                       step.first, step.emitted, step.finished: who got a token
+
+Steps are composed as vLLM V1 does (continuous batching, chunked prefill). A step's budget is
+`max_num_batched_tokens`. Each decoding sequence takes one token of it, then prompts already begun go on in
+order, then waiting ones start, first come first served, while there are seats (`max_num_seqs`). A prompt
+takes at most `long_prefill_token_threshold` tokens a step, unless it is the only request in the engine.
+
+Async scheduling: step k+1 is composed when step k starts, from what step k is bound to do. So a sequence that
+arrives during step k joins step k+2; one that ends with step k is left out of k+1 but holds its seat until k
+ends; one aborted during step k still costs its part of k+1. If there was nothing to put into step k+1, it is
+composed anew when k ends.
+
+    T = tf + te·(1 − (1−q)^(d·decoding + prefilled)) + td·decoding + tk·Σ context
+           + tt·prefilled + ta·Σ chunk·(start + chunk/2)
+
+is a step's time (profiles.toml has the numbers and their source). The bracket is the share of a mixture's
+experts that the step touches: each user more slows every user's decode, and a prompt of 64 tokens already
+reads every expert. Tokens come at the end of their step, and all reach the client `to_s` later. Not modelled:
+a full KV cache and its preemptions, prefix caching, speculative decoding, end of sequence.
+"""
+
+import tomllib
+from collections import defaultdict, deque
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from math import pow
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import msgspec
+
+
+@dataclass(frozen=True, slots=True)
+class EngineProfile:
+    """One model on one machine: what its steps cost (profiles.toml explains each name), and vLLM's flags."""
+
+    name: str
+    tf_s: float
+    te_s: float
+    td_s: float
+    tt_s_per_token: float
+    ta_s_per_token2: float
+    tk_s_per_token: float
+    to_s: float
+    q: float
+    d: float
+    max_num_batched_tokens: int
+    max_num_seqs: int
+    long_prefill_token_threshold: int
+    async_scheduling: bool
+
+    def __post_init__(self) -> None:
+        # vLLM refuses to start then, too; and so every decoding sequence fits into every step
+        if not 1 <= self.max_num_seqs <= self.max_num_batched_tokens:
+            raise ValueError(
+                f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least "
+                f"max_num_seqs ({self.max_num_seqs}), and that at least 1"
+            )
+
+    def with_flags(
+        self,
+        *,
+        max_num_batched_tokens: int | None = None,
+        max_num_seqs: int | None = None,
+        long_prefill_token_threshold: int | None = None,
+        async_scheduling: bool | None = None,
+    ) -> "EngineProfile":
+        """The same machine with vLLM started otherwise; None leaves a flag as it is."""
+        flags: dict[str, Any] = {
+            "max_num_batched_tokens": max_num_batched_tokens,
+            "max_num_seqs": max_num_seqs,
+            "long_prefill_token_threshold": long_prefill_token_threshold,
+            "async_scheduling": async_scheduling,
+        }
+        return replace(self, **{flag: value for flag, value in flags.items() if value is not None})
+
+    def step_s(self, *, decoding: int, context: int, prefilled: int = 0, attended: float = 0.0) -> float:
+        """Seconds of a step: sequences, tokens of context, prompt tokens, Σ chunk·(start + chunk/2)."""
+        touched = 1 - pow(1 - self.q, self.d * decoding + prefilled)
+        return (
+            self.tf_s
+            + self.te_s * touched
+            + self.td_s * decoding
+            + self.tk_s_per_token * context
+            + self.tt_s_per_token * prefilled
+            + self.ta_s_per_token2 * attended
+        )
+
+
+def load_profile(name_or_path: str) -> EngineProfile:
+    """A profile by its name in profiles.toml, or from a file like it: `path:table`, `path` for its only one."""
+    tables = tomllib.loads((files("loadtest") / "profiles.toml").read_text())
+    path, name = "", name_or_path
+    if name not in tables:
+        path, name = (name, "") if Path(name).is_file() else name.rpartition(":")[::2]
+        if not Path(path).is_file():
+            raise ValueError(
+                f"no engine profile {name_or_path!r}: name one of {', '.join(tables)}, "
+                "or a TOML file like loadtest/profiles.toml, as path or path:table"
+            )
+        tables = tomllib.loads(Path(path).read_text())
+        if not name and len(tables) == 1:
+            (name,) = tables
+    if name not in tables:
+        raise ValueError(f"which profile of {path}? {', '.join(f'{path}:{table}' for table in tables)}")
+    try:
+        return msgspec.convert({**tables[name], "name": name}, EngineProfile)
+    except (TypeError, msgspec.ValidationError) as error:
+        raise ValueError(f"engine profile {name_or_path}: {error}") from None
+
+
+@dataclass(eq=False, slots=True)
+class Sequence:
+    """A prompt and its answer in the engine. A request with n > 1 or several prompts is several sequences.
+
+    computed    prompt tokens prefilled, counting composed steps
+    first_step  the number of the step that makes its first token; -1 until that is composed
+    """
+
+    prompt_tokens: int
+    output_tokens: int
+    computed: int = 0
+    first_step: int = -1
+
+    def __post_init__(self) -> None:
+        if self.prompt_tokens < 1 or self.output_tokens < 1:
+            raise ValueError("a sequence has at least one prompt token, and makes at least one")
+
+    @property
+    def last_step(self) -> int:
+        return self.first_step + self.output_tokens - 1
+
+
+@dataclass(eq=False, slots=True)
+class Step:
+    """One forward pass. Its work is settled when it is composed; who gets a token, when it ends."""
+
+    duration_s: float
+    chunks: list[tuple[Sequence, int]]  # parts of prompts, in tokens
+    decoding: list[Sequence]
+    first: list[Sequence]  # their first token comes
+    finished: list[Sequence]  # their last token comes
+
+    @property
+    def emitted(self) -> list[Sequence]:
+        """All that get a token."""
+        return [*self.decoding, *self.first]
+
+
+class Engine:
+    """The scheduler's state. A sequence that decodes is in every step, so its last step's number is known.
+
+    Hence a step costs what changes with it, not what runs in it: nothing is counted token by token.
+    """
+
+    def __init__(self, profile: EngineProfile, *, seed: int = 0, noise: float = 0.0) -> None:
+        """Each step's duration is multiplied by a factor of mean 1 and sigma `noise`, between 0.5 and 2."""
+        self.profile = profile
+        self._noise = noise
+        self._random = Random(seed)
+        self._waiting: deque[Sequence] = deque()
+        self._running: set[Sequence] = set()  # those with a seat
+        self._prefilling: list[Sequence] = []
+        self._decoding: dict[Sequence, None] = {}  # in the next step to be composed; a dict keeps their order
+        self._context = 0  # tokens that they will read in it
+        self._ending: defaultdict[int, list[Sequence]] = defaultdict(list)  # whose last step has this number
+        self._composed = 0  # steps, so the number of the next one
+        self._ended = 0
+        self._step: Step | None = None
+        self._ahead: Step | None = None
+
+    @property
+    def running(self) -> int:
+        return len(self._running)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    def generated(self, sequence: Sequence) -> int:
+        """Tokens that a sequence in the engine has got so far."""
+        return max(0, self._ended - sequence.first_step) if sequence.first_step >= 0 else 0
+
+    def add(self, sequence: Sequence) -> None:
+        self._waiting.append(sequence)
+
+    def abort(self, sequence: Sequence) -> None:
+        """Leave at once, without the token of the step that runs; one that has left already is no error."""
+        if sequence not in self._running:
+            with suppress(ValueError):
+                self._waiting.remove(sequence)
+            return
+        self._running.remove(sequence)
+        if sequence in self._decoding:
+            self._ending[sequence.last_step].remove(sequence)
+            self._stop_decoding(sequence)
+        composed = [step for step in (self._step, self._ahead) if step is not None]
+        getting = [each for step in composed for each in (step.decoding, step.first, step.finished)]
+        for sequences in (self._prefilling, *getting):
+            with suppress(ValueError):
+                sequences.remove(sequence)
+
+    def begin(self) -> Step | None:
+        """Start the next step; None if there is nothing to do."""
+        assert self._step is None, "a step is running"
+        self._step = self._ahead or self._compose()
+        self._ahead = self._compose() if self._step and self.profile.async_scheduling else None
+        return self._step
+
+    def end(self) -> Step:
+        """The step's time is over: its tokens are out, and the seats of those that finished are free."""
+        assert self._step is not None, "no step is running"
+        step, self._step = self._step, None
+        self._ended += 1
+        self._running.difference_update(step.finished)
+        return step
+
+    def _compose(self) -> Step | None:
+        decoding, context = list(self._decoding), self._context
+        chunks: list[tuple[Sequence, int]] = []
+        attended = 0.0
+        budget = self.profile.max_num_batched_tokens - len(decoding)
+        alone = len(self._running) + len(self._waiting) == 1
+        threshold = 0 if alone else self.profile.long_prefill_token_threshold
+        while budget and (len(chunks) < len(self._prefilling) or self._admit()):
+            sequence = self._prefilling[len(chunks)]
+            chunk = min(sequence.prompt_tokens - sequence.computed, threshold or budget, budget)
+            attended += chunk * (sequence.computed + chunk / 2)
+            sequence.computed += chunk
+            budget -= chunk
+            chunks.append((sequence, chunk))
+        if not decoding and not chunks:
+            return None
+
+        number, self._composed = self._composed, self._composed + 1
+        self._context += len(decoding)  # in the step after, each reads one token more
+        first = [sequence for sequence, _ in chunks if sequence.computed == sequence.prompt_tokens]
+        self._prefilling = [each for each in self._prefilling if each.computed < each.prompt_tokens]
+        for sequence in first:
+            sequence.first_step = number
+            self._decoding[sequence] = None
+            self._context += self._next_context(sequence)
+            self._ending[sequence.last_step].append(sequence)
+        finished = self._ending.pop(number, [])
+        for sequence in finished:
+            self._stop_decoding(sequence)
+
+        prefilled = self.profile.max_num_batched_tokens - len(decoding) - budget
+        duration_s = self.profile.step_s(
+            decoding=len(decoding), context=context, prefilled=prefilled, attended=attended
+        )
+        if self._noise:
+            duration_s *= min(2.0, max(0.5, self._random.gauss(1.0, self._noise)))
+        return Step(duration_s, chunks, decoding, first, finished)
+
+    def _admit(self) -> bool:
+        """Seat the first in line, if there is one and there is a seat."""
+        if not self._waiting or len(self._running) == self.profile.max_num_seqs:
+            return False
+        sequence = self._waiting.popleft()
+        self._running.add(sequence)
+        self._prefilling.append(sequence)
+        return True
+
+    def _next_context(self, sequence: Sequence) -> int:
+        """Tokens that it reads decoding in the next step to be composed: its prompt, its answer so far."""
+        return sequence.prompt_tokens + self._composed - sequence.first_step
+
+    def _stop_decoding(self, sequence: Sequence) -> None:
+        del self._decoding[sequence]
+        self._context -= self._next_context(sequence)
+
+
+def prefill_alone(profile: EngineProfile, tokens: int) -> float:
+    """Seconds from a prompt's arrival at an idle engine to its first token at the client."""
+    engine = Engine(profile)
+    engine.add(Sequence(tokens, output_tokens=1))
+    seconds = profile.to_s
+    while (step := engine.begin()) is not None:
+        seconds += step.duration_s
+        engine.end()
+    return seconds
