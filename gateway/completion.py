@@ -52,9 +52,10 @@ class _Text(_Options, kw_only=True):
     prompt: str | list[str | int | list[int]]
 
 
+# Not strict: what vLLM's pydantic takes for a number or a flag ("16", 16.0, 1) is taken here too.
 _DECODERS: dict[Route, msgspec.json.Decoder[Any]] = {
-    "/v1/chat/completions": msgspec.json.Decoder(_Chat),
-    "/v1/completions": msgspec.json.Decoder(_Text),
+    "/v1/chat/completions": msgspec.json.Decoder(_Chat, strict=False),
+    "/v1/completions": msgspec.json.Decoder(_Text, strict=False),
 }
 
 
@@ -155,6 +156,8 @@ def _ask_for_usage(body: bytes) -> bytes:
     """Set `stream_options.include_usage` and leave every other byte as the client wrote it, if that is possible.
 
     It is not where the client sent `stream_options` of its own: a second one would make a duplicate key.
+    Known loss: vLLM tells `system_fingerprint` in the usage chunk when there is one, else in the last chunk of
+    each choice. So a client that did not ask for usage gets no fingerprint.
     """
     if b'"stream_options"' not in body:
         end = body.rindex(b"}")

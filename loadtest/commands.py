@@ -1,21 +1,69 @@
 """The commands that the load tester adds to the command line."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 import uvicorn
+from rich.console import Console
 
-from loadtest.engine import load_profile
+from gateway.profile import load as load_cost_profile
+from loadtest import demo as demonstration
+from loadtest.engine import EngineProfile, load_profile
+from loadtest.replay import Divergence
+from loadtest.replay import replay as replay_log
 from loadtest.sim_server import create_app
+from policies import POLICIES
+
+BF16, NVFP4 = "gemma-4-26b-bf16", "gemma-4-26b-nvfp4"
+
+EngineName = Annotated[str, typer.Option("--profile", help="Engine profile: a shipped name, or a .toml file like it.")]
 
 
 def register(app: typer.Typer) -> None:
+    app.command()(demo)
     app.command()(sim)
+    app.command()(replay)
+
+
+def demo(
+    profile: EngineName = BF16,
+    policy: Annotated[str, typer.Option(help=f"The gateway's policy: {' or '.join(POLICIES)}.")] = "fair",
+    seed: Annotated[int, typer.Option(help="Seed of the load and of the machine's noise.")] = 1,
+    speed: Annotated[float, typer.Option(min=0.1, max=20, help="How many times as fast as life.")] = 4.0,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave gateway and engine running; print their URLs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures only, as JSON.")] = False,
+) -> None:
+    """Show what Fairlane is for: one office minute, at a simulated Spark, without it and with it.
+
+    Takes about 340 / SPEED seconds. Nothing but this machine is needed. The gateway's idea of what work costs is
+    on purpose that of the model's other precision.
+    """
+    if policy not in POLICIES:
+        raise typer.BadParameter(f"no policy {policy!r}: choose {' or '.join(POLICIES)}")
+    engine = _engine(profile)
+    cost = load_cost_profile(BF16 if engine.name == NVFP4 else NVFP4)
+    console = Console(stderr=as_json)
+    wanted = demonstration.Demo(profile, engine, cost, policy, seed, speed)
+    try:
+        with demonstration.show(wanted, console) as shown:
+            rows = demonstration.figures(shown.runs)
+            if as_json:
+                print(json.dumps(rows), flush=True)
+            else:
+                console.print(demonstration.table(shown.runs))
+                console.print(demonstration.sentence(shown.runs))
+            if keep:
+                demonstration.hold(console, shown)
+    except RuntimeError as error:
+        raise typer.BadParameter(str(error)) from error
+    if any(row["failed"] for row in rows.values()):
+        raise typer.Exit(1)
 
 
 def sim(
-    profile: Annotated[str, typer.Option(help="Engine profile: a shipped name, or a .toml file.")] = "gemma-4-26b-bf16",
+    profile: EngineName = BF16,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
     speed: Annotated[float, typer.Option(min=0.01, help="How many times as fast as life.")] = 1.0,
@@ -26,13 +74,35 @@ def sim(
     long_prefill_token_threshold: Annotated[int | None, typer.Option(help="vLLM's flag of that name.")] = None,
 ) -> None:
     """Serve a simulated DGX Spark: an OpenAI server that takes as long as vLLM would there."""
-    try:
-        engine = load_profile(profile).with_flags(
-            max_num_batched_tokens=max_num_batched_tokens,
-            max_num_seqs=max_num_seqs,
-            long_prefill_token_threshold=long_prefill_token_threshold,
-        )
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
+    engine = _engine(profile).with_flags(
+        max_num_batched_tokens=max_num_batched_tokens,
+        max_num_seqs=max_num_seqs,
+        long_prefill_token_threshold=long_prefill_token_threshold,
+    )
     server = create_app(engine, speed=speed, seed=seed, noise=noise)
     uvicorn.run(server, host=host, port=port, log_level="warning", timeout_graceful_shutdown=1)
+
+
+def replay(
+    log: Annotated[Path, typer.Argument(help="What `fairlane serve --decision-log` wrote.", exists=True)],
+    policy: Annotated[str | None, typer.Option(help="Decide by this policy instead of the log's own.")] = None,
+) -> None:
+    """Take a gateway's decisions again, from its decision log, and say whether they are the same."""
+    if policy is not None and policy not in POLICIES:
+        raise typer.BadParameter(f"no policy {policy!r}: choose {' or '.join(POLICIES)}")
+    try:
+        with log.open() as lines:
+            events = replay_log(lines, policy)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    except Divergence as error:
+        print(f"{log}: {error}")
+        raise typer.Exit(1) from error
+    print(f"{log}: {events} events, the same decisions")
+
+
+def _engine(name: str) -> EngineProfile:
+    try:
+        return load_profile(name)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error

@@ -4,6 +4,7 @@ and cost model that the gateway runs.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from heapq import heappop, heappush
 from itertools import count
 from math import ceil
@@ -69,7 +70,7 @@ class Simulation:
     def run(self, arrivals: Iterable[Arrival]) -> list[Record]:
         requests = [self._request(arrival) for arrival in arrivals]
         for request in requests:
-            self._agenda.at(request.record.arrival.at, lambda request=request: self._arrive(request))
+            self._agenda.at(request.record.arrival.at, partial(self._arrive, request))
         self._agenda.run()
         return [request.record for request in requests]
 
@@ -109,8 +110,7 @@ class Simulation:
         for sequence in step.emitted:
             self._by_sequence[sequence].record.tokens.append(delivered)
         if self._admission is not None:
-            first, finished = step.first, step.finished
-            self._agenda.at(delivered, lambda: self._tell(first, finished))
+            self._agenda.at(delivered, partial(self._tell, step.first, step.finished))
         self._begin_step()
 
     def _tell(self, first: list[Sequence], finished: list[Sequence]) -> None:

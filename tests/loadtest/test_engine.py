@@ -281,6 +281,16 @@ def test_async_an_aborted_sequence_still_costs_its_part_of_the_composed_step() -
     assert [step.duration_s for step in drain(engine)] == [pytest.approx(2.0)]
 
 
+def test_abort_takes_its_context_out_of_the_steps_to_come() -> None:
+    engine = Engine(replace(SYNC, tk_s_per_token=1.0))
+    leaver, other = Sequence(10, 9), Sequence(20, 4)
+    engine.add(leaver)
+    engine.add(other)
+    assert [one_step(engine).duration_s for _ in range(2)] == [1, 1 + 11 + 21]
+    engine.abort(leaver)
+    assert [step.duration_s for step in drain(engine)] == [1 + 22, 1 + 23]
+
+
 def test_abort_of_one_that_has_finished_is_no_error() -> None:
     engine = Engine(FLAT)
     sequence = Sequence(1, 1)

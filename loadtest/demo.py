@@ -1,0 +1,252 @@
+"""`fairlane demo`: why Fairlane exists, in a few minutes, on a machine without a GPU.
+
+The same minute of an office is sent three times at a simulated DGX Spark, in real time at `speed`: straight at
+the engine with stock flags; straight at it with the long-prefill threshold that is best for short prompts; and
+through the gateway, with the engine flags of our deploy profile. Servers and gateway are processes of their own,
+started by the commands that a user would type. All figures are in Spark seconds.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+
+import anyio
+import httpx
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from gateway.profile import Profile
+from loadtest.client import LoadClient
+from loadtest.engine import Engine, EngineProfile
+from loadtest.office import Arrival, office
+from loadtest.records import Record, documents_before_second_paster, summarize
+from loadtest.simulate import Simulation
+
+# The engine flags of deploy/; `tests/test_deploy.py` holds the two together.
+DEPLOY_THRESHOLD = 2560
+
+# Thresholds among which the best for the short prompts' p95 is taken as the engine's own answer.
+THRESHOLDS = (512, 1024, 2048)
+
+NOISE = 0.1
+START_TIMEOUT = 30.0
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What is shown: one load, one simulated machine, one gateway.
+
+    engine_name  what `fairlane sim --profile` is given
+    cost         the profile that the gateway starts from: on purpose another machine's
+    """
+
+    engine_name: str
+    engine: EngineProfile
+    cost: Profile
+    policy: str
+    seed: int
+    speed: float
+
+    @property
+    def arrivals(self) -> list[Arrival]:
+        return office(self.seed)
+
+    def best_threshold(self) -> int:
+        """By simulation under a virtual clock, which takes a fraction of a second."""
+
+        def short_p95(threshold: int) -> float:
+            engine = self.engine.with_flags(long_prefill_token_threshold=threshold)
+            records = Simulation(Engine(engine, seed=self.seed, noise=NOISE)).run(self.arrivals)
+            return summarize(records)["short_ttft_p95_s"]
+
+        return min(THRESHOLDS, key=short_p95)
+
+
+Runs = dict[str, list[Record]]  # by name: direct, direct_tuned, gateway
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What came of the three runs. The last one's servers are still there, at these URLs."""
+
+    runs: Runs
+    gateway: str
+    engine: str
+
+
+@contextmanager
+def show(demo: Demo, console: Console) -> Iterator[Shown]:
+    """Run all three, with progress on the console. Raises RuntimeError if a server does not start."""
+    threshold = demo.best_threshold()
+    titles = {
+        "direct": "straight at the engine, stock flags",
+        "direct_tuned": f"straight, best threshold ({threshold} of {', '.join(map(str, THRESHOLDS))})",
+        "gateway": f"through Fairlane, {demo.policy}",
+    }
+    runs: Runs = {}
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(20),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with ExitStack() as servers:
+        with Progress(*columns, console=console) as progress:
+            total = len(demo.arrivals)
+            bars = {name: progress.add_task(title, total=total, start=False) for name, title in titles.items()}
+
+            def load(name: str, url: str) -> None:
+                progress.start_task(bars[name])
+                client = LoadClient(url, _served_model(url), demo.speed)
+                runs[name] = anyio.run(client.run, demo.arrivals, lambda _: progress.advance(bars[name]))
+
+            with _simulated_spark(demo, 0) as url:
+                load("direct", url)
+            with _simulated_spark(demo, threshold) as url:
+                load("direct_tuned", url)
+            engine = servers.enter_context(_simulated_spark(demo, DEPLOY_THRESHOLD))
+            gateway = servers.enter_context(_gateway(demo, engine))
+            load("gateway", gateway)
+        yield Shown(runs, gateway, engine)
+
+
+def figures(runs: Runs) -> dict[str, dict[str, float]]:
+    """What `--json` prints."""
+    return {name: summarize(records) for name, records in runs.items()}
+
+
+def table(runs: Runs) -> Table:
+    """The three runs side by side: what readers feel, short and long, and what it costs."""
+    rows = figures(runs)
+    drawn = Table(title="One office minute, in Spark seconds", title_justify="left")
+    drawn.add_column("")
+    for name in ("direct", "direct tuned", "Fairlane", "Fairlane / direct"):
+        drawn.add_column(name, justify="right")
+    for key, title in (
+        ("short_ttft_p50_s", "short: first token, median"),
+        ("short_ttft_p95_s", "short: first token, p95"),
+        ("short_e2e_p50_s", "short: whole answer, median"),
+        ("short_e2e_p95_s", "short: whole answer, p95"),
+        ("short_tpot_p50_ms", "short: ms a token, median"),
+        ("itl_p99_s", "all: gap between tokens, p99"),
+        ("long_ttft_p50_s", "25k documents: first token, median"),
+        ("long_ttft_max_s", "25k documents: first token, last"),
+        ("second_paster_ttft_s", "second paster: first token"),
+        ("makespan_s", "everybody done"),
+    ):
+        values = [row[key] for row in rows.values()]
+        digits = 0 if key.endswith("_ms") else 1
+        cells = [f"{value:.{digits}f}" for value in values]
+        drawn.add_row(title, *cells, f"{values[2] / values[0]:.2f} x")
+    before = [str(documents_before_second_paster(records)) for records in runs.values()]
+    drawn.add_row("documents before the second paster's", *before, "")
+    drawn.add_row("failed", *(f"{row['failed']:.0f}" for row in rows.values()), "")
+    return drawn
+
+
+def sentence(runs: Runs) -> str:
+    """The trade, whole, in words."""
+    rows = figures(runs)
+    direct, tuned, ours = rows["direct"], rows["direct_tuned"], rows["gateway"]
+    return (
+        f"A short question waited up to {direct['short_ttft_p95_s']:.0f} s for its first token (p95) straight at the "
+        f"engine, {tuned['short_ttft_p95_s']:.1f} s with its best flag, {ours['short_ttft_p95_s']:.1f} s through "
+        f"Fairlane. For that the long documents' first tokens came "
+        f"{ours['long_ttft_p50_s'] / direct['long_ttft_p50_s']:.2f} times later (median), a short answer took "
+        f"{ours['short_e2e_p50_s'] / direct['short_e2e_p50_s']:.2f} times and the whole office "
+        f"{ours['makespan_s'] / direct['makespan_s']:.2f} times as long."
+    )
+
+
+@contextmanager
+def _simulated_spark(demo: Demo, threshold: int) -> Iterator[str]:
+    port = str(_free_port())
+    options = ["--profile", demo.engine_name, "--speed", str(demo.speed), "--seed", str(demo.seed)]
+    flags = ["--noise", str(NOISE), "--long-prefill-token-threshold", str(threshold)]
+    with _running(["sim", "--port", port, *options, *flags], port) as url:
+        yield url
+
+
+@contextmanager
+def _gateway(demo: Demo, engine: str) -> Iterator[str]:
+    port = str(_free_port())
+    with tempfile.TemporaryDirectory() as folder:
+        # Its clock is ours, so what work costs there is what it costs on the Spark, divided by the speed.
+        profile = Path(folder) / "profile.toml"
+        cost = demo.cost.scaled(1 / demo.speed)
+        profile.write_text("[demo]\n" + "".join(f"{name} = {value}\n" for name, value in cost))
+        command = ["serve", "--upstream", engine, "--port", port, "--policy", demo.policy, "--profile", str(profile)]
+        flags = ["--set", f"engine.long_prefill_threshold={DEPLOY_THRESHOLD}"]
+        with _running([*command, *flags], port) as url:
+            yield url
+
+
+@contextmanager
+def _running(command: list[str], port: str) -> Iterator[str]:
+    """`fairlane COMMAND` as a process of its own, from when it answers until the block is left."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("FAIRLANE_")}
+    url = f"http://127.0.0.1:{port}"
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "gateway", *command], env=environ, stdout=log, stderr=log, start_new_session=True
+        )
+        try:
+            deadline = time.monotonic() + START_TIMEOUT
+            while not _answers(url):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    log.seek(0)
+                    raise RuntimeError(f"fairlane {command[0]} did not start:\n{log.read().decode()[-2000:]}")
+                time.sleep(0.05)
+            yield url
+        finally:
+            process.terminate()
+            try:
+                process.wait(5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health", timeout=1, trust_env=False).is_success
+    except httpx.HTTPError:
+        return False
+
+
+def _served_model(url: str) -> str:
+    answer = httpx.get(f"{url}/v1/models", timeout=10, trust_env=False)
+    return str(answer.json()["data"][0]["id"])
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def hold(console: Console, shown: Shown) -> None:
+    """Say where everything is, and wait until interrupted."""
+    body = json.dumps({"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 20, "stream": True})
+    console.print(
+        f"Still running, until Ctrl-C:\n"
+        f"  gateway          {shown.gateway}/v1   (metrics: {shown.gateway}/metrics)\n"
+        f"  simulated Spark  {shown.engine}/v1\nTry:\n"
+        f"  curl -N {shown.gateway}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+    with suppress(KeyboardInterrupt):
+        Event().wait()
