@@ -15,13 +15,25 @@ BYTES_PER_TOKEN = 3.2
 _WORDS = "the office writes and reads and asks its machine for one more page before lunch "
 
 
-class LoadClient:
-    """Streams chat requests. `speed` is that of the server's clock: a second of it is 1/speed s of ours."""
+def filler(arrival: Arrival) -> str:
+    """As many bytes as the arrival's tokens take; its first words are its own, so that no prefix is shared."""
+    size = int(arrival.prompt_tokens * BYTES_PER_TOKEN)
+    head = f"{arrival.user} at {arrival.at:.6f} about {arrival.output_tokens}: "
+    return (head + _WORDS * (size // len(_WORDS) + 1))[:size]
 
-    def __init__(self, base_url: str, model: str, speed: float = 1.0) -> None:
+
+class LoadClient:
+    """Streams chat requests.
+
+    speed  of the server's clock: a second of it is 1/speed s of ours
+    text   makes a prompt of an arrival's size, in the server's tokens
+    """
+
+    def __init__(self, base_url: str, model: str, speed: float = 1.0, text: Callable[[Arrival], str] = filler) -> None:
         self._url = f"{base_url}/v1/chat/completions"
         self._model = model
         self._speed = speed
+        self._text = text
 
     async def run(
         self, arrivals: Iterable[Arrival], on_progress: Callable[[Record], None] | None = None
@@ -44,7 +56,7 @@ class LoadClient:
         arrival = record.arrival
         body = {
             "model": self._model,
-            "messages": [{"role": "user", "content": _text(arrival)}],
+            "messages": [{"role": "user", "content": self._text(arrival)}],
             "max_tokens": arrival.output_tokens,
             "stream": True,
             "user": arrival.user,
@@ -55,22 +67,18 @@ class LoadClient:
                 if response.status_code != 200:
                     record.failure = f"status {response.status_code}"
                     return
+                tail = b""
                 async for chunk in response.aiter_bytes():
                     now = (time.perf_counter() - start) * self._speed
-                    # A token each; the role chunk comes with the first one and is not counted.
-                    tokens = chunk.count(b'"content":') - chunk.count(b'"role":')
-                    record.tokens += [now] * tokens
-                    if b'data: {"error"' in chunk:
-                        record.failure = "error in the stream"
+                    *events, tail = (tail + chunk).split(b"\n\n")
+                    for event in events:
+                        # An event a token; the role chunk comes with the first one and is not counted.
+                        if b'"content":' in event and b'"role":' not in event:
+                            record.tokens.append(now)
+                        elif event.startswith(b'data: {"error"'):
+                            record.failure = "error in the stream"
         except httpx.HTTPError as error:
             record.failure = type(error).__name__
         finally:
             if on_progress:
                 on_progress(record)
-
-
-def _text(arrival: Arrival) -> str:
-    """As many bytes as the arrival's tokens take; its first words are its own, so that no prefix is shared."""
-    size = int(arrival.prompt_tokens * BYTES_PER_TOKEN)
-    head = f"{arrival.user} at {arrival.at:.6f} about {arrival.output_tokens}: "
-    return (head + _WORDS * (size // len(_WORDS) + 1))[:size]

@@ -7,12 +7,7 @@ started by the commands that a user would type. All figures are in Spark seconds
 """
 
 import json
-import os
-import socket
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -29,6 +24,7 @@ from gateway.profile import Profile
 from loadtest.client import LoadClient
 from loadtest.engine import Engine, EngineProfile
 from loadtest.office import Arrival, office
+from loadtest.process import running
 from loadtest.records import Record, documents_before_second_paster, summarize
 from loadtest.simulate import Simulation
 
@@ -39,7 +35,6 @@ DEPLOY_THRESHOLD = 2560
 THRESHOLDS = (512, 1024, 2048)
 
 NOISE = 0.1
-START_TIMEOUT = 30.0
 
 
 @dataclass(frozen=True)
@@ -171,69 +166,28 @@ def sentence(runs: Runs) -> str:
 
 @contextmanager
 def _simulated_spark(demo: Demo, threshold: int) -> Iterator[str]:
-    port = str(_free_port())
     options = ["--profile", demo.engine_name, "--speed", str(demo.speed), "--seed", str(demo.seed)]
     flags = ["--noise", str(NOISE), "--long-prefill-token-threshold", str(threshold)]
-    with _running(["sim", "--port", port, *options, *flags], port) as url:
+    with running(["sim", *options, *flags]) as url:
         yield url
 
 
 @contextmanager
 def _gateway(demo: Demo, engine: str) -> Iterator[str]:
-    port = str(_free_port())
     with tempfile.TemporaryDirectory() as folder:
         # Its clock is ours, so what work costs there is what it costs on the Spark, divided by the speed.
         profile = Path(folder) / "profile.toml"
         cost = demo.cost.scaled(1 / demo.speed)
         profile.write_text("[demo]\n" + "".join(f"{name} = {value}\n" for name, value in cost))
-        command = ["serve", "--upstream", engine, "--port", port, "--policy", demo.policy, "--profile", str(profile)]
+        command = ["serve", "--upstream", engine, "--policy", demo.policy, "--profile", str(profile)]
         flags = ["--set", f"engine.long_prefill_threshold={DEPLOY_THRESHOLD}"]
-        with _running([*command, *flags], port) as url:
+        with running([*command, *flags]) as url:
             yield url
-
-
-@contextmanager
-def _running(command: list[str], port: str) -> Iterator[str]:
-    """`fairlane COMMAND` as a process of its own, from when it answers until the block is left."""
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("FAIRLANE_")}
-    url = f"http://127.0.0.1:{port}"
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "gateway", *command], env=environ, stdout=log, stderr=log, start_new_session=True
-        )
-        try:
-            deadline = time.monotonic() + START_TIMEOUT
-            while not _answers(url):
-                if process.poll() is not None or time.monotonic() > deadline:
-                    log.seek(0)
-                    raise RuntimeError(f"fairlane {command[0]} did not start:\n{log.read().decode()[-2000:]}")
-                time.sleep(0.05)
-            yield url
-        finally:
-            process.terminate()
-            try:
-                process.wait(5)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-def _answers(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/health", timeout=1, trust_env=False).is_success
-    except httpx.HTTPError:
-        return False
 
 
 def _served_model(url: str) -> str:
     answer = httpx.get(f"{url}/v1/models", timeout=10, trust_env=False)
     return str(answer.json()["data"][0]["id"])
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def hold(console: Console, shown: Shown) -> None:

@@ -1,0 +1,37 @@
+"""First come, first served, and nothing else matters."""
+
+from policies.base import Job
+from policies.fifo import Fifo
+
+
+def job(flow: str = "a", cost: float = 1.0, arrival: float = 0.0) -> Job:
+    return Job(flow, "short", 100, cost, arrival)
+
+
+def test_the_order_is_that_of_coming() -> None:
+    fifo = Fifo()
+    jobs = [job("a", 9.0), job("b", 1.0), job("a", 0.1, arrival=-5.0)]
+    for each in jobs:
+        fifo.push(each)
+    assert [fifo.pop("short") for _ in jobs] == jobs
+
+
+def test_one_that_leaves_moves_those_behind_up() -> None:
+    fifo = Fifo()
+    first, middle, last = jobs = job(), job(), job()
+    for each in jobs:
+        fifo.push(each)
+    fifo.remove(middle)
+    assert [fifo.pop("short"), fifo.pop("short")] == [first, last]
+
+
+def test_nobody_pays_for_what_they_used() -> None:
+    fifo = Fifo()
+    greedy = job("a", 100.0)
+    fifo.push(greedy)
+    fifo.pop("short")
+    fifo.settle(greedy, 1000.0)
+    second, third = job("a"), job("b")
+    fifo.push(second)
+    fifo.push(third)
+    assert fifo.pop("short") is second
