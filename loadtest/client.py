@@ -61,7 +61,7 @@ class LoadClient:
             "stream": True,
             "user": arrival.user,
         }
-        await anyio.sleep(start + arrival.at / self._speed - time.perf_counter())
+        await anyio.sleep(max(0.0, start + arrival.at / self._speed - time.perf_counter()))
         try:
             async with http.stream("POST", self._url, json=body) as response:
                 if response.status_code != 200:

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from gateway.profile import load as load_cost_profile
 from loadtest import demo as demonstration
-from loadtest.engine import EngineProfile, load_profile
+from loadtest.profile import EngineProfile, load_profile
 from loadtest.replay import Divergence
 from loadtest.replay import replay as replay_log
 from loadtest.sim_server import create_app

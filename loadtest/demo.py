@@ -22,9 +22,10 @@ from rich.table import Table
 
 from gateway.profile import Profile
 from loadtest.client import LoadClient
-from loadtest.engine import Engine, EngineProfile
+from loadtest.engine import Engine
 from loadtest.office import Arrival, office
 from loadtest.process import running
+from loadtest.profile import EngineProfile
 from loadtest.records import Record, documents_before_second_paster, summarize
 from loadtest.simulate import Simulation
 

@@ -24,96 +24,12 @@ reads every expert. Tokens come at the end of their step, and all reach the clie
 a full KV cache and its preemptions, prefix caching, speculative decoding, end of sequence.
 """
 
-import tomllib
 from collections import defaultdict, deque
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from importlib.resources import files
-from math import pow
-from pathlib import Path
+from dataclasses import dataclass
 from random import Random
-from typing import Any
 
-import msgspec
-
-
-@dataclass(frozen=True, slots=True)
-class EngineProfile:
-    """One model on one machine: what its steps cost (profiles.toml explains each name), and vLLM's flags."""
-
-    name: str
-    tf_s: float
-    te_s: float
-    td_s: float
-    tt_s_per_token: float
-    ta_s_per_token2: float
-    tk_s_per_token: float
-    to_s: float
-    q: float
-    d: float
-    max_num_batched_tokens: int
-    max_num_seqs: int
-    long_prefill_token_threshold: int
-    async_scheduling: bool
-
-    def __post_init__(self) -> None:
-        # vLLM refuses to start then, too; and so every decoding sequence fits into every step
-        if not 1 <= self.max_num_seqs <= self.max_num_batched_tokens:
-            raise ValueError(
-                f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least "
-                f"max_num_seqs ({self.max_num_seqs}), and that at least 1"
-            )
-
-    def with_flags(
-        self,
-        *,
-        max_num_batched_tokens: int | None = None,
-        max_num_seqs: int | None = None,
-        long_prefill_token_threshold: int | None = None,
-        async_scheduling: bool | None = None,
-    ) -> "EngineProfile":
-        """The same machine with vLLM started otherwise; None leaves a flag as it is."""
-        flags: dict[str, Any] = {
-            "max_num_batched_tokens": max_num_batched_tokens,
-            "max_num_seqs": max_num_seqs,
-            "long_prefill_token_threshold": long_prefill_token_threshold,
-            "async_scheduling": async_scheduling,
-        }
-        return replace(self, **{flag: value for flag, value in flags.items() if value is not None})
-
-    def step_s(self, *, decoding: int, context: int, prefilled: int = 0, attended: float = 0.0) -> float:
-        """Seconds of a step: sequences, tokens of context, prompt tokens, Σ chunk·(start + chunk/2)."""
-        touched = 1 - pow(1 - self.q, self.d * decoding + prefilled)
-        return (
-            self.tf_s
-            + self.te_s * touched
-            + self.td_s * decoding
-            + self.tk_s_per_token * context
-            + self.tt_s_per_token * prefilled
-            + self.ta_s_per_token2 * attended
-        )
-
-
-def load_profile(name_or_path: str) -> EngineProfile:
-    """A profile by its name in profiles.toml, or from a file like it: `path:table`, `path` for its only one."""
-    tables = tomllib.loads((files("loadtest") / "profiles.toml").read_text())
-    path, name = "", name_or_path
-    if name not in tables:
-        path, name = (name, "") if Path(name).is_file() else name.rpartition(":")[::2]
-        if not Path(path).is_file():
-            raise ValueError(
-                f"no engine profile {name_or_path!r}: name one of {', '.join(tables)}, "
-                "or a TOML file like loadtest/profiles.toml, as path or path:table"
-            )
-        tables = tomllib.loads(Path(path).read_text())
-        if not name and len(tables) == 1:
-            (name,) = tables
-    if name not in tables:
-        raise ValueError(f"which profile of {path}? {', '.join(f'{path}:{table}' for table in tables)}")
-    try:
-        return msgspec.convert({**tables[name], "name": name}, EngineProfile)
-    except (TypeError, msgspec.ValidationError) as error:
-        raise ValueError(f"engine profile {name_or_path}: {error}") from None
+from loadtest.profile import EngineProfile
 
 
 @dataclass(eq=False, slots=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from loadtest.office import FIRST_PASTER, SECOND_PASTER, Arrival
 
@@ -39,7 +40,7 @@ class Record:
 
     @property
     def itls(self) -> list[float]:
-        return [after - before for before, after in zip(self.tokens, self.tokens[1:], strict=False)]
+        return [after - before for before, after in pairwise(self.tokens)]
 
 
 def percentile(values: Iterable[float], q: float) -> float:

@@ -6,11 +6,10 @@ once. What it says is filler. A prompt has ceil(bytes / bytes_per_token) tokens,
 answer has `max_completion_tokens`, else `max_tokens`, else 256 (vLLM would fill the context).
 """
 
-import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from math import ceil
@@ -26,14 +25,15 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from loadtest.engine import Engine, EngineProfile, Sequence
+from loadtest.engine import Engine, Sequence
+from loadtest.live_engine import LiveEngine, Tokens
+from loadtest.profile import EngineProfile
 
 FILLER = "the spark reads every expert once and says the same few words to all who wait in its line and "
 
 SSE_HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8")]
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
-Tokens = asyncio.Queue[int]  # the index of the sequence that a token is for
 
 
 class Refused(HTTPException):
@@ -72,49 +72,6 @@ class Body(msgspec.Struct):
     max_completion_tokens: Count | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-
-
-class LiveEngine:
-    """The engine in real time, `speed` times as fast as life: one task runs it, requests come and go."""
-
-    def __init__(self, engine: Engine, speed: float) -> None:
-        self.engine = engine
-        self._speed = speed
-        self._outboxes: dict[Sequence, tuple[int, Tokens]] = {}
-        self._work = asyncio.Event()
-
-    async def run(self) -> None:
-        loop = asyncio.get_running_loop()
-        delivery = self.engine.profile.to_s / self._speed
-        while True:
-            await self._work.wait()
-            self._work.clear()
-            due = loop.time()  # steps keep to their own timetable, so that waking late delays nothing after
-            while (step := self.engine.begin()) is not None:
-                due += step.duration_s / self._speed
-                await asyncio.sleep(due - loop.time())
-                loop.call_at(due + delivery, self._deliver, self.engine.end().emitted)
-
-    @contextmanager
-    def generating(self, sequences: list[Sequence]) -> Iterator[Tokens]:
-        """Within this block the sequences are in the engine; the queue says whose token has come."""
-        queue: Tokens = asyncio.Queue()
-        for index, sequence in enumerate(sequences):
-            self._outboxes[sequence] = index, queue
-            self.engine.add(sequence)
-        self._work.set()
-        try:
-            yield queue
-        finally:
-            for sequence in sequences:
-                del self._outboxes[sequence]
-                self.engine.abort(sequence)
-
-    def _deliver(self, emitted: list[Sequence]) -> None:
-        for sequence in emitted:
-            if sequence in self._outboxes:  # else it left while its token was on the way
-                index, queue = self._outboxes[sequence]
-                queue.put_nowait(index)
 
 
 @dataclass(frozen=True)

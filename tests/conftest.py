@@ -31,7 +31,7 @@ from gateway.app import Gateway, create_gateway
 from gateway.config import Settings
 from gateway.profile import Profile
 from gateway.server import Server
-from loadtest.engine import load_profile
+from loadtest.profile import load_profile
 from loadtest.sim_server import create_app
 
 CHAT = "/v1/chat/completions"
@@ -107,11 +107,15 @@ def serve(app: ASGIApp, port: int = 0) -> Iterator[str]:
 
 
 class _ServerInThread(Server):
-    """The gateway's own server. Only the main thread may be told of signals."""
+    """The gateway's own server, but that only a main thread may be told of signals; and quick to stop."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    async def main_loop(self) -> None:
+        while not self.should_exit:
+            await asyncio.sleep(0.005)
 
 
 # The engine that the test steers
@@ -402,6 +406,11 @@ class RunningGateway:
 
     def ended(self, outcome: str) -> int:
         return int(self.metric("fairlane_requests_total", outcome=outcome))
+
+    def wait_ended(self, outcome: str, count: int = 1) -> None:
+        """Until so many requests have ended like this. A client may have its answer a moment before."""
+        until(lambda: self.ended(outcome) >= count, what=f"{count} requests ended as {outcome}")
+        assert self.ended(outcome) == count
 
     def budgets(self) -> dict[str, float]:
         samples = self.samples()

@@ -389,8 +389,6 @@ class Histories(RuleBasedStateMachine):
         """Let everything come to its end: each job has exactly one, and nothing is left."""
         while self.referee.running:
             self.end(self.referee.running[0], 1.0)
-        if self.referee.waiting_jobs:  # limits were raised, and nobody was told
-            self.admission.limits = self.referee.limits = Limits()
         assert not self.referee.waiting_jobs
         assert len(self.ended) == len(set(self.ended)) == self.arrived
         assert self.admission.seats == self.admission.running == self.admission.prefill_cost == 0

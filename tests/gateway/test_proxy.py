@@ -130,8 +130,6 @@ def test_an_answer_in_one_piece(engine: ScriptedEngine, gateway: RunningGateway)
     call.answer(200, content)
     assert (asked.status, asked.read()) == (200, content)
     assert asked.header("content-type") == "application/json"
-    assert gateway.metric("fairlane_prompt_tokens_total") == 7
-    assert gateway.metric("fairlane_output_tokens_total") == 3
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -146,7 +144,7 @@ def test_the_engines_errors_are_passed_on(
     assert asked.header("x-other") == "passed"
     assert asked.header("retry-after") == "17"
     assert asked.header("content-length") == str(len(content))
-    until(lambda: gateway.ended("engine_error") == 1)
+    gateway.wait_ended("engine_error")
 
 
 def test_an_error_that_the_engine_streams_is_passed_on(engine: ScriptedEngine, gateway: RunningGateway) -> None:
@@ -154,7 +152,7 @@ def test_an_error_that_the_engine_streams_is_passed_on(engine: ScriptedEngine, g
     broken = sse({"error": {"message": "out of memory", "type": "InternalServerError", "param": None, "code": 500}})
     engine.asked().stream(token(), broken, DONE)
     assert asked.read() == token() + broken + DONE
-    until(lambda: gateway.ended("engine_error") == 1)
+    gateway.wait_ended("engine_error")
 
 
 def test_models_are_the_engines(engine: ScriptedEngine, gateway: RunningGateway) -> None:
@@ -268,8 +266,8 @@ def test_who_leaves_while_queued_is_out_of_the_queue(engine: ScriptedEngine, sta
     second.stream(token(), DONE)
     assert stays.read() == token() + DONE
     assert engine.pending == 0
-    until(lambda: gateway.ended("client_left") == 1)
-    assert gateway.ended("completed") == 2
+    gateway.wait_ended("client_left")
+    gateway.wait_ended("completed", 2)
 
 
 @pytest.mark.parametrize("begun", [True, False])
@@ -292,7 +290,7 @@ def test_who_leaves_a_stream_closes_the_engines(
     second = engine.asked(AT_ONCE)  # the seat is the next one's
     second.stream(token(), DONE)
     assert waits.read() == token() + DONE
-    until(lambda: gateway.ended("client_left") == 1)
+    gateway.wait_ended("client_left")
 
 
 @pytest.mark.parametrize("begun", [True, False])
@@ -311,14 +309,14 @@ def test_who_leaves_before_an_answer_in_one_piece_closes_the_engines(
     assert call.left.wait(AT_ONCE)
     engine.asked(AT_ONCE).answer()
     assert waits.status == 200
-    until(lambda: gateway.ended("client_left") == 1)
+    gateway.wait_ended("client_left")
 
 
 def test_who_leaves_in_the_middle_of_sending_is_nobody(engine: ScriptedEngine, gateway: RunningGateway) -> None:
     address = httpx.URL(gateway.url)
     with socket.create_connection((address.host, address.port or 0)) as client:
         client.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n{")
-    until(lambda: gateway.ended("client_left") == 1)
+    gateway.wait_ended("client_left")
     assert engine.pending == 0
 
 
@@ -331,7 +329,7 @@ def test_a_client_that_has_its_answer_and_goes_has_not_left(
         respond(engine.asked(), stream)
         asked.read()
         asked.leave()
-        until(lambda count=count: gateway.ended("completed") == count)
+        gateway.wait_ended("completed", count)
     assert gateway.ended("client_left") == 0
 
 
@@ -469,7 +467,7 @@ def test_a_client_that_stops_reading_is_dropped(engine: ScriptedEngine, start_ga
     for _ in range(200):  # 12 MB: more than the buffers of all sockets on the way
         call.send(big)
     assert call.left.wait(5.0)
-    until(lambda: gateway.ended("client_stalled") == 1)
+    gateway.wait_ended("client_stalled")
     second = engine.asked()
     second.stream(token(), DONE)
     assert waits.read() == token() + DONE
@@ -493,7 +491,7 @@ def test_a_client_that_reads_slowly_is_not_dropped(engine: ScriptedEngine, start
         time.sleep(0.05)  # the point: this client is slow
     assert received == 100 * len(big) + len(DONE)
     assert time.perf_counter() - start > 1.0
-    until(lambda: gateway.ended("completed") == 1)
+    gateway.wait_ended("completed")
 
 
 def test_a_stream_that_pauses_is_not_a_client_that_stalls(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
@@ -572,7 +570,7 @@ def test_who_waits_too_long_is_told_when_to_come_again(
     assert (gateway.queued(), gateway.seats(), engine.pending) == (0, 1, 0)
     call.stream(token(), DONE)
     assert runs.read() == token() + DONE
-    assert gateway.ended("queue_timeout") == 1
+    gateway.wait_ended("queue_timeout")
 
 
 # Bad input
@@ -621,17 +619,20 @@ def test_what_cannot_be_read(
         assert content["param"] is not None
         assert content["param"].replace("[...]", "[0]") == param
     assert engine.pending == 0
-    assert gateway.ended("bad_request") == 1
+    gateway.wait_ended("bad_request")
 
 
-def test_a_body_that_is_said_to_be_too_large_is_not_read(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
-    gateway = start_gateway(engine.url, max_body=1000)
+@pytest.mark.parametrize(("settings", "limit"), [({"max_body": 1000}, 1000), ({}, 64 << 20)])
+def test_a_body_that_is_said_to_be_too_large_is_not_read(
+    engine: ScriptedEngine, start_gateway: StartGateway, settings: dict[str, int], limit: int
+) -> None:
+    gateway = start_gateway(engine.url, **settings)
     address = httpx.URL(gateway.url)
     with socket.create_connection((address.host, address.port or 0), timeout=10) as client:
-        client.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 1001\r\n\r\n")
+        client.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % (limit + 1))
         answer = client.recv(65536)
     assert answer.startswith(b"HTTP/1.1 413 ")
-    assert gateway.ended("body_too_large") == 1
+    gateway.wait_ended("body_too_large")
 
 
 @pytest.mark.parametrize("chunked", [True, False])
@@ -643,7 +644,7 @@ def test_a_body_over_the_limit(engine: ScriptedEngine, start_gateway: StartGatew
     assert response.status_code == 413
     assert (error(response)["type"], error(response)["code"]) == ("invalid_request_error", "body_too_large")
     assert engine.pending == 0
-    assert gateway.ended("body_too_large") == 1
+    gateway.wait_ended("body_too_large")
 
 
 @pytest.mark.parametrize("chunked", [True, False])
@@ -664,22 +665,12 @@ def test_a_body_at_the_limit(engine: ScriptedEngine, start_gateway: StartGateway
     assert asked.status == 200
 
 
-def test_by_default_64_mib_are_taken(engine: ScriptedEngine, gateway: RunningGateway) -> None:
-    empty = len(json.dumps(chat("")).encode())
-    assert gateway.post(chat("x" * ((64 << 20) - empty + 1))).status_code == 413
-    asked = gateway.ask(chat("x" * ((64 << 20) - empty)))
-    call = engine.asked()
-    assert len(call.body) == 64 << 20
-    call.answer()
-    assert asked.status == 200
-
-
 @pytest.mark.parametrize(
     ("method", "path", "status", "code"),
     [
         ("POST", "/v1/embeddings", 404, "not_found"),
         ("GET", "/", 404, "not_found"),
-        ("POST", "/v1/chat/completions/", 404, "not_found"),
+        ("POST", "/v1/chat/completions/x", 404, "not_found"),
         ("POST", "/tokenize", 404, "not_found"),
         ("GET", "/v1/models/scripted", 404, "not_found"),
         ("POST", "/v1/../metrics", 404, "not_found"),
@@ -720,7 +711,7 @@ async def test_an_unknown_key_from_another_machine(
             assert (error(response)["type"], error(response)["code"]) == ("authentication_error", "invalid_api_key")
             assert "wrong" not in response.text
     assert engine.pending == 0
-    assert gateway.ended("invalid_api_key") == 1
+    gateway.wait_ended("invalid_api_key")
 
 
 @pytest.fixture
@@ -745,7 +736,7 @@ def test_the_engine_is_down(start_gateway: StartGateway, stream: bool) -> None:
     assert response.status_code == 503
     assert (error(response)["type"], error(response)["code"]) == ("server_error", "engine_down")
     assert 1 <= int(response.headers["retry-after"]) <= 60
-    assert gateway.ended("engine_down") == 1
+    gateway.wait_ended("engine_down")
     assert gateway.get("/v1/models").status_code == 503
     assert gateway.get("/health").json() == {"status": "ok", "engine": "engine_down"}
 
@@ -763,7 +754,7 @@ def test_the_engine_hangs_up_before_its_headers(
     assert asked.status == 502
     content = asked.json()["error"]
     assert (content["type"], content["code"]) == ("server_error", "bad_upstream")
-    assert gateway.ended("bad_upstream") == 1
+    gateway.wait_ended("bad_upstream")
 
 
 @pytest.mark.parametrize("garbage", [b"", b"zzz\r\n"])
@@ -781,7 +772,7 @@ def test_the_engine_hangs_up_mid_stream(engine: ScriptedEngine, gateway: Running
     content = json.loads(asked.event().removeprefix(b"data: "))["error"]
     assert (content["type"], content["code"]) == ("server_error", "bad_upstream")
     assert asked.read() == DONE  # and the answer is a whole one, as HTTP goes
-    until(lambda: gateway.ended("bad_upstream") == 1)
+    gateway.wait_ended("bad_upstream")
 
 
 def test_the_engine_hangs_up_between_headers_and_stream(engine: ScriptedEngine, gateway: RunningGateway) -> None:
@@ -802,7 +793,7 @@ def test_the_engine_hangs_up_in_the_middle_of_an_answer(engine: ScriptedEngine, 
     call.hang_up()
     assert asked.status == 502
     assert asked.json()["error"]["code"] == "bad_upstream"
-    assert gateway.ended("bad_upstream") == 1
+    gateway.wait_ended("bad_upstream")
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -814,7 +805,7 @@ def test_the_engine_says_nothing(engine: ScriptedEngine, start_gateway: StartGat
     content = asked.json()["error"]
     assert (content["type"], content["code"]) == ("server_error", "upstream_timeout")
     assert call.left.wait(AT_ONCE)
-    assert gateway.ended("upstream_timeout") == 1
+    gateway.wait_ended("upstream_timeout")
 
 
 def test_the_engine_falls_silent_mid_stream(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
@@ -827,7 +818,7 @@ def test_the_engine_falls_silent_mid_stream(engine: ScriptedEngine, start_gatewa
     assert json.loads(asked.event().removeprefix(b"data: "))["error"]["code"] == "upstream_timeout"
     assert asked.read() == DONE
     assert call.left.wait(AT_ONCE)
-    until(lambda: gateway.ended("upstream_timeout") == 1)
+    gateway.wait_ended("upstream_timeout")
 
 
 def test_who_is_refused_leaves_the_others_alone(engine: ScriptedEngine, start_gateway: StartGateway) -> None:

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.engine import Engine, EngineProfile, Sequence, Step, load_profile, prefill_alone
+from loadtest.engine import Engine, Sequence, Step, prefill_alone
+from loadtest.profile import EngineProfile, load_profile
 
 BF16 = load_profile("gemma-4-26b-bf16")
 NVFP4 = load_profile("gemma-4-26b-nvfp4")

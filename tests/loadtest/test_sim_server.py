@@ -13,7 +13,8 @@ import openai
 import pytest
 import uvicorn
 
-from loadtest.engine import EngineProfile, load_profile, prefill_alone
+from loadtest.engine import prefill_alone
+from loadtest.profile import EngineProfile, load_profile
 from loadtest.sim_server import create_app
 
 BF16 = load_profile("gemma-4-26b-bf16")

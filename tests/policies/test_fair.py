@@ -266,7 +266,7 @@ def visit(fair: Fair, flow: str, cost: float = 1.0) -> None:
 
 def test_however_many_come_by_once_few_are_remembered() -> None:
     fair = Fair()
-    for i in range(5 * MAX_IDLE_FLOWS):
+    for i in range(3 * MAX_IDLE_FLOWS):
         visit(fair, f"visitor {i}")
         assert len(fair._flows) <= MAX_IDLE_FLOWS + 1
 
@@ -285,7 +285,7 @@ def test_a_flow_with_a_job_in_the_engine_or_in_the_queue_is_not_forgotten() -> N
     running, waiting = job("r"), job("w", 0.5, "long")
     pushed(fair, running, waiting)
     assert fair.pop("short") is running
-    for i in range(3 * MAX_IDLE_FLOWS):
+    for i in range(2 * MAX_IDLE_FLOWS):
         visit(fair, f"visitor {i}")
     assert fair.peek("long") is waiting
     fair.settle(running, 5000.0)

@@ -46,13 +46,17 @@ class Vllm:
     model: str
 
     def metric(self, name: str) -> float:
-        """The sum of a sample of /metrics over its labels; a name that is not there is an error, not 0."""
-        text = httpx.get(f"{self.url}/metrics", timeout=30, trust_env=False).raise_for_status().text
-        families = text_string_to_metric_families(text)
-        values = [sample.value for family in families for sample in family.samples if sample.name == name]
-        if not values:
-            raise KeyError(name)
-        return sum(values)
+        return metric(self.url, name)
+
+
+def metric(url: str, name: str) -> float:
+    """The sum of a sample of /metrics over its labels; a name that is not there is an error, not 0."""
+    text = httpx.get(f"{url}/metrics", timeout=30, trust_env=False).raise_for_status().text
+    families = text_string_to_metric_families(text)
+    values = [sample.value for family in families for sample in family.samples if sample.name == name]
+    if not values:
+        raise KeyError(name)
+    return sum(values)
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 30.0) -> bool:

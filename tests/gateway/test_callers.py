@@ -1,0 +1,164 @@
+"""Whose turn a request takes, and that nobody gets a second one by inventing a name."""
+
+from ipaddress import ip_network
+from re import fullmatch
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.callers import Callers, Key, hashed, key_digest
+from gateway.errors import UnknownKey
+
+KEYS = [
+    Key(key_digest("k-alice"), "alice"),
+    Key(key_digest("k-webui"), "webui", front_end=True),
+]
+FRONT_ENDS = [ip_network("127.0.0.0/8"), ip_network("::1/128"), ip_network("10.9.0.0/16")]
+HEADERS = ["X-OpenWebUI-User-Id", "x-user-id"]
+
+
+def callers(*keys: Key) -> Callers:
+    return Callers(keys, FRONT_ENDS, HEADERS)
+
+
+def bearer(key: str, **named: str) -> dict[bytes, bytes]:
+    return {b"authorization": f"Bearer {key}".encode()} | as_headers(named)
+
+
+def as_headers(named: dict[str, str]) -> dict[bytes, bytes]:
+    return {name.replace("_", "-").encode(): value.encode() for name, value in named.items()}
+
+
+# Without keys: an address is a flow, and a front end names its users.
+
+
+def test_an_address_is_a_flow() -> None:
+    here, there = (callers().identify(address, {}) for address in ("192.168.1.5", "192.168.1.6"))
+    assert here.flow() != there.flow()
+    assert here.flow() == callers().identify("192.168.1.5", {}).flow()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.8.8.8", "::1", "::ffff:127.0.0.1", "10.9.1.2", "::ffff:10.9.1.2"])
+def test_a_front_end_names_its_users(address: str) -> None:
+    caller = callers().identify(address, {b"x-openwebui-user-id": b"ann"})
+    assert caller.flow() == callers().identify("127.0.0.1", {b"x-user-id": b"ann"}).flow()
+    assert caller.flow() != callers().identify(address, {b"x-user-id": b"bob"}).flow()
+
+
+def test_the_bodys_user_names_one_too_and_the_header_wins() -> None:
+    named = callers().identify("127.0.0.1", {b"x-user-id": b"ann"})
+    unnamed = callers().identify("127.0.0.1", {})
+    assert named.flow("bob") == named.flow() == unnamed.flow("ann")
+    assert unnamed.flow("bob") != unnamed.flow("ann")
+
+
+@pytest.mark.parametrize("nobody", [None, ""])
+def test_a_front_end_that_names_nobody_is_a_flow_itself(nobody: str | None) -> None:
+    front_end = callers().identify("127.0.0.1", {b"x-user-id": b"  "})
+    assert front_end.flow(nobody) == callers().identify("127.0.0.1", {}).flow()
+
+
+def test_the_first_header_that_is_configured_wins() -> None:
+    both = callers().identify("127.0.0.1", {b"x-user-id": b"second", b"x-openwebui-user-id": b"first"})
+    assert both.flow() == "user:first"
+
+
+@given(header=st.binary(), user=st.none() | st.text())
+def test_nobody_else_mints_a_second_share(header: bytes, user: str | None) -> None:
+    headers = {b"x-user-id": header, b"x-openwebui-user-id": header}
+    plain = callers().identify("192.168.1.5", {})
+    assert callers().identify("192.168.1.5", headers).flow(user) == plain.flow()
+    with_key = callers(*KEYS).identify("192.168.1.5", bearer("k-alice") | headers)
+    assert with_key.flow(user) == callers(*KEYS).identify("192.168.1.5", bearer("k-alice")).flow()
+
+
+@pytest.mark.parametrize("address", [None, "", "unix:", "testclient"])
+def test_what_is_no_address_is_one_flow_and_no_front_end(address: str | None) -> None:
+    caller = callers().identify(address, {b"x-user-id": b"ann"})
+    assert caller.flow("bob") == callers().identify(address, {}).flow()
+
+
+# With keys.
+
+
+def test_a_keys_owner_is_a_flow_wherever_they_are() -> None:
+    desk, home = (callers(*KEYS).identify(address, bearer("k-alice")) for address in ("192.168.1.5", "127.0.0.1"))
+    assert desk.flow() == home.flow()
+
+
+def test_keys_of_one_owner_share_one_share() -> None:
+    known = callers(Key(key_digest("one"), "alice"), Key(key_digest("two"), "alice"))
+    assert known.identify("10.0.0.1", bearer("one")).flow() == known.identify("10.0.0.2", bearer("two")).flow()
+
+
+def test_a_keys_owner_may_be_a_front_end() -> None:
+    webui = callers(*KEYS).identify("192.168.1.5", bearer("k-webui", x_user_id="ann"))
+    assert webui.flow() != callers(*KEYS).identify("192.168.1.5", bearer("k-webui")).flow()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "10.9.1.2"])
+def test_a_key_counts_more_than_where_it_comes_from(address: str) -> None:
+    """alice's key is no front end, even on a machine that is one."""
+    caller = callers(*KEYS).identify(address, bearer("k-alice", x_user_id="ann"))
+    assert caller.flow("bob") == callers(*KEYS).identify("192.168.1.5", bearer("k-alice")).flow()
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        bearer("k-nobody"),
+        bearer(""),
+        bearer("K-ALICE"),
+        {b"authorization": b"Basic k-alice"},
+        {b"authorization": b"k-alice"},
+        {b"authorization": b"\xff\xfe"},
+    ],
+)
+@pytest.mark.parametrize("address", ["192.168.1.5", "10.9.1.2", "2001:db8::5", "::ffff:192.168.1.5", None, "unix:"])
+def test_without_a_known_key_nobody_gets_in_from_elsewhere(address: str | None, headers: dict[bytes, bytes]) -> None:
+    with pytest.raises(UnknownKey):
+        callers(*KEYS).identify(address, headers)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.1.2.3", "::1", "::ffff:127.0.0.1"])
+@pytest.mark.parametrize("headers", [{}, bearer("k-nobody")])
+def test_loopback_needs_none(address: str, headers: dict[bytes, bytes]) -> None:
+    assert callers(*KEYS).identify(address, headers).flow().startswith("address:")
+
+
+def test_where_there_are_no_keys_any_key_is_ignored() -> None:
+    """OpenAI's SDKs always send one."""
+    assert callers().identify("192.168.1.5", bearer("sk-x")) == callers().identify("192.168.1.5", {})
+
+
+@pytest.mark.parametrize("written", ["Bearer k-alice", "bearer k-alice", "BEARER   k-alice  "])
+def test_a_bearer_token_is_found_however_it_is_written(written: str) -> None:
+    assert callers(*KEYS).identify("192.168.1.5", {b"authorization": written.encode()}).name == "key:alice"
+
+
+def test_keys_addresses_and_users_of_one_name_are_three_flows() -> None:
+    name = "192.168.1.5"
+    known = callers(Key(key_digest("k"), name))
+    flows = {
+        known.identify(name, bearer("k")).flow(),
+        callers().identify(name, {}).flow(),
+        callers().identify("127.0.0.1", {b"x-user-id": name.encode()}).flow(),
+    }
+    assert len(flows) == 3
+
+
+# Names in logs.
+
+
+@given(st.text())
+def test_a_hash_names_nobody(name: str) -> None:
+    """Always twelve hexadecimal digits, so nothing of the name can be in it."""
+    digest = hashed(f"user:{name}")
+    assert digest == hashed(f"user:{name}")
+    assert fullmatch("[0-9a-f]{12}", digest)
+
+
+def test_hashes_differ() -> None:
+    assert len({hashed(f"user:{i}") for i in range(1000)}) == 1000

@@ -1,0 +1,277 @@
+"""Reading a request: what counts as its prompt, what goes on to the engine, and what is refused."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from gateway.completion import IMAGE_TOKENS, Completion, Prompt, Route, parse
+from gateway.errors import BadRequest
+
+CHAT: Route = "/v1/chat/completions"
+TEXT: Route = "/v1/completions"
+ROUTES: tuple[Route, ...] = (CHAT, TEXT)
+
+
+def chat(*contents: Any, **options: Any) -> Completion:
+    messages = [{"role": "user", "content": content} for content in contents]
+    return parse(CHAT, json.dumps({"messages": messages, **options}).encode())
+
+
+def text(prompt: Any, **options: Any) -> Completion:
+    return parse(TEXT, json.dumps({"prompt": prompt, **options}).encode())
+
+
+# What the prompt is.
+
+
+def test_a_chat_is_one_prompt_of_all_its_texts() -> None:
+    assert chat("12345", "678").prompts == (Prompt(text_bytes=8),)
+
+
+@pytest.mark.parametrize(("content", "size"), [("naïve", 6), ("日本", 6), ("🙂", 4), ("", 0), (None, 0)])
+def test_text_counts_in_bytes_of_utf8(content: str | None, size: int) -> None:
+    assert chat(content).prompts == (Prompt(text_bytes=size),)
+    escaped = parse(CHAT, json.dumps({"messages": [{"content": content}]}, ensure_ascii=True).encode())
+    assert escaped.prompts == (Prompt(text_bytes=size),)
+
+
+def test_a_list_of_parts_counts_its_texts() -> None:
+    assert chat([{"type": "text", "text": "abc"}, "de"]).prompts == (Prompt(text_bytes=5),)
+
+
+def test_an_image_is_a_constant_however_large() -> None:
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 100_000}}
+    assert chat([{"type": "text", "text": "abc"}, image, image]).prompts == (Prompt(3, 2 * IMAGE_TOKENS),)
+
+
+def test_tools_count_as_they_are_written() -> None:
+    tools = '[{"type": "function", "function": {"name": "f"}}]'
+    body = f'{{"messages": [{{"content": "abc"}}], "tools": {tools}}}'.encode()
+    assert parse(CHAT, body).prompts == (Prompt(text_bytes=3 + len(tools)),)
+
+
+def test_tool_calls_and_reasoning_in_the_history_count() -> None:
+    calls = '[{"id": "1", "function": {"name": "f", "arguments": "{}"}}]'
+    body = f'{{"messages": [{{"content": null, "tool_calls": {calls}, "reasoning": "hm"}}]}}'.encode()
+    assert parse(CHAT, body).prompts == (Prompt(text_bytes=len(calls) + 2),)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "prompts"),
+    [
+        ("four", (Prompt(text_bytes=4),)),
+        (["one", "three"], (Prompt(text_bytes=3), Prompt(text_bytes=5))),
+        ([1, 2, 3], (Prompt(tokens=3),)),
+        ([[1, 2], [3]], (Prompt(tokens=2), Prompt(tokens=1))),
+    ],
+)
+def test_all_four_shapes_of_a_prompt(prompt: Any, prompts: tuple[Prompt, ...]) -> None:
+    assert text(prompt).prompts == prompts
+
+
+def test_seats_are_prompts_times_n() -> None:
+    assert chat("a").seats == 1
+    assert chat("a", n=3).seats == 3
+    assert text(["a", "b"]).seats == 2
+    assert text([[1], [2]], n=3).seats == 6
+
+
+# What else is read.
+
+
+def test_options_that_are_not_there_or_null() -> None:
+    for completion in (chat("a"), chat("a", n=None, stream=None, user=None, max_tokens=None, model=None)):
+        assert (completion.n, completion.stream, completion.drop_usage) == (1, False, False)
+        assert (completion.user, completion.max_tokens, completion.model) == (None, None, None)
+
+
+def test_options() -> None:
+    completion = chat("a", model="m", user="u", max_tokens=5, n=2, stream=True, unknown={"to": "us"})
+    assert (completion.model, completion.user, completion.max_tokens) == ("m", "u", 5)
+    assert (completion.n, completion.stream) == (2, True)
+
+
+def test_the_newer_name_of_max_tokens_wins() -> None:
+    assert chat("a", max_completion_tokens=7).max_tokens == 7
+    assert chat("a", max_tokens=5, max_completion_tokens=7).max_tokens == 7
+
+
+# What goes to the engine.
+
+ODDLY_WRITTEN = b'\n{ "stream" : false,\t"messages":[ {"content":"a","z":1e3} ] , "seed":1E0} \n'
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        ODDLY_WRITTEN,
+        b'{"messages":[{"content":"a"}],"stream":true,"stream_options": { "include_usage" : true } }',
+        b'{"stream_options":{"include_usage":false},"messages":[{"content":"not streamed"}]}',
+    ],
+)
+def test_a_body_that_needs_nothing_added_goes_on_byte_for_byte(body: bytes) -> None:
+    completion = parse(CHAT, body)
+    assert completion.body is body
+    assert not completion.drop_usage
+
+
+def test_a_stream_is_asked_for_usage_and_else_left_as_it_is() -> None:
+    body = ODDLY_WRITTEN.replace(b"false", b"true")
+    completion = parse(CHAT, body)
+    head, tail = body.rstrip()[:-1], b"} \n"
+    assert completion.body == head + b',"stream_options":{"include_usage":true}' + tail
+    assert completion.drop_usage
+
+
+@pytest.mark.parametrize(
+    ("options", "sent"),
+    [
+        (None, {"include_usage": True}),
+        ({}, {"include_usage": True}),
+        ({"include_usage": None}, {"include_usage": True}),
+        ({"include_usage": False}, {"include_usage": True}),
+        ({"include_obfuscation": False}, {"include_obfuscation": False, "include_usage": True}),
+    ],
+)
+def test_stream_options_of_the_clients_own_are_kept(options: Any, sent: dict[str, Any]) -> None:
+    body = {"messages": [{"content": "a"}], "stream": True, "stream_options": options, "seed": 1}
+    completion = parse(CHAT, json.dumps(body).encode())
+    assert completion.drop_usage
+    assert completion.body.count(b'"stream_options"') == 1
+    assert json.loads(completion.body) == body | {"stream_options": sent}
+
+
+def test_a_prompt_that_speaks_of_stream_options_is_no_option() -> None:
+    body = {"messages": [{"content": "stream_options"}], "stream": True}
+    sent = json.loads(parse(CHAT, json.dumps(body).encode()).body)
+    assert sent == body | {"stream_options": {"include_usage": True}}
+
+
+finite = st.floats(allow_nan=False, allow_infinity=False)
+# msgspec takes no lone surrogates; neither does any other client's JSON.
+words = st.text(st.characters(codec="utf-8"))
+anything: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**60), 2**60) | finite | words,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(
+    extra=st.dictionaries(words, anything, max_size=4),
+    options=st.none() | st.dictionaries(words, anything, max_size=2),
+    ask=st.sampled_from([None, True, False]),
+    ascii=st.booleans(),
+    indent=st.sampled_from([None, 1]),
+)
+def test_asking_for_usage_adds_that_and_nothing_else(
+    extra: dict[str, Any], options: dict[str, Any] | None, ask: bool | None, ascii: bool, indent: int | None
+) -> None:
+    read = ("n", "user", "model", "stream", "tools", "stream_options", "max_tokens", "max_completion_tokens")
+    extra = {key: value for key, value in extra.items() if key not in read}
+    if options is not None:
+        options["include_usage"] = ask
+    body = {**extra, "messages": [{"content": "a"}], "stream": True, "stream_options": options}
+    completion = parse(CHAT, json.dumps(body, ensure_ascii=ascii, indent=indent).encode())
+    assert completion.drop_usage == (ask is not True or options is None)
+    assert json.loads(completion.body) == body | {"stream_options": (options or {}) | {"include_usage": True}}
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize(
+    ("route", "body", "says", "param"),
+    [
+        (CHAT, b"", "not valid JSON", None),
+        (CHAT, b"hello", "not valid JSON", None),
+        (CHAT, b'{"messages": [{"content": "a"}]', "not valid JSON", None),
+        (CHAT, b'{"messages": [{"content": "a"}]} {}', "not valid JSON", None),
+        (CHAT, b'{"messages": [{"content": "\xff"}]}', "not valid JSON", None),
+        (CHAT, b'{"messages": [{"content": [{"a": ' + b"[" * 5000, "not valid JSON", None),
+        (CHAT, b"[]", "Expected `object`", None),
+        (CHAT, b"null", "Expected `object`", None),
+        (CHAT, b"{}", "`messages`", None),
+        (TEXT, b"{}", "`prompt`", None),
+        (CHAT, b'{"messages": []}', "length >= 1", "messages"),
+        (CHAT, b'{"messages": null}', "Expected `array`", "messages"),
+        (CHAT, b'{"messages": "hi"}', "Expected `array`", "messages"),
+        (CHAT, b'{"messages": ["hi"]}', "Expected `object`", "messages[0]"),
+        (CHAT, b'{"messages": [{"content": {}}]}', "Expected", "messages[0].content"),
+        (CHAT, b'{"messages": [{}, {"content": [null]}]}', "Expected", "messages[1].content[0]"),
+        (CHAT, b'{"messages": [{}], "n": 0}', ">= 1", "n"),
+        (CHAT, b'{"messages": [{}], "n": -3}', ">= 1", "n"),
+        (CHAT, b'{"messages": [{}], "n": "many"}', "Expected `int", "n"),
+        (CHAT, b'{"messages": [{}], "n": 1.5}', "Expected `int", "n"),
+        (CHAT, b'{"messages": [{}], "max_tokens": {}}', "Expected `int", "max_tokens"),
+        (CHAT, b'{"messages": [{}], "stream": {}}', "Expected `bool", "stream"),
+        (CHAT, b'{"messages": [{}], "stream_options": []}', "Expected `object", "stream_options"),
+        (CHAT, b'{"messages": [{}], "stream_options": {"include_usage": []}}', "Expected", "stream_options.include_usage"),
+        (CHAT, b'{"messages": [{}], "user": 5}', "Expected `str", "user"),
+        (CHAT, b'{"messages": [{}], "model": []}', "Expected `str", "model"),
+        (TEXT, b'{"prompt": null}', "Expected", "prompt"),
+        (TEXT, b'{"prompt": 5}', "Expected", "prompt"),
+        (TEXT, b'{"prompt": {}}', "Expected", "prompt"),
+        (TEXT, b'{"prompt": []}', "at least one prompt", "prompt"),
+        (TEXT, b'{"prompt": [1, "a"]}', "not both", "prompt"),
+        (TEXT, b'{"prompt": [[1], 2]}', "not both", "prompt"),
+        (TEXT, b'{"prompt": [true]}', "Expected", "prompt[0]"),
+        (TEXT, b'{"prompt": [[1, null]]}', "Expected `int`", "prompt[0][1]"),
+    ],
+)
+def test_what_cannot_be_read_is_a_bad_request_that_says_where(
+    route: Route, body: bytes, says: str, param: str | None
+) -> None:
+    with pytest.raises(BadRequest) as refused:
+        parse(route, body)
+    assert says in refused.value.message
+    assert refused.value.param == param
+    assert json.loads(refused.value.body())["error"]["param"] == param
+
+
+def read_or_refused(route: Route, body: bytes) -> None:
+    try:
+        completion = parse(route, body)
+    except BadRequest as error:
+        assert error.message
+        return
+    assert completion.prompts
+    assert completion.seats >= 1
+
+
+@given(route=st.sampled_from(ROUTES), body=st.binary(max_size=60))
+def test_random_bytes_are_read_or_refused(route: Route, body: bytes) -> None:
+    read_or_refused(route, body)
+
+
+VALID = b'{"messages":[{"content":[{"type":"text","text":"\xc3\xa9\\n"}],"tool_calls":[]}],"prompt":[[1,2]],"stream":true,"n":2}'
+
+
+@given(route=st.sampled_from(ROUTES), at=st.integers(0, len(VALID)), cut=st.integers(0, 5), put=st.binary(max_size=4))
+@example(route=CHAT, at=0, cut=0, put=b"\xef\xbb\xbf")
+def test_damaged_requests_are_read_or_refused(route: Route, at: int, cut: int, put: bytes) -> None:
+    read_or_refused(route, VALID[:at] + put + VALID[at + cut :])
+
+
+keys = st.sampled_from(
+    ["messages", "prompt", "stream", "stream_options", "n", "user", "max_tokens", "max_completion_tokens", "tools", "model"]
+)
+messages = st.lists(
+    st.dictionaries(st.sampled_from(["content", "tool_calls", "reasoning", "role"]), anything) | anything, max_size=3
+)
+
+
+@given(
+    route=st.sampled_from(ROUTES),
+    body=anything | st.dictionaries(keys, anything),
+    messages=messages,
+    prompt=anything | st.lists(anything, max_size=3),
+)
+def test_random_json_is_read_or_refused(route: Route, body: Any, messages: list[Any], prompt: Any) -> None:
+    read_or_refused(route, json.dumps(body).encode())
+    if isinstance(body, dict):
+        read_or_refused(route, json.dumps(body | {"messages": messages, "prompt": prompt}).encode())
+        read_or_refused(route, json.dumps({"messages": [{"content": "a"}], "prompt": "a"} | body).encode())

@@ -1,0 +1,274 @@
+"""Settings: which source wins, and what somebody is told who wrote something that is not known or cannot be."""
+
+import re
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.callers import key_digest
+from gateway.config import ConfigError, Settings, Sources, fields, load
+from policies import POLICIES
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "fairlane.toml"
+
+
+def from_file(file: Path, text: str) -> tuple[Settings, Sources]:
+    file.write_text(text)
+    return load(file)
+
+
+# Sources.
+
+
+def test_without_anything_the_defaults_hold() -> None:
+    settings, sources = load()
+    assert (settings.host, settings.port, settings.policy) == ("127.0.0.1", 8100, "fair")
+    assert sources == {}
+
+
+def test_the_file_then_the_environment_then_the_command_line(file: Path) -> None:
+    file.write_text('port = 1\npolicy = "fifo"\nlong_prompt_tokens = 100\n')
+    environ = {"FAIRLANE_PORT": "2", "FAIRLANE_LONG_PROMPT_TOKENS": "200"}
+    settings, sources = load(file, environ, {"port": 3})
+    assert (settings.port, settings.long_prompt_tokens, settings.policy) == (3, 200, "fifo")
+    assert sources == {"port": "command line", "long_prompt_tokens": "environment", "policy": str(file)}
+
+
+def test_a_table_is_merged_key_by_key(file: Path) -> None:
+    file.write_text("[engine]\nstep_tokens = 100\nmax_num_seqs = 1\nlong_prefill_threshold = 7\n")
+    environ = {"FAIRLANE_ENGINE__MAX_NUM_SEQS": "2", "FAIRLANE_ENGINE__STEP_TOKENS": "200"}
+    settings, sources = load(file, environ, {"engine.max_num_seqs": 3})
+    engine = settings.engine
+    assert (engine.step_tokens, engine.max_num_seqs, engine.long_prefill_threshold) == (200, 3, 7)
+    assert sources == {
+        "engine.step_tokens": "environment",
+        "engine.max_num_seqs": "command line",
+        "engine.long_prefill_threshold": str(file),
+    }
+
+
+def test_only_our_part_of_the_environment_is_read() -> None:
+    settings, sources = load(None, {"PORT": "1", "PATH": "/bin", "FAIRLANE_CONFIG": "read by the command line"})
+    assert (settings, sources) == (Settings(), {})
+
+
+def test_nothing_is_read_that_was_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAIRLANE_PORT", "1")
+    assert load()[0].port == 8100
+
+
+def test_lists_in_the_environment_are_json() -> None:
+    environ = {"FAIRLANE_KEYS": '[{"key": "k", "owner": "o"}]', "FAIRLANE_FRONT_ENDS": '["10.0.0.0/8"]'}
+    settings, _ = load(None, environ)
+    assert [(key.digest, key.owner, key.front_end) for key in settings.api_keys] == [(key_digest("k"), "o", False)]
+    assert settings.front_end_networks == [ip_network("10.0.0.0/8")]
+
+
+def test_keys_are_tables_in_the_file(file: Path) -> None:
+    settings, _ = from_file(file, '[[keys]]\nkey = "a"\nowner = "x"\n[[keys]]\nkey = "b"\nowner = "y"\nfront_end = true\n')
+    assert [(key.owner, key.front_end) for key in settings.api_keys] == [("x", False), ("y", True)]
+
+
+def test_a_key_is_not_shown() -> None:
+    settings, _ = load(None, {}, {"keys": [{"key": "s3cret", "owner": "o"}], "upstream_key": "s3cret"})
+    assert "s3cret" not in repr(settings)
+
+
+# Unknown keys.
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("prot = 1\n", "unknown key prot ({file}): did you mean port?"),
+        ("[engine]\nstep_token = 1\n", "unknown key engine.step_token ({file}): did you mean engine.step_tokens?"),
+        ("zzzzzz = 1\n", "unknown key zzzzzz ({file}): see `fairlane config show`"),
+    ],
+)
+def test_an_unknown_key_in_the_file_is_answered_with_a_suggestion(file: Path, text: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(says.format(file=file))):
+        from_file(file, text)
+
+
+def test_an_unknown_table_is_an_unknown_key(file: Path) -> None:
+    with pytest.raises(ConfigError, match="unknown key enigne"):
+        from_file(file, "[enigne]\nstep_tokens = 1\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("FAIRLANE_PROT", "FAIRLANE_PORT"), ("FAIRLANE_ENGINE__STEP_TOKEN", "FAIRLANE_ENGINE__STEP_TOKENS")],
+)
+def test_an_unknown_variable_is_answered_with_a_suggestion(name: str, meant: str) -> None:
+    with pytest.raises(ConfigError, match=f"unknown variable {name}: did you mean {meant}?"):
+        load(None, {name: "1"})
+
+
+@pytest.mark.parametrize(("key", "meant"), [("prot", "port"), ("engine.max_seqs", "engine.max_num_seqs")])
+def test_an_unknown_flag_is_answered_with_a_suggestion(key: str, meant: str) -> None:
+    with pytest.raises(ConfigError, match=rf"unknown key {key} \(command line\): did you mean {meant}\?"):
+        load(None, {}, {key: 1})
+
+
+# Bad values.
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("port", "x", "valid integer"),
+        ("port", 65536, "less than or equal to 65535"),
+        ("port", -1, "greater than or equal to 0"),
+        ("queue_timeout", 0, "greater than 0"),
+        ("client_stall", -1, "greater than 0"),
+        ("max_body", 0, "greater than 0"),
+        ("long_lane_jobs", 0, "greater than 0"),
+        ("engine.max_num_seqs", 0, "greater than 0"),
+        ("engine.step_tokens", "many", "valid integer"),
+        ("engine.long_prefill_threshold", -1, "greater than or equal to 0"),
+        ("policy", "lifo", "no policy 'lifo': choose fair or fifo"),
+        ("upstream", "localhost:8000", "URL"),
+        ("front_ends", ["office"], "'office' does not appear to be an IPv4 or IPv6 network"),
+        ("log_level", "loud", "'debug', 'info', 'warning' or 'error'"),
+        ("keys", [{"key": "k"}], "Field required"),
+        ("insecure", "perhaps", "valid boolean"),
+    ],
+)
+def test_a_bad_value_is_named_with_what_is_wrong(key: str, value: Any, says: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^{key}") as wrong:
+        load(None, {}, {key: value})
+    assert says in str(wrong.value)
+
+
+def test_a_fault_says_which_source_it_is_in(file: Path) -> None:
+    file.write_text("port = 1\nqueue_timeout = -1\n")
+    with pytest.raises(ConfigError) as wrong:
+        load(file, {"FAIRLANE_PORT": "x"}, {"max_body": 0})
+    lines = str(wrong.value).splitlines()
+    assert [line.partition(":")[0] for line in lines] == [
+        "port (environment)",
+        f"queue_timeout ({file})",
+        "max_body (command line)",
+    ]
+
+
+@pytest.mark.parametrize("name", ["FAIRLANE_KEYS", "FAIRLANE_FRONT_ENDS", "FAIRLANE_USER_HEADERS"])
+def test_a_list_in_the_environment_that_is_no_json(name: str) -> None:
+    with pytest.raises(ConfigError, match="environment.*lists are written as JSON"):
+        load(None, {name: "a,b"})
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot read .*nowhere\.toml: No such file"):
+        load(tmp_path / "nowhere.toml")
+
+
+@pytest.mark.parametrize("content", [b"port = = 1", b"\xff\xfe"])
+def test_a_file_that_is_no_toml(file: Path, content: bytes) -> None:
+    file.write_bytes(content)
+    with pytest.raises(ConfigError, match="is not valid TOML"):
+        load(file)
+
+
+# Rules between settings.
+
+
+@pytest.mark.parametrize(
+    ("jobs", "step", "threshold", "fits"),
+    [
+        (1, 8192, 0, True),
+        (2, 8192, 0, False),
+        (2, 8192, 2048, True),
+        (2, 8192, 2049, False),
+        (3, 8192, 1365, True),
+        (3, 8192, 1366, False),
+        (1, 8192, 8192, True),
+    ],
+)
+def test_several_long_jobs_leave_half_a_step(jobs: int, step: int, threshold: int, fits: bool) -> None:
+    flags = {"long_lane_jobs": jobs, "engine.step_tokens": step, "engine.long_prefill_threshold": threshold}
+    if fits:
+        assert load(None, {}, flags)[0].limits.long_lane_jobs == jobs
+    else:
+        with pytest.raises(ConfigError, match="less than half of a step"):
+            load(None, {}, flags)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "spark.office"])
+def test_beyond_loopback_there_must_be_keys_or_a_word(host: str) -> None:
+    with pytest.raises(ConfigError, match=r"add \[\[keys\]\], or say --insecure"):
+        load(None, {}, {"host": host})
+    assert load(None, {}, {"host": host, "insecure": True})[0].host == host
+    assert load(None, {}, {"host": host, "keys": [{"key": "k", "owner": "o"}]})[0].host == host
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
+def test_on_loopback_neither_is_needed(host: str) -> None:
+    assert load(None, {}, {"host": host})[0].host == host
+
+
+@pytest.mark.parametrize("url", ["http://spark:8000", "http://spark:8000/", "http://spark:8000/v1", "http://spark:8000/v1/"])
+def test_the_upstream_may_be_written_as_clients_write_it(url: str) -> None:
+    assert load(None, {}, {"upstream": url})[0].base_url == "http://spark:8000"
+
+
+def test_the_short_lane_is_an_engine_step_unless_said_otherwise() -> None:
+    assert load(None, {}, {"engine.step_tokens": 512})[0].limits.short_lane_tokens == 512
+    assert load(None, {}, {"engine.step_tokens": 512, "short_lane_tokens": 99})[0].limits.short_lane_tokens == 99
+
+
+def test_limits_are_those_that_were_set() -> None:
+    flags = {"long_prompt_tokens": 5, "short_lane_tokens": 6, "engine.max_num_seqs": 7}
+    limits = load(None, {}, flags)[0].limits
+    assert (limits.long_prompt_tokens, limits.short_lane_tokens, limits.max_num_seqs) == (5, 6, 7)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_every_policy_can_be_chosen(policy: str) -> None:
+    assert load(None, {}, {"policy": policy})[0].policy == policy
+
+
+# What `config show` prints.
+
+ALL = list(fields())
+
+# Numbers whose name is their unit.
+PURE_NUMBERS = {"port"}
+
+
+def value(key: str) -> Any:
+    found: Any = Settings()
+    for name in key.split("."):
+        found = getattr(found, name)
+    return found
+
+
+def test_every_setting_is_listed_once() -> None:
+    keys = [key for key, _, _ in ALL]
+    assert len(keys) == len(set(keys))
+    assert {key.partition(".")[0] for key in keys} == set(Settings.model_fields)
+
+
+@pytest.mark.parametrize(("key", "unit", "description"), ALL, ids=[key for key, _, _ in ALL])
+def test_every_setting_says_what_it_is_and_in_which_unit(key: str, unit: str, description: str) -> None:
+    assert description
+    numeric = isinstance(value(key), int | float) and not isinstance(value(key), bool)
+    if numeric or key == "short_lane_tokens":
+        assert unit or key in PURE_NUMBERS
+    else:
+        assert not unit
+
+
+@pytest.mark.parametrize("key", [key for key, _, _ in ALL])
+def test_every_setting_can_be_set_in_the_environment(key: str) -> None:
+    """The variable is known; whether this value does is another matter."""
+    name = "FAIRLANE_" + key.upper().replace(".", "__")
+    try:
+        load(None, {name: "?"})
+    except ConfigError as error:
+        assert "unknown" not in str(error)

@@ -1,0 +1,85 @@
+"""The price list: the curve against published times, and files that are wrong."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.profile import Profile, load
+
+ROUND = Profile(c_s=1, a_s_per_token=1e-3, b_s_per_token2=1e-6, decode_s_per_token=1e-2)
+
+GOOD = "c_s = 1\na_s_per_token = 2\nb_s_per_token2 = 3\ndecode_s_per_token = 4\n"
+
+# Milliseconds on a DGX Spark for a prompt alone: shared/reference/spark.md, section 1.
+PREFILL_ALONE = {
+    "gemma-4-26b-bf16": {256: 248, 1024: 341, 2048: 477, 4096: 790, 8192: 1578, 16384: 3963, 25000: 7557},
+    "gemma-4-26b-nvfp4": {256: 115, 1024: 213, 2048: 357, 4096: 688, 8192: 1523, 16384: 3952, 25000: 7568},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "tokens", "ms"),
+    [(name, tokens, ms) for name, times in PREFILL_ALONE.items() for tokens, ms in times.items()],
+)
+def test_shipped_profiles_say_what_was_measured(name: str, tokens: int, ms: float) -> None:
+    assert 1000 * load(name).prefill(tokens) == pytest.approx(ms, rel=0.02)
+
+
+def test_prefill_is_a_parabola_and_decode_a_line() -> None:
+    assert ROUND.prefill(2000) == pytest.approx(1 + 2 + 4)
+    assert ROUND.decode(300) == pytest.approx(3)
+
+
+def test_a_prompt_continued_costs_what_is_new() -> None:
+    assert ROUND.prefill(2000, cached=1000) == pytest.approx(1 + 1 + (4 - 1))
+    assert ROUND.prefill(2000, cached=2000) == 1
+
+
+@given(st.integers(0, 50_000), st.integers(0, 50_000))
+def test_slices_cost_their_whole_and_a_start_each(one: int, two: int) -> None:
+    whole = ROUND.prefill(one + two)
+    assert ROUND.prefill(one) + ROUND.prefill(one + two, cached=one) == pytest.approx(whole + ROUND.c_s)
+
+
+def test_a_machine_half_as_fast_takes_twice_as_long() -> None:
+    assert ROUND.scaled(2).prefill(2000) == pytest.approx(14)
+    assert ROUND.scaled(2).decode(300) == pytest.approx(6)
+
+
+def test_a_profile_of_ones_own(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(f"[anything]\n{GOOD}")
+    assert load(str(path)) == Profile(c_s=1, a_s_per_token=2, b_s_per_token2=3, decode_s_per_token=4)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "one table, not 0: it is empty"),
+        (f"[one]\n{GOOD}[two]\n{GOOD}", "one table, not 2: one, two"),
+        ("[one]\nc_s = 1\n", "a_s_per_token: Field required"),
+        (f"[one]\n{GOOD}speed = 5\n", "speed: Extra inputs are not permitted"),
+        (f"[one]\n{GOOD}".replace("c_s = 1", "c_s = -1"), "c_s: Input should be greater than or equal to 0"),
+        (f"[one]\n{GOOD}".replace("c_s = 1", "c_s = 'fast'"), "c_s: Input should be a valid number"),
+        (f"[one]\n{GOOD}".replace("c_s = 1", "c_s = nan"), "c_s: "),
+        ("[one\n", "cannot read the profile"),
+    ],
+)
+def test_a_file_that_is_wrong_is_named_with_what_is_wrong(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="mine.toml") as wrong:
+        load(str(path))
+    assert says in str(wrong.value)
+
+
+def test_a_file_that_is_not_there() -> None:
+    with pytest.raises(ValueError, match=r"cannot read the profile nowhere\.toml.*No such file"):
+        load("nowhere.toml")
+
+
+def test_an_unknown_name_is_answered_with_those_there_are() -> None:
+    with pytest.raises(ValueError, match=r"no profile 'gpt'.*gemma-4-26b-bf16 or gemma-4-26b-nvfp4.*\.toml"):
+        load("gpt")

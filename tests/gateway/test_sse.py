@@ -1,0 +1,233 @@
+"""A stream as it goes by: the same bytes but for the usage event, however it was cut into chunks."""
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.sse import MAX_EVENT, EventStream, Usage, read_usage
+
+
+def event(end: bytes = b"\n\n", /, **fields: Any) -> bytes:
+    return b"data: " + json.dumps(fields).encode() + end
+
+
+def token(index: int = 0, content: str = "x", end: bytes = b"\n\n", **fields: Any) -> bytes:
+    return event(end, choices=[{"index": index, "delta": {"content": content}}], **fields)
+
+
+USAGE = event(choices=[], usage={"prompt_tokens": 7, "completion_tokens": 2})
+DONE = b"data: [DONE]\n\n"
+
+
+def relayed(stream: EventStream, chunks: Iterable[bytes]) -> bytes:
+    return b"".join(map(stream.feed, chunks)) + stream.end()
+
+
+# What passes and what does not.
+
+
+def test_an_ordinary_stream_passes_but_for_the_usage_that_was_not_asked_for() -> None:
+    stream = EventStream(drop_usage=True)
+    assert relayed(stream, [token(), token(), USAGE, DONE]) == token() + token() + DONE
+    assert stream.usage == Usage(7, 2)
+
+
+def test_usage_that_was_asked_for_passes() -> None:
+    stream = EventStream(drop_usage=False)
+    assert relayed(stream, [token(), USAGE, DONE]) == token() + USAGE + DONE
+    assert stream.usage == Usage(7, 2)
+
+
+def test_usage_beside_choices_passes_in_any_case() -> None:
+    """As with `continuous_usage_stats`. What it says last holds."""
+    stream = EventStream(drop_usage=True)
+    chunks = [token(usage={"prompt_tokens": 7, "completion_tokens": n}) for n in (1, 2)]
+    assert relayed(stream, chunks) == b"".join(chunks)
+    assert stream.usage == Usage(7, 2)
+
+
+def test_a_usage_of_null_is_none() -> None:
+    stream = EventStream(drop_usage=True)
+    chunks = [token(usage=None), event(choices=[], usage=None)]
+    assert relayed(stream, chunks) == b"".join(chunks)
+    assert stream.usage is None
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        b": a comment\n\n",
+        b": \"usage\" in a comment\n\n",
+        b"event: ping\n\n",
+        b"\n\n",
+        b"data:\n\n",
+        b"data: garbage\n\n",
+        b"data: \xff\xfe \"usage\"\n\n",
+        b'data: {"usage": "none"}\n\n',
+        b'data: {"usage": {}}\n\n',
+        b'data: ["usage"]\n\n',
+        b'data: {"choices": 5, "usage": {"prompt_tokens": 1}}\n\n',
+        b"data: " + b"[" * 5000 + b"\n\n",
+        b"id: 5\nretry: 10\ndata: {}\n\n",
+        token(content='he said "usage" and "error"'),
+        token(content="usage"),
+        token(content="error"),
+    ],
+)
+def test_what_is_not_understood_passes(odd: bytes) -> None:
+    stream = EventStream(drop_usage=True)
+    assert relayed(stream, [odd, token(), odd, USAGE, odd, DONE]) == odd + token() + odd + odd + DONE
+    assert stream.first_token
+    assert stream.usage == Usage(7, 2)
+    assert not stream.failed
+
+
+def test_an_incomplete_last_event_passes_at_the_end() -> None:
+    stream = EventStream(drop_usage=True)
+    assert stream.feed(token() + b"data: {") == token()
+    assert stream.end() == b"data: {"
+    assert stream.end() == b""
+
+
+def test_only_what_is_incomplete_is_held_back() -> None:
+    stream = EventStream(drop_usage=True)
+    assert stream.feed(token() + token()[:9]) == token()
+    assert stream.feed(token()[9:-1]) == b""
+    assert stream.feed(token()[-1:] + b"da") == token()
+
+
+def test_an_event_that_never_ends_is_not_held_for_ever() -> None:
+    stream = EventStream(drop_usage=True)
+    chunk, held, passed = b"x" * 65536, 0, b""
+    for _ in range(40):
+        out = stream.feed(chunk)
+        passed += out
+        held += len(chunk) - len(out)
+        assert held <= MAX_EVENT
+    assert passed + stream.end() == chunk * 40
+
+
+# What is recognised.
+
+
+def test_the_first_token_is_the_first_choice() -> None:
+    stream = EventStream()
+    for before in (b": queued\n\n", b"data: {}\n\n", event(choices=[]), token()[:-1]):
+        stream.feed(before)
+        assert not stream.first_token
+    stream.feed(b"\n")
+    assert stream.first_token
+
+
+def test_each_prompt_needs_its_own_first_token() -> None:
+    """Choice i is an answer to prompt i // n."""
+    stream = EventStream(prompts=3, n=2)
+    begun = []
+    for index in (0, 1, 4, 0, 2, 3):
+        stream.feed(token(index))
+        begun.append(stream.first_token)
+    assert begun == [False, False, False, False, True, True]
+
+
+def test_answers_to_one_prompt_need_but_one() -> None:
+    stream = EventStream(prompts=1, n=4)
+    stream.feed(token(3))
+    assert stream.first_token
+
+
+def test_choices_may_come_together() -> None:
+    stream = EventStream(prompts=2)
+    stream.feed(event(choices=[{"index": 0}, {"index": 1}]))
+    assert stream.first_token
+
+
+@pytest.mark.parametrize("before", [b"", token() + token()])
+def test_an_error_event_passes_and_is_known(before: bytes) -> None:
+    error = event(error={"message": "out of memory", "code": 500})
+    stream = EventStream(drop_usage=True)
+    assert relayed(stream, [before, error, DONE]) == before + error + DONE
+    assert stream.failed
+    assert stream.first_token == bool(before)
+
+
+def test_chunks_are_counted_as_they_come() -> None:
+    stream = EventStream()
+    relayed(stream, [token(), token(), DONE])
+    assert stream.chunks == 3
+
+
+# However it is cut.
+
+ends = st.sampled_from([b"\n\n", b"\r\n\r\n"])
+texts = st.text(st.characters(codec="utf-8"), max_size=10)
+
+
+@st.composite
+def streams(draw: st.DrawFn) -> tuple[list[bytes], set[int]]:
+    """A stream's events, and which of them are pure usage."""
+    end = draw(ends)
+    kinds = draw(st.lists(st.sampled_from(["token", "comment", "usage", "garbage", "error"]), max_size=8))
+    events, usage = [], set()
+    for place, kind in enumerate(kinds):
+        if kind == "token":
+            events.append(token(draw(st.integers(0, 3)), draw(texts), end))
+        elif kind == "comment":
+            events.append(b": waiting" + end)
+        elif kind == "garbage":
+            events.append(b"data: " + draw(texts).encode().replace(b"\r", b"").replace(b"\n", b"") + end)
+        elif kind == "error":
+            events.append(event(end, error={"message": draw(texts)}))
+        else:
+            usage.add(place)
+            events.append(event(end, choices=[], usage={"prompt_tokens": place, "completion_tokens": 2}))
+    return [*events, b"data: [DONE]" + end], usage
+
+
+@given(streams(), st.lists(st.integers(0, 400)), st.sampled_from([b"", b"data: {", b"\r", b"\n", b": x"]))
+def test_the_bytes_are_the_same_however_they_are_cut(
+    drawn: tuple[list[bytes], set[int]], cuts: list[int], tail: bytes
+) -> None:
+    events, usage = drawn
+    whole = b"".join(events) + tail
+    places = [0, *sorted(cut for cut in cuts if cut < len(whole)), len(whole)]
+    chunks = [whole[start:end] for start, end in zip(places, places[1:], strict=False)]
+    expected = b"".join(each for place, each in enumerate(events) if place not in usage) + tail
+
+    dropping, passing, at_once = EventStream(2, 2, True), EventStream(2, 2, False), EventStream(2, 2, True)
+    assert relayed(dropping, chunks) == expected
+    assert relayed(passing, chunks) == whole
+    assert relayed(at_once, [whole]) == expected
+    assert dropping.usage == passing.usage == at_once.usage == (Usage(max(usage), 2) if usage else None)
+    assert dropping.first_token == at_once.first_token
+    assert dropping.failed == at_once.failed == any(each.startswith(b'data: {"error"') for each in events)
+
+
+@given(st.lists(st.binary(max_size=30)))
+def test_garbage_passes_as_it_is(chunks: list[bytes]) -> None:
+    assert relayed(EventStream(drop_usage=True), chunks) == b"".join(chunks)
+
+
+# An answer in one piece.
+
+
+def test_usage_of_an_answer() -> None:
+    body = b'{"choices": [], "usage": {"prompt_tokens": 9, "prompt_tokens_details": {"cached_tokens": 4}}}'
+    usage = read_usage(body)
+    assert usage is not None
+    assert (usage.prompt_tokens, usage.output_tokens, usage.cached_tokens) == (9, 0, 4)
+
+
+@pytest.mark.parametrize("details", [b"null", b"{}", b'{"cached_tokens": null}'])
+def test_nothing_cached(details: bytes) -> None:
+    usage = read_usage(b'{"usage": {"prompt_tokens": 9, "completion_tokens": 3, "prompt_tokens_details": %s}}' % details)
+    assert usage is not None
+    assert (usage.output_tokens, usage.cached_tokens) == (3, 0)
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b"[]", b"oops", b'{"usage": null}', b'{"usage": 5}', b"\xff", b"[" * 9999])
+def test_an_answer_without_usage(body: bytes) -> None:
+    assert read_usage(body) is None
