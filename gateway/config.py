@@ -62,9 +62,16 @@ class EngineSettings(BaseModel, extra="forbid", frozen=True):
 
 
 class KeySettings(BaseModel, extra="forbid", frozen=True):
-    key: SecretStr
+    key: SecretStr = Field(description="what its holder sends as a Bearer token")
     owner: str = Field(description="whose turn a request with this key takes")
     front_end: bool = Field(False, description="may name its own users")
+
+    @field_validator("key")
+    @classmethod
+    def _not_empty(cls, key: SecretStr) -> SecretStr:
+        if not key.get_secret_value().strip():
+            raise ValueError("is empty: anybody would have it")
+        return key
 
 
 class Settings(BaseSettings):

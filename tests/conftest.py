@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -114,7 +114,7 @@ class _ServerInThread(Server):
         yield
 
     async def main_loop(self) -> None:
-        while not self.should_exit:
+        while not self.should_exit:  # noqa: ASYNC110  uvicorn has a flag, and no event
             await asyncio.sleep(0.005)
 
 
@@ -167,7 +167,9 @@ class Call:
             "usage": {"prompt_tokens": 7, "completion_tokens": 3},
         }
         self.start(status, "application/json", **headers)
-        self.end(content if isinstance(content, bytes) else json.dumps(ordinary if content is None else content).encode())
+        self.end(
+            content if isinstance(content, bytes) else json.dumps(ordinary if content is None else content).encode()
+        )
 
     def say(self, raw: bytes) -> None:
         """Write bytes past HTTP."""
@@ -366,6 +368,7 @@ class RunningGateway:
     _http: httpx.Client
     stopped: bool = False
     _asked: list[Asked] = field(default_factory=list)
+    _before: dict[tuple[str, frozenset[tuple[str, str]]], float] = field(default_factory=dict)
 
     def ask(self, body: object, path: str = CHAT, headers: dict[str, str] | None = None, **options: Any) -> Asked:
         """Send a request; its answer is read later, or never."""
@@ -387,10 +390,18 @@ class RunningGateway:
         families = text_string_to_metric_families(self.get("/metrics").text)
         return [sample for family in families for sample in family.samples]
 
+    def counters(self) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+        """The samples that only ever grow."""
+        return {
+            (sample.name, frozenset(sample.labels.items())): sample.value
+            for sample in self.samples()
+            if sample.name.endswith(("_total", "_count", "_sum", "_bucket"))
+        }
+
     def metric(self, name: str, **labels: str) -> float:
-        """The sum of a metric's samples with these labels; 0 if there are none."""
+        """The sum of a metric's samples with these labels, counted from the start of the test; 0 if there are none."""
         return sum(
-            sample.value
+            sample.value - self._before.get((name, frozenset(sample.labels.items())), 0.0)
             for sample in self.samples()
             if sample.name == name and labels.items() <= sample.labels.items()
         )
@@ -416,6 +427,13 @@ class RunningGateway:
         samples = self.samples()
         return {name: sum(sample.value for sample in samples if sample.name == name) for name in BUDGETS}
 
+    def check_budgets(self) -> None:
+        """Every budget is at zero, in a moment."""
+        zero = dict.fromkeys(BUDGETS, 0.0)
+        with suppress(AssertionError):
+            until(lambda: self.budgets() == zero, 2.0)
+        assert self.budgets() == zero
+
     def leave_all(self) -> None:
         for asked in self._asked:
             asked.leave()
@@ -430,40 +448,25 @@ class StartGateway(Protocol):
     def __call__(self, upstream: str, profile: Profile | None = None, **settings: Any) -> RunningGateway: ...
 
 
-@pytest.fixture
-def start_gateway(caplog: pytest.LogCaptureFixture) -> Iterator[StartGateway]:
-    """Starts gateways. When the test is over, each must have every budget at zero, and nothing in it may have failed."""
-    gateways: list[RunningGateway] = []
-    caplog.set_level(logging.INFO, "fairlane")
-
-    def start(upstream: str, profile: Profile | None = None, **settings: Any) -> RunningGateway:
-        stack = ExitStack()
-        made = create_gateway(Settings(**{"upstream": upstream, "port": 0, "drain_timeout": 1.0, **settings}), profile)
-        port: queue.Queue[int] = queue.Queue()
-        stack.enter_context(running(_ServerInThread(made, port.put)))
-        try:
-            url = f"http://127.0.0.1:{port.get(timeout=DEADLINE)}"
-        except BaseException:
-            stack.close()
-            raise
-        client = stack.enter_context(httpx.Client(base_url=url, timeout=DEADLINE, verify=False, trust_env=False))
-        gateways.append(RunningGateway(url, made, stack, client))
-        return gateways[-1]
-
-    yield start
-
+def _start(upstream: str, profile: Profile | None = None, **settings: Any) -> RunningGateway:
+    stack = ExitStack()
+    made = create_gateway(Settings(**{"upstream": upstream, "port": 0, "drain_timeout": 1.0, **settings}), profile)
+    port: queue.Queue[int] = queue.Queue()
+    stack.enter_context(running(_ServerInThread(made, port.put)))
     try:
-        for gateway in gateways:
-            if gateway.stopped:
-                continue
-            zero = dict.fromkeys(BUDGETS, 0.0)
-            with suppress(AssertionError):
-                until(lambda gateway=gateway: gateway.budgets() == zero, 2.0)
-            assert gateway.budgets() == zero
-    finally:
-        for gateway in gateways:
-            gateway.leave_all()
-            gateway.stop()
+        url = f"http://127.0.0.1:{port.get(timeout=DEADLINE)}"
+    except BaseException:
+        stack.close()
+        raise
+    client = stack.enter_context(httpx.Client(base_url=url, timeout=DEADLINE, verify=False, trust_env=False))
+    return RunningGateway(url, made, stack, client)
+
+
+@pytest.fixture
+def _nothing_failed(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Nothing that a client, an engine or a collector does may make the gateway itself fail."""
+    caplog.set_level(logging.INFO, "fairlane")
+    yield
     failures = [
         record.getMessage()
         for record in caplog.get_records("call")
@@ -474,9 +477,44 @@ def start_gateway(caplog: pytest.LogCaptureFixture) -> Iterator[StartGateway]:
 
 
 @pytest.fixture
-def gateway(engine: ScriptedEngine, start_gateway: StartGateway) -> RunningGateway:
-    """A gateway with its defaults in front of the scripted engine."""
-    return start_gateway(engine.url)
+def start_gateway(_nothing_failed: None) -> Iterator[StartGateway]:
+    """Starts gateways. When the test is over, every budget of theirs must be at zero."""
+    gateways: list[RunningGateway] = []
+
+    def start(upstream: str, profile: Profile | None = None, **settings: Any) -> RunningGateway:
+        gateways.append(_start(upstream, profile, **settings))
+        return gateways[-1]
+
+    yield start
+    try:
+        for gateway in gateways:
+            if not gateway.stopped:
+                gateway.check_budgets()
+    finally:
+        for gateway in gateways:
+            gateway.leave_all()
+            gateway.stop()
+
+
+@pytest.fixture(scope="session")
+def _shared_gateway(_scripted_engine: ScriptedEngine) -> Iterator[RunningGateway]:
+    gateway = _start(_scripted_engine.url)
+    yield gateway
+    gateway.stop()
+
+
+@pytest.fixture
+def gateway(
+    engine: ScriptedEngine, _shared_gateway: RunningGateway, _nothing_failed: None
+) -> Iterator[RunningGateway]:
+    """A gateway with its defaults in front of the scripted engine. Others have used it before: what it has learned
+    it keeps, what it counts begins at zero."""
+    gateway = replace(_shared_gateway, _asked=[], _before=_shared_gateway.counters())
+    yield gateway
+    try:
+        gateway.check_budgets()
+    finally:
+        gateway.leave_all()
 
 
 @pytest.fixture(autouse=True)

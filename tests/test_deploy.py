@@ -98,10 +98,11 @@ def test_each_flag_has_its_reason_and_the_profiles_differ_only_in_the_model() ->
 def test_the_shipped_configuration_lets_nobody_in_without_a_key_of_their_own() -> None:
     with pytest.raises(ConfigError, match="no keys"):
         load(CONFIG)
-    text = CONFIG.read_text()
-    example = text[text.index("# [[keys]]") :]
-    with pytest.raises(tomllib.TOMLDecodeError):  # uncommented as it stands, it must not become a key
-        tomllib.loads(re.sub(r"^# ?", "", example, flags=re.MULTILINE))
+    examples = re.findall(r"^# (key = .*)$", CONFIG.read_text(), re.MULTILINE)
+    assert len(examples) == 2
+    for example in examples:  # uncommented as it stands, it must not become a key
+        with pytest.raises(tomllib.TOMLDecodeError):
+            tomllib.loads(example)
 
 
 @pytest.mark.skipif(not shutil.which("openssl"), reason="the README makes keys with openssl")

@@ -39,7 +39,9 @@ def test_an_address_is_a_flow() -> None:
     assert here.flow() == callers().identify("192.168.1.5", {}).flow()
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1", "127.8.8.8", "::1", "::ffff:127.0.0.1", "10.9.1.2", "::ffff:10.9.1.2"])
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1", "127.8.8.8", "::1", "::ffff:127.0.0.1", "10.9.1.2", "::ffff:10.9.1.2"]
+)
 def test_a_front_end_names_its_users(address: str) -> None:
     caller = callers().identify(address, {b"x-openwebui-user-id": b"ann"})
     assert caller.flow() == callers().identify("127.0.0.1", {b"x-user-id": b"ann"}).flow()

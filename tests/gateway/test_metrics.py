@@ -1,5 +1,6 @@
 """What an outsider can see: /metrics during and after requests, and one line of log for each."""
 
+import json
 import logging
 import re
 
@@ -23,7 +24,8 @@ from tests.conftest import (
 ENDLESS = Profile(c_s=1000.0, a_s_per_token=0.0, b_s_per_token2=0.0, decode_s_per_token=0.0)
 
 
-def test_the_names(gateway: RunningGateway) -> None:
+def test_the_names(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
+    gateway = start_gateway(engine.url)
     response = gateway.get("/metrics")
     assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
     gauges = {(sample.name, tuple(sample.labels.items())): sample.value for sample in gateway.samples()}
@@ -118,7 +120,8 @@ def test_seconds_are_seconds(engine: ScriptedEngine, start_gateway: StartGateway
     assert 0 < queue < ttft <= e2e < 10
 
 
-def test_the_ratio_is_learned(engine: ScriptedEngine, gateway: RunningGateway) -> None:
+def test_the_ratio_is_learned(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
+    gateway = start_gateway(engine.url)
     asked = gateway.ask(chat("x" * 4000))
     engine.asked().answer(200, {"choices": [], "usage": {"prompt_tokens": 2000, "completion_tokens": 1}})
     asked.read()
@@ -142,8 +145,6 @@ def test_the_ratio_is_learned(engine: ScriptedEngine, gateway: RunningGateway) -
 def test_an_odd_usage_breaks_nothing(
     engine: ScriptedEngine, gateway: RunningGateway, usage_sent: object, stream: bool
 ) -> None:
-    import json
-
     asked = gateway.ask(chat(stream=stream))
     call = engine.asked()
     content = {"choices": [], "usage": usage_sent}
@@ -188,8 +189,9 @@ def test_one_line_for_each_request(
 
 
 def test_a_line_for_what_went_wrong_too(
-    engine: ScriptedEngine, gateway: RunningGateway, caplog: pytest.LogCaptureFixture
+    engine: ScriptedEngine, start_gateway: StartGateway, caplog: pytest.LogCaptureFixture
 ) -> None:
+    gateway = start_gateway(engine.url)
     gateway.post(b"{")
     asked = gateway.ask(chat(stream=True))
     call = engine.asked()

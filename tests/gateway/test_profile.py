@@ -70,7 +70,7 @@ def test_a_profile_of_ones_own(tmp_path: Path) -> None:
 def test_a_file_that_is_wrong_is_named_with_what_is_wrong(tmp_path: Path, text: str, says: str) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(text)
-    with pytest.raises(ValueError, match="mine.toml") as wrong:
+    with pytest.raises(ValueError, match=r"mine\.toml") as wrong:
         load(str(path))
     assert says in str(wrong.value)
 

@@ -76,9 +76,7 @@ def test_a_stream_passes_byte_for_byte_but_for_the_usage_that_nobody_asked_for(
     assert asked.read() == b"".join([*pieces, DONE])
 
 
-@pytest.mark.parametrize(
-    "options", [{"include_usage": True}, {"include_usage": True, "continuous_usage_stats": True}]
-)
+@pytest.mark.parametrize("options", [{"include_usage": True}, {"include_usage": True, "continuous_usage_stats": True}])
 def test_a_stream_with_the_usage_that_was_asked_for_is_not_touched(
     engine: ScriptedEngine, gateway: RunningGateway, options: dict[str, bool]
 ) -> None:
@@ -138,7 +136,9 @@ def test_the_engines_errors_are_passed_on(
     engine: ScriptedEngine, gateway: RunningGateway, status: int, stream: bool
 ) -> None:
     asked = gateway.ask(chat(stream=stream))
-    content = json.dumps({"error": {"message": "no", "type": "BadRequestError", "param": None, "code": status}}).encode()
+    content = json.dumps(
+        {"error": {"message": "no", "type": "BadRequestError", "param": None, "code": status}}
+    ).encode()
     engine.asked().answer(status, content, x_other="passed", retry_after="17")
     assert (asked.status, asked.read()) == (status, content)
     assert asked.header("x-other") == "passed"
@@ -388,9 +388,7 @@ def test_a_chunk_without_a_choice_is_no_token(engine: ScriptedEngine, start_gate
 
 
 @pytest.mark.parametrize("n", [1, 2])
-def test_of_several_prompts_each_must_have_begun(
-    engine: ScriptedEngine, start_gateway: StartGateway, n: int
-) -> None:
+def test_of_several_prompts_each_must_have_begun(engine: ScriptedEngine, start_gateway: StartGateway, n: int) -> None:
     gateway = start_gateway(engine.url, ENDLESS)
     asked = gateway.ask({"prompt": ["one", "two", "three"], "n": n, "stream": True}, TEXT)
     call = engine.asked()
@@ -624,7 +622,7 @@ def test_what_cannot_be_read(
 
 @pytest.mark.parametrize(("settings", "limit"), [({"max_body": 1000}, 1000), ({}, 64 << 20)])
 def test_a_body_that_is_said_to_be_too_large_is_not_read(
-    engine: ScriptedEngine, start_gateway: StartGateway, settings: dict[str, int], limit: int
+    engine: ScriptedEngine, start_gateway: StartGateway, settings: dict[str, Any], limit: int
 ) -> None:
     gateway = start_gateway(engine.url, **settings)
     address = httpx.URL(gateway.url)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -61,12 +62,12 @@ def test_a_usage_of_null_is_none() -> None:
     "odd",
     [
         b": a comment\n\n",
-        b": \"usage\" in a comment\n\n",
+        b': "usage" in a comment\n\n',
         b"event: ping\n\n",
         b"\n\n",
         b"data:\n\n",
         b"data: garbage\n\n",
-        b"data: \xff\xfe \"usage\"\n\n",
+        b'data: \xff\xfe "usage"\n\n',
         b'data: {"usage": "none"}\n\n',
         b'data: {"usage": {}}\n\n',
         b'data: ["usage"]\n\n',
@@ -194,7 +195,7 @@ def test_the_bytes_are_the_same_however_they_are_cut(
     events, usage = drawn
     whole = b"".join(events) + tail
     places = [0, *sorted(cut for cut in cuts if cut < len(whole)), len(whole)]
-    chunks = [whole[start:end] for start, end in zip(places, places[1:], strict=False)]
+    chunks = [whole[start:end] for start, end in pairwise(places)]
     expected = b"".join(each for place, each in enumerate(events) if place not in usage) + tail
 
     dropping, passing, at_once = EventStream(2, 2, True), EventStream(2, 2, False), EventStream(2, 2, True)
@@ -223,11 +224,15 @@ def test_usage_of_an_answer() -> None:
 
 @pytest.mark.parametrize("details", [b"null", b"{}", b'{"cached_tokens": null}'])
 def test_nothing_cached(details: bytes) -> None:
-    usage = read_usage(b'{"usage": {"prompt_tokens": 9, "completion_tokens": 3, "prompt_tokens_details": %s}}' % details)
+    usage = read_usage(
+        b'{"usage": {"prompt_tokens": 9, "completion_tokens": 3, "prompt_tokens_details": %s}}' % details
+    )
     assert usage is not None
     assert (usage.output_tokens, usage.cached_tokens) == (3, 0)
 
 
-@pytest.mark.parametrize("body", [b"", b"{}", b"[]", b"oops", b'{"usage": null}', b'{"usage": 5}', b"\xff", b"[" * 9999])
+@pytest.mark.parametrize(
+    "body", [b"", b"{}", b"[]", b"oops", b'{"usage": null}', b'{"usage": 5}', b"\xff", b"[" * 9999]
+)
 def test_an_answer_without_usage(body: bytes) -> None:
     assert read_usage(body) is None

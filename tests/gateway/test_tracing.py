@@ -112,12 +112,12 @@ def test_the_spans_of_a_request(
         assert span["attributes"]["gen_ai.usage.input_tokens"] == 7
         assert span["attributes"]["gen_ai.usage.output_tokens"] == 3
     assert prefill["attributes"]["fairlane.timing.source"] == ("observed" if stream else "answer")
-    assert sent["traceparent"] == f"00-{client['trace_id']}-{client['span_id']}-01"
+    *parent, flags = sent["traceparent"].split("-")
+    assert parent == ["00", client["trace_id"], client["span_id"]]
+    assert int(flags, 16) & 1  # sampled
 
 
 def test_the_trace_files_fields(engine: ScriptedEngine, start_gateway: StartGateway, tmp_path: Path) -> None:
-    from gateway.tracing import JsonLinesExporter
-
     file = tmp_path / "spans.jsonl"
     one_request(start_gateway(engine.url, trace_file=file), engine)
     for span in spans_of(file).values():
@@ -127,8 +127,6 @@ def test_the_trace_files_fields(engine: ScriptedEngine, start_gateway: StartGate
         ]
         assert len(span["trace_id"]) == 32
         assert len(span["span_id"]) == 16
-    documented = " ".join((JsonLinesExporter.__doc__ or "").replace(",", " ").replace(":", " ").split())
-    assert all(f" {field} " in f" {documented} " for field in span)
 
 
 def test_a_trace_file_is_added_to(engine: ScriptedEngine, start_gateway: StartGateway, tmp_path: Path) -> None:
@@ -197,9 +195,7 @@ def test_a_request_that_never_got_to_the_engine(
 
 
 @pytest.mark.parametrize("what", ["bad body", "engine down", "client left", "engine error"])
-def test_a_request_that_failed(
-    engine: ScriptedEngine, start_gateway: StartGateway, tmp_path: Path, what: str
-) -> None:
+def test_a_request_that_failed(engine: ScriptedEngine, start_gateway: StartGateway, tmp_path: Path, what: str) -> None:
     file = tmp_path / "spans.jsonl"
     gateway = start_gateway("http://127.0.0.1:9" if what == "engine down" else engine.url, trace_file=file)
     if what == "client left":
@@ -257,7 +253,8 @@ def test_an_odd_traceparent_begins_a_trace(
     assert sent["traceparent"].split("-")[1] == spans["SERVER"]["trace_id"] != TRACE_ID
 
 
-def test_a_gateway_that_traces_nothing_passes_the_trace_on(engine: ScriptedEngine, gateway: RunningGateway) -> None:
+def test_a_gateway_that_traces_nothing_passes_the_trace_on(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
+    gateway = start_gateway(engine.url)
     traceparent = f"00-{TRACE_ID}-{PARENT_ID}-01"
     assert one_request(gateway, engine, headers={"traceparent": traceparent})["traceparent"] == traceparent
 
@@ -277,8 +274,7 @@ class Collector:
 
     async def receive(self, request: Request) -> Response:
         self.asked.set()
-        while not self.open.is_set():
-            await asyncio.sleep(0.01)
+        await asyncio.to_thread(self.open.wait)
         assert request.headers["content-type"] == "application/x-protobuf"
         export = ExportTraceServiceRequest.FromString(await request.body())
         for resource in export.resource_spans:
@@ -345,7 +341,10 @@ def test_tracing_is_switched_off_the_standard_way(
 
 
 def test_a_collector_that_is_not_there(
-    engine: ScriptedEngine, start_gateway: StartGateway, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    engine: ScriptedEngine,
+    start_gateway: StartGateway,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """It slows no request, is worth one line of log, and does not hold up the end."""
     with socket.socket() as probe:

@@ -1,0 +1,82 @@
+"""The virtual clock: the engine's own arithmetic without a gateway, the gateway's rules with one."""
+
+import itertools
+
+import pytest
+
+from gateway.admission import Admission, Limits
+from gateway.cost import CostModel
+from gateway.estimator import Estimator
+from gateway.profile import load as load_cost_profile
+from loadtest.engine import Engine, prefill_alone
+from loadtest.office import Arrival, office
+from loadtest.profile import load_profile
+from loadtest.records import Record
+from loadtest.simulate import Agenda, Simulation
+from policies import POLICIES
+
+PROFILE = load_profile("gemma-4-26b-bf16")
+
+
+def simulate(arrivals: list[Arrival], policy: str | None = None, **limits: int) -> list[Record]:
+    if policy is None:
+        return Simulation(Engine(PROFILE)).run(arrivals)
+    cost_model = CostModel(load_cost_profile("gemma-4-26b-bf16"), Estimator())
+    return Simulation(Engine(PROFILE), Admission(POLICIES[policy](), Limits(**limits)), cost_model).run(arrivals)
+
+
+def long(at: float, user: str = "ida") -> Arrival:
+    return Arrival(at, user, "long", 25_000, 10)
+
+
+def short(at: float, user: str = "ada") -> Arrival:
+    return Arrival(at, user, "short", 200, 10)
+
+
+def test_what_falls_on_one_instant_happens_in_order() -> None:
+    agenda, happened = Agenda(), list[str]()
+    agenda.at(2.0, lambda: happened.append("c"))
+    agenda.at(1.0, lambda: happened.append("a"))
+    agenda.at(1.0, lambda: happened.append("b"))
+    agenda.run()
+    assert happened == ["a", "b", "c"]
+    assert agenda.now == 2.0
+
+
+@pytest.mark.parametrize("policy", [None, *POLICIES])
+def test_alone_a_request_takes_what_the_engine_takes(policy: str | None) -> None:
+    (record,) = simulate([short(3.0)], policy)
+    assert record.ttft == pytest.approx(prefill_alone(PROFILE, 200))
+    assert len(record.tokens) == 10
+
+
+@pytest.mark.parametrize("policy", [None, *POLICIES])
+def test_everybody_gets_every_token(policy: str | None) -> None:
+    for record in simulate(office(seed=4), policy):
+        assert len(record.tokens) == record.arrival.output_tokens
+        assert record.tokens == sorted(record.tokens)
+
+
+def test_long_prompts_go_one_at_a_time_and_short_ones_pass() -> None:
+    arrivals = [long(0.0), long(0.1), short(0.2)]
+    direct, gated = simulate(arrivals), simulate(arrivals, "fair")
+    assert direct[2].ttft > 10
+    assert gated[2].ttft < 8  # behind the first document, whose steps no flag cuts here, and not the second
+    assert gated[1].first_token > gated[0].first_token + prefill_alone(PROFILE, 25_000) * 0.9
+
+
+def test_seats_are_a_limit() -> None:
+    """One seat: a request's first token comes only when the one before it is done."""
+    records = simulate([short(0.0, "ada"), short(0.0, "ben"), short(0.0, "cem")], "fifo", max_num_seqs=1)
+    for before, after in itertools.pairwise(records):
+        assert after.first_token > before.tokens[-1]
+
+
+def test_users_take_turns() -> None:
+    arrivals = [long(0.0, "ida") for _ in range(4)] + [long(1.0, "jon")]
+    fair, fifo = simulate(arrivals, "fair"), simulate(arrivals, "fifo")
+
+    def before_jon(records: list[Record]) -> int:
+        return sum(record.first_token < records[-1].first_token for record in records[:-1])
+
+    assert (before_jon(fair), before_jon(fifo)) == (1, 4)
