@@ -2,7 +2,7 @@
 
 Alone, uvicorn raises the signal again once it has shut down, so that a service manager sees a death by SIGTERM;
 and it learns of the signal at its next tick. Here draining begins with the signal, what runs may finish within
-`drain_timeout`, and the exit code is 0. A second signal ends at once.
+`drain_timeout`, and the exit code is 0. A second Ctrl-C ends at once.
 """
 
 import signal

@@ -1,6 +1,7 @@
 """The commands that the load tester adds to the command line."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -80,6 +81,7 @@ def sim(
         long_prefill_token_threshold=long_prefill_token_threshold,
     )
     server = create_app(engine, speed=speed, seed=seed, noise=noise)
+    print(f"simulated Spark, {engine.name}, {speed:g} times as fast as life: http://{host}:{port}/v1", file=sys.stderr)
     uvicorn.run(server, host=host, port=port, log_level="warning", timeout_graceful_shutdown=1)
 
 

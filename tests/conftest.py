@@ -409,6 +409,9 @@ class RunningGateway:
     def queued(self, lane: str | None = None) -> int:
         return int(self.metric("fairlane_queue_jobs", **({} if lane is None else {"lane": lane})))
 
+    def wait_queued(self, count: int, lane: str | None = None) -> None:
+        until(lambda: self.queued(lane) == count, what=f"{count} are queued")
+
     def in_prefill(self, lane: str | None = None) -> int:
         return int(self.metric("fairlane_prefill_jobs", **({} if lane is None else {"lane": lane})))
 
@@ -504,9 +507,7 @@ def _shared_gateway(_scripted_engine: ScriptedEngine) -> Iterator[RunningGateway
 
 
 @pytest.fixture
-def gateway(
-    engine: ScriptedEngine, _shared_gateway: RunningGateway, _nothing_failed: None
-) -> Iterator[RunningGateway]:
+def gateway(engine: ScriptedEngine, _shared_gateway: RunningGateway, _nothing_failed: None) -> Iterator[RunningGateway]:
     """A gateway with its defaults in front of the scripted engine. Others have used it before: what it has learned
     it keeps, what it counts begins at zero."""
     gateway = replace(_shared_gateway, _asked=[], _before=_shared_gateway.counters())
@@ -517,11 +518,13 @@ def gateway(
         gateway.leave_all()
 
 
-@pytest.fixture(autouse=True)
-def _no_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="session", autouse=True)
+def _no_outside() -> Iterator[None]:
     """Whoever runs the tests may have a collector, a proxy or settings of their own."""
-    for name in list(os.environ):
-        if name.startswith(("OTEL_", "FAIRLANE_")) and name != "FAIRLANE_VLLM_PYTHON":
-            monkeypatch.delenv(name)
-        if name.lower() in ("http_proxy", "https_proxy", "all_proxy"):
-            monkeypatch.delenv(name)
+    with pytest.MonkeyPatch.context() as environ:
+        for name in list(os.environ):
+            if name.startswith(("OTEL_", "FAIRLANE_")) and name != "FAIRLANE_VLLM_PYTHON":
+                environ.delenv(name)
+            if name.lower() in ("http_proxy", "https_proxy", "all_proxy"):
+                environ.delenv(name)
+        yield

@@ -1,6 +1,7 @@
 """One core, two clocks: what a real gateway decided, the simulator's side decides again, from its log alone."""
 
 import json
+import os
 import random
 import threading
 from collections.abc import Callable, Iterator
@@ -211,6 +212,16 @@ def test_another_user_shows(decisions: Decisions) -> None:
     arrivals = [at for at, event in enumerate(events) if event["event"] == "arrive"]
     seen = [at for at in arrivals if diverges(written(head, replaced(events, at, flow="somebody else")))]
     assert len(seen) > len(arrivals) / 2
+
+
+def test_the_log_is_closed_with_the_gateway(start_gateway: StartGateway, tmp_path: Path) -> None:
+    file = tmp_path / "decisions.jsonl"
+    gateway = start_gateway("http://127.0.0.1:9", decision_log=file)
+    opened = {os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")}
+    assert str(file) in opened
+    gateway.stop()
+    opened = {os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")}
+    assert str(file) not in opened
 
 
 def test_a_log_that_is_none() -> None:

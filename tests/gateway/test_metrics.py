@@ -53,9 +53,9 @@ def test_budgets_as_a_request_goes(engine: ScriptedEngine, start_gateway: StartG
     assert gateway.metric("fairlane_prefill_tokens", lane="long") == 3000
     assert gateway.seats() == 3
     waits = gateway.ask({"prompt": [1] * 3000, "stream": True}, "/v1/completions")
-    until(lambda: gateway.queued("long") == 1)
+    gateway.wait_queued(1, "long")
     waits_too = gateway.ask(chat(stream=True))
-    until(lambda: gateway.queued("short") == 1)
+    gateway.wait_queued(1, "short")
     assert gateway.queued("long") == 1
     call.start()
     call.send(token(index=0) + token(index=1))
@@ -92,7 +92,9 @@ def test_what_is_counted_at_the_end(engine: ScriptedEngine, gateway: RunningGate
     assert gateway.metric("fairlane_queue_seconds_count", lane="long") == 0
 
 
-@pytest.mark.xfail(reason="an error that the engine answers a streamed request with is counted as a first token")
+@pytest.mark.xfail(
+    reason="an error that the engine answers a streamed request with is counted as a first token", strict=True
+)
 def test_an_error_has_no_first_token(engine: ScriptedEngine, gateway: RunningGateway) -> None:
     asked = gateway.ask(chat(stream=True))
     engine.asked().answer(400, {"error": {"message": "no"}})
@@ -106,7 +108,7 @@ def test_seconds_are_seconds(engine: ScriptedEngine, start_gateway: StartGateway
     first = gateway.ask(chat(stream=True))
     call = engine.asked()
     second = gateway.ask(chat(stream=True))
-    until(lambda: gateway.queued() == 1)
+    gateway.wait_queued(1)
     start = gateway.metric("fairlane_queue_seconds_sum")
     assert start == 0
     call.stream(token(), DONE)

@@ -209,7 +209,7 @@ def test_how_long_it_was_queued_is_told(engine: ScriptedEngine, start_gateway: S
     first = gateway.ask(chat(stream=stream))
     call = engine.asked()
     second = gateway.ask(chat(stream=stream))
-    until(lambda: gateway.queued() == 1)
+    gateway.wait_queued(1)
     start = time.perf_counter()
     until(lambda: (time.perf_counter() - start) > 0.05)
     held = time.perf_counter() - start
@@ -251,9 +251,9 @@ def test_who_leaves_while_queued_is_out_of_the_queue(engine: ScriptedEngine, sta
     first = gateway.ask(chat(stream=True))
     call = engine.asked()
     leaves = gateway.ask(chat(stream=True))
-    until(lambda: gateway.queued() == 1)
+    gateway.wait_queued(1)
     stays = gateway.ask(chat(stream=True), headers={"x-request-id": "stays"})
-    until(lambda: gateway.queued() == 2)
+    gateway.wait_queued(2)
     leaves.leave()
     until(lambda: gateway.queued() == 1, AT_ONCE)
     # The engine was not asked, and its answer had nothing to do with it.
@@ -284,7 +284,7 @@ def test_who_leaves_a_stream_closes_the_engines(
     else:
         assert leaves.status == 200
     waits = gateway.ask(chat(stream=True))
-    until(lambda: gateway.queued() == 1)
+    gateway.wait_queued(1)
     leaves.leave()
     assert call.left.wait(AT_ONCE)
     second = engine.asked(AT_ONCE)  # the seat is the next one's
@@ -304,7 +304,7 @@ def test_who_leaves_before_an_answer_in_one_piece_closes_the_engines(
         call.start(200, "application/json", content_length="100")
         call.send(b'{"choices":')
     waits = gateway.ask(chat())
-    until(lambda: gateway.queued() == 1)
+    gateway.wait_queued(1)
     leaves.leave()
     assert call.left.wait(AT_ONCE)
     engine.asked(AT_ONCE).answer()
@@ -356,7 +356,7 @@ def test_the_prefill_permit_comes_back_at_the_first_data_and_not_at_a_comment(
     first = gateway.ask(chat("a long prompt", stream=True))
     call = engine.asked()
     waits = gateway.ask(chat("another long one", stream=True))
-    until(lambda: gateway.queued("long") == 1)
+    gateway.wait_queued(1, "long")
     call.start()
     call.send(b": queued\n\n")
     assert first.event() == b": queued\n\n"  # so the gateway has seen it
@@ -444,7 +444,7 @@ def test_the_permit_of_an_answer_in_one_piece_comes_back_with_it(
     first = gateway.ask(chat("a long prompt"))
     call = engine.asked()
     second = gateway.ask(chat("another long one"))
-    until(lambda: gateway.queued() == 1)
+    gateway.wait_queued(1)
     assert engine.pending == 0
     call.answer()
     engine.asked().answer()
@@ -459,7 +459,7 @@ def test_a_client_that_stops_reading_is_dropped(engine: ScriptedEngine, start_ga
     stalls = gateway.ask(chat(stream=True), receive_buffer=4096)
     call = engine.asked()
     waits = gateway.ask(chat(stream=True))
-    until(lambda: gateway.queued() == 1)
+    gateway.wait_queued(1)
     call.start()
     big = token("x" * 60_000)
     for _ in range(200):  # 12 MB: more than the buffers of all sockets on the way
@@ -524,7 +524,7 @@ def test_the_policy_says_who_is_next(
         user = request.split()[0]
         headers = {"x-request-id": request.replace(" ", "-")} | ({} if name == "user" else {name: user})
         asked.append(gateway.ask(chat(stream=True, **({"user": user} if name == "user" else {})), headers=headers))
-        until(lambda count=count: gateway.queued() == count)
+        gateway.wait_queued(count)
     served = []
     for _ in order:
         call.stream(token(), DONE)
@@ -538,7 +538,7 @@ def test_the_policy_says_who_is_next(
 def test_a_long_prompt_does_not_block_a_short_one(engine: ScriptedEngine, gateway: RunningGateway) -> None:
     long = [gateway.ask(chat("x" * 40_000, stream=True)) for _ in range(2)]
     call = engine.asked()
-    until(lambda: gateway.queued("long") == 1)
+    gateway.wait_queued(1, "long")
     short = gateway.ask(chat("hi", stream=True))
     other = engine.asked()
     assert other.json["messages"][0]["content"] == "hi"

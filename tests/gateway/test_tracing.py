@@ -143,7 +143,7 @@ def test_times_are_those_of_the_phases(engine: ScriptedEngine, start_gateway: St
     ahead = gateway.ask(chat(stream=True), headers={"x-request-id": "ahead"})
     call = engine.asked()
     asked = gateway.ask(chat(stream=True), headers={"x-request-id": "asked"})
-    until(lambda: gateway.queued() == 1)
+    gateway.wait_queued(1)
     queued = pause()
     call.stream(token(), DONE)
     call = engine.asked()
