@@ -118,6 +118,10 @@ class Admission:
     def running(self) -> int:
         return len(self._prefill) + len(self._decode)
 
+    def held(self) -> dict[str, int]:
+        """What the budgets have given out."""
+        return {"seats": self.seats} | {lane: self._lanes[lane].tokens for lane in LANES}
+
     def predicted_prefill(self, job: Job) -> float:
         """Seconds from dispatch to first token of a job in prefill, the work ahead of it in the engine counted.
 

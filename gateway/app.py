@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 import anyio
@@ -62,15 +62,20 @@ class Gateway:
         logger.info("draining: %d running may finish, %d waiting get 503", admission.running, waiting)
         self.waiting.drain()
 
+    def cut_off(self) -> None:
+        """Time is up: end what still runs, and tell its clients."""
+        self.waiting.cut_off()
+
 
 def create_gateway(settings: Settings, profile: Profile | None = None) -> Gateway:
     """Raises ValueError if the profile cannot be loaded, OSError if a log file cannot be opened."""
     limits = settings.limits
     admission = Admission(POLICIES[settings.policy](), limits)
+    files = ExitStack()
     decisions = None
     if settings.decision_log:
-        file = settings.decision_log.open("w", encoding="utf-8", buffering=1)
-        decisions = DecisionLog(file.write, settings.policy, limits)
+        file = files.enter_context(settings.decision_log.open("w", encoding="utf-8", buffering=1))
+        decisions = DecisionLog(file.write, settings.policy, admission)
     waiting = WaitingRoom(admission, settings.queue_timeout, decisions)
     estimator = Estimator()
     cost_model = CostModel(profile or load_profile(settings.profile), estimator)
@@ -121,10 +126,11 @@ def create_gateway(settings: Settings, profile: Profile | None = None) -> Gatewa
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(_find_engine, upstream)
-            yield
-            tasks.cancel_scope.cancel()
+        with files:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(_find_engine, upstream)
+                yield
+                tasks.cancel_scope.cancel()
         await upstream.aclose()
         await anyio.to_thread.run_sync(telemetry.tracing.shutdown)
 
@@ -138,6 +144,7 @@ def create_gateway(settings: Settings, profile: Profile | None = None) -> Gatewa
         exception_handlers={GatewayError: _gateway_error, HTTPException: _http_error, Exception: _bug},
         lifespan=lifespan,
     )
+    app.router.redirect_slashes = False  # one line a route: `/v1/models/` is none
     return Gateway(settings, waiting, upstream, telemetry, callers, app)
 
 

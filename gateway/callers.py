@@ -14,6 +14,9 @@ from gateway.errors import UnknownKey
 
 Network = IPv4Network | IPv6Network
 
+# A name is kept for as long as its user is remembered; a longer one is told apart by its digest.
+MAX_NAME = 200
+
 
 @dataclass(frozen=True, slots=True)
 class Key:
@@ -44,7 +47,9 @@ class Caller:
     def flow(self, user: str | None = None) -> str:
         """Whose turn a request takes; `user` is the name in its body."""
         named = self.front_end and (self.named_user or user)
-        return f"user:{named}" if named else self.name
+        if not named:
+            return self.name
+        return f"user:{named if len(named) <= MAX_NAME else hashed(named)}"
 
 
 class Callers:
@@ -62,7 +67,7 @@ class Callers:
             return Caller(f"key:{key.owner}", key.front_end, self._named_user(headers))
         if self._keys and not (ip and ip.is_loopback):
             raise UnknownKey("Unknown API key. Ask whoever runs this gateway for one, and send it as a Bearer token.")
-        return Caller(f"address:{address or 'unknown'}", self._is_front_end(ip), self._named_user(headers))
+        return Caller(f"address:{ip or address or 'unknown'}", self._is_front_end(ip), self._named_user(headers))
 
     def _key(self, headers: Mapping[bytes, bytes]) -> Key | None:
         scheme, _, token = headers.get(b"authorization", b"").partition(b" ")

@@ -156,7 +156,7 @@ def _shown(value: object) -> str:
 def _greet(settings: Settings, port: int) -> None:
     """What an admin wants to know first: the URLs to paste, and what rules are in force."""
     limits, cost = settings.limits, load_profile(settings.profile)
-    local = settings.host in ("127.0.0.1", "::1", "localhost")
+    local = settings.on_loopback
     closed = "not reachable: listen with --host 0.0.0.0 and keys (or --insecure)"
     lines = [
         f"fairlane {version('fairlane')}, in front of {settings.base_url}",

@@ -13,12 +13,12 @@ from gateway.errors import BadRequest
 
 Route = Literal["/v1/chat/completions", "/v1/completions"]
 
-# What an image costs in prompt tokens, whatever its size: Gemma's encoders make 256 of one. Its base64 text is
-# never counted.
-IMAGE_TOKENS = 256
+# What a part that is no text (an image, a sound) costs in prompt tokens, whatever its size: Gemma's encoder makes 256
+# of an image. Its base64 is never counted.
+MEDIA_TOKENS = 256
 
 # A count that an engine can be asked for. vLLM itself refuses n above 16384.
-_Count = Annotated[int, msgspec.Meta(ge=1)]
+_Count = Annotated[int, msgspec.Meta(ge=1, le=16384)]
 
 
 class _StreamOptions(msgspec.Struct):
@@ -39,6 +39,7 @@ class _Message(msgspec.Struct):
     # Parts stay untyped: what is not text has many shapes, and none of them is ours to refuse.
     content: str | list[str | dict[str, Any]] | None = None
     reasoning: str | None = None
+    reasoning_content: str | None = None
     tool_calls: msgspec.Raw = msgspec.Raw()
 
 
@@ -94,22 +95,21 @@ def parse(route: Route, body: bytes) -> Completion:
     """Raises BadRequest for what is no JSON, lacks its prompt, or has the wrong type where we must read it."""
     try:
         request = _DECODERS[route].decode(body)
+        drop_usage = bool(request.stream) and not (request.stream_options and request.stream_options.include_usage)
+        forwarded = _ask_for_usage(body) if drop_usage else body
     except msgspec.ValidationError as error:
         message, _, path = str(error).partition(" - at `$")
         raise BadRequest(message, param=path.strip("`.") or None) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadRequest(f"The body is not valid JSON: {error}") from error
 
-    stream = bool(request.stream)
-    asked = bool(request.stream_options and request.stream_options.include_usage)
-    drop_usage = stream and not asked
     return Completion(
         route=route,
-        body=_ask_for_usage(body) if drop_usage else body,
+        body=forwarded,
         model=request.model,
         prompts=_chat_prompt(request) if isinstance(request, _Chat) else _text_prompts(request.prompt),
         n=request.n or 1,
-        stream=stream,
+        stream=bool(request.stream),
         drop_usage=drop_usage,
         max_tokens=request.max_completion_tokens or request.max_tokens,
         user=request.user,
@@ -117,18 +117,19 @@ def parse(route: Route, body: bytes) -> Completion:
 
 
 def _chat_prompt(chat: _Chat) -> tuple[Prompt, ...]:
-    text_bytes, images = len(chat.tools), 0
+    text_bytes, media = len(chat.tools), 0
     for message in chat.messages:
-        text_bytes += len(message.tool_calls) + _utf8(message.reasoning or "")
+        text_bytes += len(message.tool_calls)
+        text_bytes += _utf8(message.reasoning or "") + _utf8(message.reasoning_content or "")
         if isinstance(message.content, str):
             text_bytes += _utf8(message.content)
         for part in message.content if isinstance(message.content, list) else ():
-            text = part if isinstance(part, str) else part.get("text")
+            text = part if isinstance(part, str) else part.get("text", part.get("refusal"))
             if isinstance(text, str):
                 text_bytes += _utf8(text)
             else:
-                images += 1
-    return (Prompt(text_bytes, images * IMAGE_TOKENS),)
+                media += 1
+    return (Prompt(text_bytes, media * MEDIA_TOKENS),)
 
 
 def _text_prompts(prompt: str | list[str | int | list[int]]) -> tuple[Prompt, ...]:
@@ -164,5 +165,7 @@ def _ask_for_usage(body: bytes) -> bytes:
         return body[:end] + b',"stream_options":{"include_usage":true}' + body[end:]
     request = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
     options = msgspec.json.decode(request.get("stream_options", b"null")) or {}
+    # Without `include_usage` vLLM ignores this one; with it every chunk would carry usage.
+    options.pop("continuous_usage_stats", None)
     request["stream_options"] = msgspec.Raw(msgspec.json.encode(options | {"include_usage": True}))
     return msgspec.json.encode(request)

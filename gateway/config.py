@@ -7,7 +7,7 @@ know with what was probably meant.
 import tomllib
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -76,7 +76,12 @@ class KeySettings(BaseModel, extra="forbid", frozen=True):
 
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(
-        env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, validate_default=True
+        env_prefix=ENV_PREFIX,
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        validate_default=True,
+        allow_inf_nan=False,
     )
 
     host: str = Field("127.0.0.1", description="address to listen on")
@@ -148,12 +153,29 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _open_only_with_keys(self) -> "Settings":
-        if not self.insecure and not self.keys and self.host not in ("127.0.0.1", "::1", "localhost"):
+        if not self.insecure and not self.keys and not self.on_loopback:
             raise ValueError(
                 f"host = {self.host} lets others in, and there are no keys: add [[keys]], or say --insecure if "
                 "everybody who can reach this port may use the engine"
             )
         return self
+
+    @field_validator("keys")
+    @classmethod
+    def _each_key_once(cls, keys: tuple[KeySettings, ...]) -> tuple[KeySettings, ...]:
+        seen: dict[str, str] = {}
+        for key in keys:
+            if (owner := seen.setdefault(key.key.get_secret_value(), key.owner)) != key.owner:
+                raise ValueError(f"{owner} and {key.owner} have the same key")
+        return keys
+
+    @property
+    def on_loopback(self) -> bool:
+        """Whether only this host can connect."""
+        try:
+            return self.host == "localhost" or ip_address(self.host).is_loopback
+        except ValueError:
+            return False
 
     @property
     def base_url(self) -> str:
@@ -234,10 +256,11 @@ def _read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _faults(error: ValidationError, sources: Sources) -> Iterator[str]:
-    known = {key for key, _, _ in fields()}
+    known = {key for key, _, _ in fields()} | {key.partition(".")[0] for key, _, _ in fields()}
     for fault in error.errors():
         key = ".".join(map(str, fault["loc"]))
-        where = f" ({sources[key]})" if key in sources else ""
+        source = next((sources[each] for each in sources if each == key or each.startswith(f"{key}.")), None)
+        where = f" ({source})" if source else ""
         if fault["type"] == "extra_forbidden":
             yield f"unknown key {key}{where}{_suggestion(key, known)}"
         else:
@@ -257,6 +280,8 @@ def _nested(flags: Mapping[str, Any]) -> dict[str, Any]:
         table = nested
         for parent in parents:
             table = table.setdefault(parent, {})
+            if not isinstance(table, dict):
+                raise ConfigError(f"{parent} is a table: set {parent}.{name} alone, or the table")
         table[name] = value
     return nested
 

@@ -1,15 +1,15 @@
 """Admission's events and decisions, a line of JSON each, as they happen.
 
-The first line has the policy and the limits; each further one an event, its job, and who was let go by it. From
-that alone the same decisions can be taken again, by the same code and no clock (`fairlane replay`), or other ones
-by another policy. Jobs are numbered; flows are hashed.
+The first line has the policy and the limits; each further one an event, its job, who was let go by it, and what the
+budgets have given out since. From that alone the same decisions can be taken again, by the same code and no clock
+(`fairlane replay`), or other ones by another policy. Jobs are numbered; flows are hashed.
 
     {"policy": "fair", "limits": {...}}
-    {"event": "arrive", "job": 0, "flow": "6f0c…", "lane": "short", "tokens": 50, "cost": 0.2, "arrival": 1.5,
-     "seats": 1, "dispatched": [0]}
-    {"event": "first_token", "job": 0, "dispatched": []}
-    {"event": "finish", "job": 0, "cost": 0.9, "dispatched": []}
-    {"event": "leave", "job": 1, "dispatched": []}
+    {"n": 1, "event": "arrive", "job": 0, "flow": "6f0c…", "lane": "short", "tokens": 50, "cost": 0.2, "arrival": 1.5,
+     "seats": 1, "dispatched": [0], "held": {"seats": 1, "short": 50, "long": 0}}
+    {"n": 2, "event": "first_token", "job": 0, "dispatched": [], "held": {"seats": 1, "short": 0, "long": 0}}
+    {"n": 3, "event": "finish", "job": 0, "cost": 0.9, "dispatched": [], "held": {"seats": 0, "short": 0, "long": 0}}
+    {"n": 4, "event": "leave", "job": 1, "dispatched": [], "held": {"seats": 0, "short": 0, "long": 0}}
 """
 
 import json
@@ -18,7 +18,7 @@ from dataclasses import asdict
 from itertools import count
 from typing import Any
 
-from gateway.admission import Limits
+from gateway.admission import Admission
 from gateway.callers import hashed
 from policies.base import Job
 
@@ -26,22 +26,25 @@ from policies.base import Job
 class DecisionLog:
     """An observer of the waiting room. `write` takes one line, its newline included."""
 
-    def __init__(self, write: Callable[[str], object], policy: str, limits: Limits) -> None:
+    def __init__(self, write: Callable[[str], object], policy: str, admission: Admission) -> None:
         self._write = write
+        self._admission = admission
         self._numbers: dict[Job, int] = {}
         self._count = count()
-        self._line({"policy": policy, "limits": asdict(limits)})
+        self._events = count(1)
+        self._line({"policy": policy, "limits": asdict(admission.limits)})
 
     def __call__(self, event: str, job: Job, cost: float | None, dispatched: list[Job]) -> None:
         if event == "arrive":
             self._numbers[job] = next(self._count)
-        line: dict[str, Any] = {"event": event, "job": self._numbers[job]}
+        line: dict[str, Any] = {"n": next(self._events), "event": event, "job": self._numbers[job]}
         if event == "arrive":
             line |= asdict(job) | {"flow": hashed(job.flow)}
             del line["id"]
         if cost is not None:
             line["cost"] = cost
         line["dispatched"] = [self._numbers[granted] for granted in dispatched]
+        line["held"] = self._admission.held()
         if event in ("finish", "leave"):
             del self._numbers[job]
         self._line(line)

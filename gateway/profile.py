@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, NonNegativeFloat, ValidationError
 
 
-class Profile(BaseModel, frozen=True, extra="forbid"):
+class Profile(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """c + a n + b n^2 seconds of prefill for n uncached tokens; marginal seconds for an output token."""
 
     c_s: NonNegativeFloat
@@ -46,10 +46,11 @@ def load(name: str) -> Profile:
         raise ValueError(f"no profile {name!r}: choose {' or '.join(shipped)}, or give the path of a .toml file")
     try:
         tables = tomllib.loads(Path(name).read_text())
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ValueError(f"cannot read the profile {name}: {error}") from error
-    if len(tables) != 1:
-        raise ValueError(f"{name} must hold one table, not {len(tables)}: {', '.join(tables) or 'it is empty'}")
+    if len(tables) != 1 or not all(isinstance(table, dict) for table in tables.values()):
+        held = ", ".join(tables) or "nothing"
+        raise ValueError(f"{name} must hold one table ([some-name] and its keys); it holds {held}")
     return _profile(name, *tables.values())
 
 

@@ -135,7 +135,7 @@ async def _hand_over(client: Client, exchange: Exchange, answer: Answer) -> None
     """An answer in one piece. It is read whole first: should the engine break off, the client gets an error that
     says so, and no half of an answer."""
     body = await answer.read()
-    if exchange.timeline.first_token is None:
+    if exchange.timeline.first_token is None and answer.status < 400:
         exchange.timeline.first_token = perf_counter()
         exchange.prefill_source = "answer"
     exchange.usage = read_usage(body)

@@ -5,17 +5,27 @@ and it learns of the signal at its next tick. Here draining begins with the sign
 `drain_timeout`, and the exit code is 0. A second Ctrl-C ends at once.
 """
 
+import logging
 import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+import anyio
 import uvicorn
 
 from gateway.app import Gateway
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+# Seconds that clients have to read why their stream ended.
+CUT_OFF_TIMEOUT = 2
+
+
+def _news(record: logging.LogRecord) -> bool:
+    """uvicorn takes it for an error that a client who stopped reading is cut off; the request's own line says why."""
+    return record.msg != "ASGI callable returned without completing response."
 
 
 class Server(uvicorn.Server):
@@ -35,9 +45,11 @@ class Server(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 timeout_keep_alive=75,
-                timeout_graceful_shutdown=int(settings.drain_timeout) or 1,
+                # A backstop: by then the gateway has ended everything itself.
+                timeout_graceful_shutdown=int(settings.drain_timeout) + CUT_OFF_TIMEOUT,
             )
         )
+        logging.getLogger("uvicorn.error").addFilter(_news)
         self._gateway = gateway
         self._on_start = on_start
 
@@ -56,5 +68,18 @@ class Server(uvicorn.Server):
                 signal.signal(number, handler)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._gateway.drain()
+        if self.should_exit and sig == signal.SIGINT:
+            self._gateway.cut_off()
+        else:
+            self._gateway.drain()
         super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._cut_off)
+            await super().shutdown(sockets)
+            tasks.cancel_scope.cancel()
+
+    async def _cut_off(self) -> None:
+        await anyio.sleep(self._gateway.settings.drain_timeout)
+        self._gateway.cut_off()

@@ -4,6 +4,7 @@ Events pass byte for byte. They are cut at blank lines only, so that one of them
 held back is at most one incomplete event. Format: https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
 
+import re
 from dataclasses import dataclass, field
 
 import msgspec
@@ -34,22 +35,33 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 class _Choice(msgspec.Struct):
-    index: int = 0
+    index: int | None = 0
 
 
 class _Event(msgspec.Struct):
-    choices: list[_Choice] = []
-    usage: Usage | None = None
+    choices: list[_Choice] | None = None
+    error: msgspec.Raw = msgspec.Raw()
+    usage: msgspec.Raw = msgspec.Raw()
 
 
 _decode_event = msgspec.json.Decoder(_Event).decode
+_decode_usage = msgspec.json.Decoder(Usage | None).decode
+_BLANK_LINE = re.compile(rb"(\r\n\r\n|\n\n)")
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def read_usage(body: bytes) -> Usage | None:
     """The usage of an answer that is one JSON object, if it has one that can be read."""
     try:
-        return _decode_event(body).usage
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _usage(_decode_event(body))
+    except _UNREADABLE:
+        return None
+
+
+def _usage(event: _Event) -> Usage | None:
+    try:
+        return _decode_usage(event.usage) if event.usage else None
+    except _UNREADABLE:
         return None
 
 
@@ -91,7 +103,7 @@ class EventStream:
     def end(self) -> bytes:
         """What was held back, when the engine has closed the stream."""
         tail, self._tail = self._tail, b""
-        return tail
+        return self._look_into(tail)
 
     def _look_into(self, whole: bytes) -> bytes:
         kept = []
@@ -102,15 +114,15 @@ class EventStream:
                 continue
             try:
                 parsed = _decode_event(data)
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            except _UNREADABLE:
                 kept.append(event)
                 continue
-            if data.startswith(b'{"error"'):
+            if parsed.error:
                 self.failed = True
             elif parsed.choices:
-                self._begun.update(choice.index // self.n for choice in parsed.choices)
-            if parsed.usage:
-                self.usage = parsed.usage
+                self._begun.update((choice.index or 0) // self.n for choice in parsed.choices)
+            if usage := _usage(parsed):
+                self.usage = usage
                 if self.drop_usage and not parsed.choices:
                     continue
             kept.append(event)
@@ -125,9 +137,9 @@ def _end_of_last_event(data: bytes) -> int:
 
 
 def _split(data: bytes) -> list[bytes]:
-    separator = b"\r\n\r\n" if b"\r\n\r\n" in data else b"\n\n"
-    *events, rest = data.split(separator)
-    return [event + separator for event in events] + ([rest] if rest else [])
+    """The events, each with its blank line; the last one may lack it."""
+    pieces = _BLANK_LINE.split(data)  # event, blank line, event, blank line, ..., rest
+    return [b"".join(pieces[i : i + 2]) for i in range(0, len(pieces), 2)]
 
 
 def _data(event: bytes) -> bytes | None:

@@ -19,11 +19,11 @@ class Timeline:
 
     @property
     def queue_s(self) -> float | None:
-        return _between(self.queued, self.dispatched or self.ended)
+        return _between(self.queued, _first(self.dispatched, self.ended))
 
     @property
     def prefill_s(self) -> float | None:
-        return _between(self.dispatched, self.first_token or self.ended)
+        return _between(self.dispatched, _first(self.first_token, self.ended))
 
     @property
     def decode_s(self) -> float | None:
@@ -36,6 +36,10 @@ class Timeline:
     @property
     def e2e_s(self) -> float | None:
         return _between(self.arrived, self.ended)
+
+
+def _first(stamp: float | None, otherwise: float | None) -> float | None:
+    return otherwise if stamp is None else stamp
 
 
 def _between(start: float | None, end: float | None) -> float | None:

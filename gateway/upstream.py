@@ -48,7 +48,8 @@ _NOT_RETURNED = _HOP_BY_HOP | {b"date", b"server", b"x-request-id"}
 
 
 def forwarded(headers: dict[bytes, bytes]) -> Headers:
-    return [(name, value) for name, value in headers.items() if name not in _NOT_FORWARDED]
+    named = {name.strip().lower() for name in headers.get(b"connection", b"").split(b",")}
+    return [(name, value) for name, value in headers.items() if name not in _NOT_FORWARDED | named]
 
 
 def returned(response: httpx.Response) -> Headers:

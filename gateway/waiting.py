@@ -4,6 +4,7 @@ All state changes happen between awaits, on one event loop: there are no locks, 
 come back twice, wherever a request is cancelled.
 """
 
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -12,6 +13,8 @@ import anyio
 from gateway.admission import Admission
 from gateway.errors import Draining, GatewayError, QueueTimeout
 from policies.base import Job
+
+logger = logging.getLogger("fairlane")
 
 # Told of each event as it happens: its name, its job, what the job came to if it finished, who was let go.
 Observer = Callable[[str, Job, float | None, list[Job]], None]
@@ -43,6 +46,7 @@ class _Waiter:
         self.wake = anyio.Event()
         self.granted = False
         self.evicted: GatewayError | None = None
+        self.scope = anyio.CancelScope()
 
 
 class WaitingRoom:
@@ -73,10 +77,13 @@ class WaitingRoom:
             permit = Permit(self, job)
             cost = job.cost
             try:
-                yield permit
+                with waiter.scope:
+                    yield permit
             finally:
                 permit.end()
                 cost = permit.cost
+            if waiter.evicted and waiter.scope.cancelled_caught:
+                raise waiter.evicted
         finally:
             # No await in here: nothing can come between a request's end and its permit's return.
             del self._waiters[job]
@@ -96,13 +103,23 @@ class WaitingRoom:
                 waiter.evicted = Draining(_DRAINING)
                 waiter.wake.set()
 
+    def cut_off(self) -> None:
+        """End what is in the engine, too."""
+        for waiter in self._waiters.values():
+            waiter.evicted = Draining(_DRAINING)
+            waiter.scope.cancel()
+
     def _carry_out(self, event: str, job: Job, cost: float | None, dispatched: list[Job]) -> None:
-        if self._observe:
-            self._observe(event, job, cost, dispatched)
         for granted in dispatched:
             waiter = self._waiters[granted]
             waiter.granted = True
             waiter.wake.set()
+        if self._observe:
+            try:
+                self._observe(event, job, cost, dispatched)
+            except Exception:
+                logger.exception("the decision log cannot be written; it ends here")
+                self._observe = None
 
 
 _DRAINING = "The gateway is shutting down. Try again in a moment."

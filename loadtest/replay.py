@@ -20,9 +20,11 @@ class _Head(msgspec.Struct):
 
 
 class _Event(msgspec.Struct):
+    n: int
     event: Literal["arrive", "first_token", "finish", "leave"]
     job: int
     dispatched: list[int]
+    held: dict[str, int]
     flow: str = ""
     lane: Lane = "short"
     tokens: int = 0
@@ -46,6 +48,8 @@ def replay(lines: Iterable[str], policy: str | None = None) -> int:
     number = 1
     for number, line in log:
         event = msgspec.json.decode(line, type=_Event)
+        if event.n != number - 1:
+            raise Divergence(f"line {number}: event {event.n}, where {number - 1} should be")
         if event.event == "arrive":
             jobs[event.job] = Job(
                 event.flow, event.lane, event.tokens, event.cost, event.arrival, event.seats, str(event.job)
@@ -56,6 +60,8 @@ def replay(lines: Iterable[str], policy: str | None = None) -> int:
             raise Divergence(f"line {number}: {event.event} of job {event.job}, which is not in that phase") from error
         if dispatched != event.dispatched:
             raise Divergence(f"line {number}: the log lets go {event.dispatched}, now it is {dispatched}")
+        if admission.held() != event.held:
+            raise Divergence(f"line {number}: the log holds {event.held}, now it is {admission.held()}")
     return number - 1
 
 

@@ -103,10 +103,10 @@ class Fair:
         return min(backlogged, default=self._last_start)
 
     def _forget_idle(self) -> None:
-        idle = [(flow.tag, name) for name, flow in self._flows.items() if flow.idle]
+        idle = [(flow.tag, flow.turn, name) for name, flow in self._flows.items() if flow.idle]
         if len(idle) <= MAX_IDLE_FLOWS:
             return
-        for _, name in sorted(idle)[: len(idle) // 2]:
+        for _, _, name in sorted(idle)[: len(idle) // 2]:
             del self._flows[name]
 
 

@@ -18,7 +18,9 @@ class Fifo:
         return next(iter(self._lanes[lane]), None)
 
     def pop(self, lane: Lane) -> Job:
-        job = next(iter(self._lanes[lane]))
+        job = self.peek(lane)
+        if job is None:
+            raise IndexError(f"pop from an empty {lane} lane")
         del self._lanes[lane][job]
         return job
 

@@ -161,29 +161,19 @@ def diverges(lines: list[str]) -> bool:
     return False
 
 
-# A second first token changes nothing, by contract; nor does one of a job that has had it, or a last event's absence.
-HARMLESS = ("first_token",)
-
-
 def test_any_altered_event_shows(decisions: Decisions) -> None:
     head, *_ = lines = decisions("fair")
     events = events_of(lines)
     unseen = []
     tried = 0
     for what, altered in alterations(events):
-        at, kind = what.split(" ", 1)
-        event = events[int(at)]
-        if event["event"] in HARMLESS and kind in ("dropped", "twice", "of another job"):
-            continue
-        if kind == "dropped" and int(at) == len(events) - 1:
-            continue
+        if what == f"{len(events) - 1} dropped":
+            continue  # a shorter run
         tried += 1
         if not diverges(written(head, altered)):
-            unseen.append(f"{what}: {event}")
+            unseen.append(what)
     assert tried > 4 * REQUESTS
-    # Who leaves the queue or the engine while others would not have fitted anyway is not missed at once.
-    assert all(" dropped: " in each or " of another job: " in each for each in unseen), unseen
-    assert len(unseen) < tried / 20, unseen
+    assert unseen == []
 
 
 def test_another_cost_shows(decisions: Decisions) -> None:

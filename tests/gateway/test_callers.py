@@ -33,6 +33,17 @@ def as_headers(named: dict[str, str]) -> dict[bytes, bytes]:
 # Without keys: an address is a flow, and a front end names its users.
 
 
+def test_an_address_is_the_same_one_however_a_socket_shows_it() -> None:
+    assert callers().identify("::ffff:10.0.0.1", {}).flow() == callers().identify("10.0.0.1", {}).flow()
+
+
+def test_a_name_is_bounded() -> None:
+    caller = callers().identify("127.0.0.1", {})
+    long, longer = caller.flow("x" * 1000), caller.flow("x" * 1001)
+    assert len(long) < 300
+    assert long != longer
+
+
 def test_an_address_is_a_flow() -> None:
     here, there = (callers().identify(address, {}) for address in ("192.168.1.5", "192.168.1.6"))
     assert here.flow() != there.flow()

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gateway.completion import IMAGE_TOKENS, Completion, Prompt, Route, parse
+from gateway.completion import MEDIA_TOKENS, Completion, Prompt, Route, parse
 from gateway.errors import BadRequest
 
 CHAT: Route = "/v1/chat/completions"
@@ -44,7 +44,7 @@ def test_a_list_of_parts_counts_its_texts() -> None:
 
 def test_an_image_is_a_constant_however_large() -> None:
     image = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 100_000}}
-    assert chat([{"type": "text", "text": "abc"}, image, image]).prompts == (Prompt(3, 2 * IMAGE_TOKENS),)
+    assert chat([{"type": "text", "text": "abc"}, image, image]).prompts == (Prompt(3, 2 * MEDIA_TOKENS),)
 
 
 def test_tools_count_as_they_are_written() -> None:
@@ -134,6 +134,7 @@ def test_a_stream_is_asked_for_usage_and_else_left_as_it_is() -> None:
         ({"include_usage": None}, {"include_usage": True}),
         ({"include_usage": False}, {"include_usage": True}),
         ({"include_obfuscation": False}, {"include_obfuscation": False, "include_usage": True}),
+        ({"continuous_usage_stats": True}, {"include_usage": True}),
     ],
 )
 def test_stream_options_of_the_clients_own_are_kept(options: Any, sent: dict[str, Any]) -> None:
@@ -261,6 +262,21 @@ VALID = (
 @example(route=CHAT, at=0, cut=0, put=b"\xef\xbb\xbf")
 def test_damaged_requests_are_read_or_refused(route: Route, at: int, cut: int, put: bytes) -> None:
     read_or_refused(route, VALID[:at] + put + VALID[at + cut :])
+
+
+@pytest.mark.parametrize(
+    "options", [b'{"x": 1e999}', b'{"x": "\xff"}', b'{"include_usage": "\xff"}', b"[" * 5000], ids=repr
+)
+def test_stream_options_that_cannot_be_read_are_refused(options: bytes) -> None:
+    body = b'{"messages":[{"content":"a"}],"stream":true,"stream_options":' + options + b"}"
+    with pytest.raises(BadRequest):
+        parse(CHAT, body)
+
+
+@pytest.mark.parametrize("n", [0, -1, 16385, 10**30])
+def test_n_is_what_an_engine_can_do(n: int) -> None:
+    with pytest.raises(BadRequest):
+        parse(CHAT, json.dumps({"messages": [{}], "n": n}).encode())
 
 
 keys = st.sampled_from(

@@ -77,6 +77,21 @@ def test_keys_are_tables_in_the_file(file: Path) -> None:
     assert [(key.owner, key.front_end) for key in settings.api_keys] == [("x", False), ("y", True)]
 
 
+@pytest.mark.parametrize(
+    "keys",
+    [[{"key": " ", "owner": "ann"}], [{"key": "same", "owner": "ann"}, {"key": "same", "owner": "ben"}]],
+    ids=["empty", "two owners"],
+)
+def test_a_key_is_somebodys(keys: list[dict[str, str]]) -> None:
+    with pytest.raises(ConfigError, match=r"is empty|have the same key"):
+        load(flags={"keys": keys})
+
+
+def test_a_table_and_its_keys_cannot_both_be_set() -> None:
+    with pytest.raises(ConfigError, match="engine is a table"):
+        load(flags={"engine": 5, "engine.step_tokens": 3})
+
+
 def test_a_key_is_not_shown() -> None:
     settings, _ = load(None, {}, {"keys": [{"key": "s3cret", "owner": "o"}], "upstream_key": "s3cret"})
     assert "s3cret" not in repr(settings)

@@ -92,9 +92,6 @@ def test_what_is_counted_at_the_end(engine: ScriptedEngine, gateway: RunningGate
     assert gateway.metric("fairlane_queue_seconds_count", lane="long") == 0
 
 
-@pytest.mark.xfail(
-    reason="an error that the engine answers a streamed request with is counted as a first token", strict=True
-)
 def test_an_error_has_no_first_token(engine: ScriptedEngine, gateway: RunningGateway) -> None:
     asked = gateway.ask(chat(stream=True))
     engine.asked().answer(400, {"error": {"message": "no"}})

@@ -57,13 +57,15 @@ def test_a_profile_of_ones_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", "one table, not 0: it is empty"),
-        (f"[one]\n{GOOD}[two]\n{GOOD}", "one table, not 2: one, two"),
+        ("", "must hold one table ([some-name] and its keys); it holds nothing"),
+        (f"[one]\n{GOOD}[two]\n{GOOD}", "it holds one, two"),
         ("[one]\nc_s = 1\n", "a_s_per_token: Field required"),
         (f"[one]\n{GOOD}speed = 5\n", "speed: Extra inputs are not permitted"),
         (f"[one]\n{GOOD}".replace("c_s = 1", "c_s = -1"), "c_s: Input should be greater than or equal to 0"),
         (f"[one]\n{GOOD}".replace("c_s = 1", "c_s = 'fast'"), "c_s: Input should be a valid number"),
         (f"[one]\n{GOOD}".replace("c_s = 1", "c_s = nan"), "c_s: "),
+        (f"[one]\n{GOOD}".replace("c_s = 1", "c_s = inf"), "c_s: "),
+        ("c_s = 1\n", "must hold one table"),
         ("[one\n", "cannot read the profile"),
     ],
 )

@@ -87,6 +87,39 @@ def test_what_is_not_understood_passes(odd: bytes) -> None:
     assert not stream.failed
 
 
+def test_line_ends_may_be_mixed() -> None:
+    mixed = b": ping\n\n" + USAGE + token(end=b"\r\n\r\n")
+    assert relayed(EventStream(drop_usage=True), [mixed]) == b": ping\n\n" + token(end=b"\r\n\r\n")
+
+
+@pytest.mark.parametrize(
+    "error", [b'data: {"choices": null, "error": {}}\n\n', b'data: { "error": {}}\n\n', b'data:{"error":{}}\n\n']
+)
+def test_an_error_is_known_however_it_is_written(error: bytes) -> None:
+    stream = EventStream()
+    stream.feed(error)
+    assert stream.failed
+    assert not stream.first_token
+
+
+def test_a_choice_without_a_number_is_the_only_one() -> None:
+    stream = EventStream()
+    stream.feed(event(choices=[{"index": None, "delta": {}}]))
+    assert stream.first_token
+
+
+def test_usage_in_an_event_that_lacks_its_blank_line_is_read_and_taken_out() -> None:
+    stream = EventStream(drop_usage=True)
+    assert relayed(stream, [token(), USAGE.rstrip()]) == token()
+    assert stream.usage == Usage(7, 2)
+
+
+def test_a_first_token_counts_whatever_its_usage_says() -> None:
+    stream = EventStream()
+    stream.feed(token(usage={"prompt_tokens": "bad"}))
+    assert stream.first_token
+
+
 def test_an_incomplete_last_event_passes_at_the_end() -> None:
     stream = EventStream(drop_usage=True)
     assert stream.feed(token() + b"data: {") == token()

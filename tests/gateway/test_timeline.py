@@ -17,9 +17,10 @@ def spans(timeline: Timeline) -> dict[str, float | None]:
         (Timeline(10, 11, ended=13), {"queue": 2, "prefill": None, "decode": None, "ttft": None, "e2e": 3}),
         (Timeline(10, 11, 14, ended=15), {"queue": 3, "prefill": 1, "decode": None, "ttft": None, "e2e": 5}),
         (Timeline(10, 11, 14, 15, ended=20), {"queue": 3, "prefill": 1, "decode": 5, "ttft": 5, "e2e": 10}),
+        (Timeline(0, 0, 0, 0, ended=5), {"queue": 0, "prefill": 0, "decode": 5, "ttft": 0, "e2e": 5}),
         (Timeline(10, 11, 14, 15), {"queue": 3, "prefill": 1, "decode": None, "ttft": 5, "e2e": None}),
     ],
-    ids=["arrived", "refused", "left the queue", "left in prefill", "completed", "streaming"],
+    ids=["arrived", "refused", "left the queue", "left in prefill", "completed", "at zero", "streaming"],
 )
 def test_phases(timeline: Timeline, expected: dict[str, float | None]) -> None:
     assert spans(timeline) == expected

@@ -349,6 +349,44 @@ async def test_one_whose_turn_comes_after_the_drain_stays_outside() -> None:
     assert_empty(house.admission)
 
 
+async def test_who_runs_can_be_cut_off_and_is_told_why() -> None:
+    async with anyio.create_task_group() as tasks:
+        house = House(tasks)
+        running, waiting = await house.enters(job()), await house.queues(job())
+        house.room.drain()
+        house.room.cut_off()
+        for guest in (running, waiting):
+            await guest.gone.wait()
+            assert isinstance(guest.error, Draining)
+        assert house.events(running.job) == ["arrive", "finish"]
+    assert_empty(house.admission)
+
+
+# The observer.
+
+
+async def test_an_observer_that_fails_stops_nobody_and_is_not_asked_again() -> None:
+    told = []
+
+    def full_disk(event: str, job: Job, cost: float | None, dispatched: list[Job]) -> None:
+        told.append(event)
+        if event == "finish":
+            raise OSError("No space left on device")
+
+    admission = Admission(Fifo())
+    room = WaitingRoom(admission, 60.0, full_disk)
+    async with anyio.create_task_group() as tasks:
+        first, second = Guest(room, job()), Guest(room, job())
+        for guest in (first, second):
+            tasks.start_soon(guest.visit)
+        await first.entered.wait()
+        await first.leave()
+        await second.entered.wait()
+        await second.leave()
+    assert told == ["arrive", "arrive", "finish"]
+    assert_empty(admission)
+
+
 # Any schedule.
 
 

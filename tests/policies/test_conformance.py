@@ -78,7 +78,7 @@ class Laws(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         for lane in LANES:
-            while self.policy.waiting(lane):
+            for _ in range(self.policy.waiting(lane)):
                 self.pop(lane)
         assert not self.waiting
         for job in reversed(self.popped):
@@ -134,6 +134,13 @@ def test_the_same_history_gives_the_same_order_however_often_it_is_peeked(
     new_policy: NewPolicy, history: list[tuple[str, Any]]
 ) -> None:
     assert order(new_policy(), history, peeks=0) == order(new_policy(), history, peeks=2)
+
+
+@every_policy
+@pytest.mark.parametrize("lane", LANES)
+def test_there_is_nothing_to_pop_from_an_empty_lane(new_policy: NewPolicy, lane: Lane) -> None:
+    with pytest.raises(IndexError):
+        new_policy().pop(lane)
 
 
 @every_policy

@@ -189,6 +189,22 @@ def test_a_flow_that_returns_goes_before_one_that_was_served_meanwhile() -> None
     assert popped(fair, 3) == "baa"
 
 
+def test_a_newcomer_begins_where_the_least_of_those_who_wait_is() -> None:
+    fair = Fair()
+    pushed(fair, job("a", 10.0), job("a", 10.0))
+    assert popped(fair, 1) == "a"
+    pushed(fair, *(job("b") for _ in range(3)))
+    assert popped(fair, 4) == "babb"
+
+
+def test_and_where_the_last_one_began_if_nobody_waits() -> None:
+    fair = Fair()
+    pushed(fair, job("a", 10.0), job("a", 10.0))
+    assert popped(fair, 2) == "aa"
+    pushed(fair, *(job("b", 5.0) for _ in range(4)), job("a"))
+    assert popped(fair, 5) == "bbabb"
+
+
 def test_a_user_in_debt_from_the_long_lane_waits_in_the_short_one() -> None:
     fair = Fair()
     pushed(fair, job("b", 3.0), job("a", 7.5, "long"))
