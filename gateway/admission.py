@@ -1,82 +1,73 @@
 """Does it fit: the admission state machine.
 
-A job is told of as it happens, by the methods below, and every method answers with the jobs to let go now, in
-order. There is no clock and no I/O here: the driver may be an event loop or a heap of simulated events.
+A job is told of as it happens, by the methods below, and every method answers with the jobs to let go now, in order.
+There is no clock and no I/O here: the driver may be an event loop or a heap of simulated events.
 
+    refuses      may this job wait at all? asked before `arrive`; changes nothing
     arrive       -> waiting
     (dispatch)      waiting -> prefill     this is the answer, never a call
+    slice_done      prefill -> waiting     a part of its prefill is done; it is next in its lane until all is
     first_token     prefill -> decode      its prefill permit comes back
-    finish          prefill | decode -> gone, its seats come back, its charge is settled
-    leave           waiting -> gone        evicted: the client left, it waited too long, the gateway drains
+    progress     it has come to so much by now, and will fill so much cache
+    finish          prefill | decode | waiting between slices -> gone; what it held comes back, its charge is settled
+    leave           waiting, never let go -> gone: the client left, it waited too long, the gateway drains
 
-Budgets, each a counter with this one owner, granted together or not at all:
+`gateway.ledger` has the budgets, `gateway.line` who waits. The rules:
 
-    short lane   uncached tokens in prefill at most `short_lane_tokens`
-    long lane    jobs in prefill at most `long_lane_jobs`
-    seats        sequences in the engine at most `max_num_seqs`
-
-Rules:
-
-1. A lane never idles while its head, the policy's choice, fits. Nobody passes the head of their own lane.
-2. A head that lacks seats alone reserves those that are free and those that come free; the other lane goes
-   on only with what is left. A head whose lane is full reserves no seats: it could not use them yet, and when
+1. A lane never idles while its head fits: a job that has begun, else the policy's choice among flows under their cap.
+   Nobody passes the head of their own lane.
+2. All budgets that a job needs are granted together or not at all.
+3. Seats and cache are shared by the lanes. A head whose lane has room but which lacks these reserves all that comes
+   free of them: nobody else goes. A head whose lane is full reserves nothing, for it could not use it yet, and when
    its lane has room again it has the first claim.
-3. The first claim is that of the lane which was served longest ago, so that where seats are scarce the lanes
+4. The first claim is that of the lane which was served longest ago, so that where seats or cache are scarce the lanes
    take turns, and a flood in one never starves the other.
-4. No dispatch takes a budget over its limit, except a job that is larger than the limit: it goes alone, when
-   nothing else holds that budget. Lowered limits may leave a budget over for a while; then nothing is let go.
+5. No dispatch takes a budget over its limit, except a job that is larger than the limit, alone. Lowered limits, growth
+   and correction may leave a budget over for a while; then nothing is let go that needs of it.
 """
 
-from dataclasses import dataclass
+from typing import Self
 
+from gateway.ledger import Ledger, Part
+from gateway.limits import Limits
+from gateway.line import Line
+from gateway.outcome import Outcome
 from policies.base import LANES, Job, Lane, Policy
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What the engine is given at once. Tokens are uncached prompt tokens, seats are sequences.
-
-    vLLM tells neither its step budget nor its thresholds over its API, so these are configured.
-    """
-
-    long_prompt_tokens: int = 2048
-    short_lane_tokens: int = 8192
-    long_lane_jobs: int = 1
-    max_num_seqs: int = 256
-
-    def lane(self, tokens: int) -> Lane:
-        return "short" if tokens <= self.long_prompt_tokens else "long"
-
-
-@dataclass(slots=True)
-class _Prefilling:
-    """What a lane has in prefill: its own budget's counters."""
-
-    jobs: int = 0
-    tokens: int = 0
 
 
 class Admission:
     """The state machine. Raises KeyError when told of a job in a phase that it is not in."""
 
     def __init__(self, policy: Policy, limits: Limits | None = None) -> None:
-        self.policy = policy
-        self.limits = limits or Limits()
-        self.seats = 0
-        self.prefill_cost = 0.0
-        self._waiting: set[Job] = set()
+        self.ledger = Ledger(limits or Limits())
+        self.line = Line(policy, self.ledger.limits)
         # In prefill, with the prefill seconds in the engine when it was let go, its own included.
         self._prefill: dict[Job, float] = {}
-        self._decode: set[Job] = set()
-        self._lanes: dict[Lane, _Prefilling] = {lane: _Prefilling() for lane in LANES}
+        self._decode: dict[Job, None] = {}
+        # What is prefilled next, or now, of jobs that come in slices.
+        self._parts: dict[Job, Part] = {}
         # Least recently served first.
         self._turns: list[Lane] = list(LANES)
 
     # What happened.
 
-    def arrive(self, job: Job) -> list[Job]:
-        self._waiting.add(job)
-        self.policy.push(job)
+    def refuses(self, job: Job) -> Outcome | None:
+        """Why this job may not wait, if it may not. Limits that are not set refuse nothing."""
+        return self.line.refuses(job)
+
+    def arrive(self, job: Job, part: Part | None = None) -> list[Job]:
+        """The job waits. `part` is the first slice of its prefill, if it comes in slices."""
+        self.line.join(job)
+        if part is not None:
+            self._parts[job] = part
+        return self._dispatch()
+
+    def slice_done(self, job: Job, part: Part) -> list[Job]:
+        """A slice is prefilled; `part` is the next one. The job's seats come back in between, its cache stays."""
+        self._end_prefill(job)
+        self._parts[job] = part
+        self.ledger.give_seats(job)
+        self.line.stand_first(job)
         return self._dispatch()
 
     def first_token(self, job: Job) -> list[Job]:
@@ -84,51 +75,97 @@ class Admission:
         if job in self._decode:
             return []
         self._end_prefill(job)
-        self._decode.add(job)
+        self._decode[job] = None
+        return self._dispatch()
+
+    def progress(self, job: Job, cost: float, kv_tokens: int) -> list[Job]:
+        """A running job has come to `cost` engine seconds, and fills or will fill `kv_tokens` of cache."""
+        self.ledger.reserve(job, kv_tokens)
+        self.line.charge(job, cost)
         return self._dispatch()
 
     def finish(self, job: Job, cost: float) -> list[Job]:
         """The job is out of the engine, however it ended; `cost` is what it came to, in engine seconds."""
         if job in self._prefill:
             self._end_prefill(job)
-        else:
-            self._decode.remove(job)
-        self.seats -= job.seats
-        self.policy.settle(job, cost)
+            self.ledger.give_seats(job)
+        elif job in self._decode:
+            del self._decode[job]
+            self.ledger.give_seats(job)
+        self.line.end(job, cost)
+        self.ledger.give_cache(job)
+        self._parts.pop(job, None)
         return self._dispatch()
 
     def leave(self, job: Job) -> list[Job]:
         """Out of the queue without having been served. What it had reserved is free for others."""
-        self._waiting.remove(job)
-        self.policy.remove(job)
+        self.line.leave(job)
+        self._parts.pop(job, None)
+        return self._dispatch()
+
+    def relimit(self, limits: Limits) -> list[Job]:
+        """Other limits from now on. What is over them stays, and nothing is let go until it has room."""
+        self.ledger.limits = limits
+        self.line.relimit(limits)
+        return self._dispatch()
+
+    def use(self, policy: Policy) -> list[Job]:
+        """Another policy from now on; nobody loses their place or their permit."""
+        self.line.use(policy)
+        return self._dispatch()
+
+    def correct(self, *, kv_scale: float = 1.0, foreign_seats: int = 0, foreign_kv_tokens: int = 0) -> list[Job]:
+        """What the engine's own metrics say: how much of our reservations is in use, and what others use."""
+        self.ledger.kv_scale = kv_scale
+        self.ledger.foreign_seats = foreign_seats
+        self.ledger.foreign_kv_tokens = foreign_kv_tokens
         return self._dispatch()
 
     # What is the case.
 
-    def waiting(self, lane: Lane) -> int:
-        return self.policy.waiting(lane)
+    @property
+    def limits(self) -> Limits:
+        return self.ledger.limits
 
-    def prefill_jobs(self, lane: Lane) -> int:
-        return self._lanes[lane].jobs
-
-    def prefill_tokens(self, lane: Lane) -> int:
-        return self._lanes[lane].tokens
+    @property
+    def seats(self) -> int:
+        return self.ledger.seats
 
     @property
     def running(self) -> int:
         return len(self._prefill) + len(self._decode)
 
+    def waiting(self, lane: Lane) -> int:
+        return self.line.waiting(lane)
+
+    def prefill_jobs(self, lane: Lane) -> int:
+        return self.ledger.prefill[lane].jobs
+
+    def prefill_tokens(self, lane: Lane) -> int:
+        return self.ledger.prefill[lane].tokens
+
     def held(self) -> dict[str, int]:
         """What the budgets have given out."""
-        return {"seats": self.seats} | {lane: self._lanes[lane].tokens for lane in LANES}
+        return {"seats": self.seats, "kv": self.ledger.kv_tokens} | {lane: self.prefill_tokens(lane) for lane in LANES}
 
     def predicted_prefill(self, job: Job) -> float:
         """Seconds from dispatch to first token of a job in prefill, the work ahead of it in the engine counted.
 
-        Whoever gets no sign of the first token, as with an answer that is not streamed, calls `first_token`
-        when they have passed.
+        Whoever gets no sign of the first token, as with an answer that is not streamed, calls `first_token` when they
+        have passed.
         """
         return self._prefill[job]
+
+    def copy(self) -> Self:
+        """The same state, and a policy of its own: what happens to it happens to nobody else."""
+        twin = type(self)(self.line.policy, self.limits)
+        twin.ledger = self.ledger.copy()
+        twin.line = self.line.copy()
+        twin._prefill = self._prefill.copy()
+        twin._decode = self._decode.copy()
+        twin._parts = self._parts.copy()
+        twin._turns = self._turns.copy()
+        return twin
 
     # What to do.
 
@@ -140,43 +177,22 @@ class Admission:
         return dispatched
 
     def _next(self) -> Job | None:
-        reserved = 0
         for lane in self._turns:
-            job = self.policy.peek(lane)
-            if job is None or not self._lane_fits(job):
-                continue
-            if self._seats_fit(job, reserved):
-                return job
-            reserved += job.seats
+            job = self.line.head(lane)
+            if job is not None and self.ledger.lane_fits(job, self._part(job)):
+                return job if self.ledger.engine_fits(job) else None
         return None
 
-    def _lane_fits(self, job: Job) -> bool:
-        prefilling = self._lanes[job.lane]
-        if prefilling.jobs == 0:
-            return True
-        if job.lane == "long":
-            return prefilling.jobs < self.limits.long_lane_jobs
-        return prefilling.tokens + job.tokens <= self.limits.short_lane_tokens
-
-    def _seats_fit(self, job: Job, reserved: int) -> bool:
-        if reserved == 0 and self.seats == 0:
-            return True
-        return self.seats + reserved + job.seats <= self.limits.max_num_seqs
-
     def _start(self, job: Job) -> None:
-        self.policy.pop(job.lane)
-        self._waiting.remove(job)
-        self.prefill_cost += job.cost
-        self._prefill[job] = self.prefill_cost
-        self._lanes[job.lane].jobs += 1
-        self._lanes[job.lane].tokens += job.tokens
-        self.seats += job.seats
+        self.line.take(job)
+        self.ledger.take(job, self._part(job))
+        self._prefill[job] = self.ledger.prefill_cost
         self._turns.remove(job.lane)
         self._turns.append(job.lane)
 
     def _end_prefill(self, job: Job) -> None:
         del self._prefill[job]
-        self._lanes[job.lane].jobs -= 1
-        self._lanes[job.lane].tokens -= job.tokens
-        # A running sum of floats drifts; an empty engine is the moment to be exact again.
-        self.prefill_cost = self.prefill_cost - job.cost if self._prefill else 0.0
+        self.ledger.end_prefill(job, self._part(job))
+
+    def _part(self, job: Job) -> Part:
+        return self._parts.get(job) or Part(job.tokens, job.cost)

@@ -30,8 +30,8 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from gateway.admission import Limits
 from gateway.callers import Key, Network, key_digest
+from gateway.limits import Limits
 from policies import POLICIES
 
 ENV_PREFIX = "FAIRLANE_"

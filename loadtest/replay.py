@@ -5,7 +5,8 @@ from typing import Literal
 
 import msgspec
 
-from gateway.admission import Admission, Limits
+from gateway.admission import Admission
+from gateway.limits import Limits
 from policies import POLICIES
 from policies.base import Job, Lane
 

@@ -4,8 +4,11 @@ A policy orders the jobs that wait in two lanes. It decides nothing about room (
 reads no clock, and never drops a job: what was pushed is popped or removed, once.
 """
 
-from dataclasses import dataclass, field
-from typing import Literal, Protocol, get_args
+from abc import ABC, abstractmethod
+from copy import deepcopy
+from dataclasses import dataclass
+from math import inf
+from typing import Any, Literal, Self, get_args
 
 Lane = Literal["short", "long"]
 LANES: tuple[Lane, ...] = get_args(Lane)
@@ -15,12 +18,17 @@ LANES: tuple[Lane, ...] = get_args(Lane)
 class Job:
     """One request as the scheduler sees it. Two jobs are the same only if they are the same object.
 
-    flow     whose turn it takes: the user
-    lane     which way into prefill it goes; fixed on arrival
-    tokens   uncached prompt tokens that the engine must prefill
-    cost     predicted prefill, in engine seconds
-    arrival  seconds on the driver's clock; policies compare arrivals, they never ask what time it is
-    seats    sequences in the engine: prompts times `n`
+    flow        whose turn it takes: the user
+    lane        which way into prefill it goes; fixed on arrival
+    tokens      uncached prompt tokens that the engine must prefill
+    cost        predicted prefill, in engine seconds
+    arrival     seconds on the driver's clock; policies compare arrivals, they never ask what time it is
+    seats       sequences in the engine: prompts times `n`
+    kv_tokens   tokens of cache that it is expected to fill, prompt and answer
+    session     a conversation or an agent inside the flow, which shares the flow's part
+    weight      of the flow: twice the weight, twice the part
+    head_start  priority: as if its flow had been charged so many engine seconds less
+    deadline    when its first token should be there, on the driver's clock
     """
 
     flow: str
@@ -29,25 +37,46 @@ class Job:
     cost: float
     arrival: float
     seats: int = 1
-    id: str = field(default="", repr=True)
+    id: str = ""
+    kv_tokens: int = 0
+    session: str = ""
+    weight: float = 1.0
+    head_start: float = 0.0
+    deadline: float = inf
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A job is what it is: the copy of a queue holds the same ones."""
+        return self
 
 
-class Policy(Protocol):
+class Policy(ABC):
     """The seam. `tests/policies/test_conformance.py` holds every implementation to it.
 
-    `peek` names the job that is next in a lane and changes nothing; `pop` takes that very job and charges its
-    flow what was predicted; `settle` corrects a popped job's charge to `cost`, the engine seconds it came to,
-    once, at its end. `remove` takes out a job that leaves unserved; nothing is charged for it.
+    A job is pushed once and leaves once, by `pop` or by `remove`. `charge` and `settle` are told of popped jobs only.
     """
 
-    def push(self, job: Job) -> None: ...
+    @abstractmethod
+    def push(self, job: Job) -> None:
+        """The job waits, in its lane."""
 
-    def peek(self, lane: Lane) -> Job | None: ...
+    @abstractmethod
+    def peek(self, lane: Lane) -> Job | None:
+        """The job that is next in a lane, None if nobody waits there. Changes nothing."""
 
-    def pop(self, lane: Lane) -> Job: ...
+    @abstractmethod
+    def pop(self, lane: Lane) -> Job:
+        """Take the very job that `peek` names. Its flow is charged what was predicted. IndexError if there is none."""
 
-    def remove(self, job: Job) -> None: ...
+    @abstractmethod
+    def remove(self, job: Job) -> None:
+        """Take out a job that leaves unserved. Nothing is charged for it."""
 
-    def settle(self, job: Job, cost: float) -> None: ...
+    def charge(self, job: Job, cost: float) -> None:  # noqa: B027  # who charges nobody need not say so
+        """What a popped job has come to so far, in engine seconds, instead of what it was charged before."""
 
-    def waiting(self, lane: Lane) -> int: ...
+    def settle(self, job: Job, cost: float) -> None:  # noqa: B027
+        """The same for the last time: the job has ended."""
+
+    def copy(self) -> Self:
+        """The same jobs in the same state, for whoever wants to know what would happen. Jobs are shared."""
+        return deepcopy(self)

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from gateway.admission import Admission, Limits
+from gateway.admission import Admission
+from gateway.limits import Limits
 from policies import POLICIES
 from policies.base import LANES, Job, Lane, Policy
 

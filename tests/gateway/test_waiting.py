@@ -11,8 +11,9 @@ import pytest
 from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
 
-from gateway.admission import Admission, Limits
+from gateway.admission import Admission
 from gateway.errors import Draining, GatewayError, QueueTimeout
+from gateway.limits import Limits
 from gateway.waiting import Permit, WaitingRoom
 from policies import POLICIES
 from policies.base import LANES, Job, Lane, Policy

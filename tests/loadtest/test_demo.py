@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from gateway.admission import Admission, Limits
+from gateway.admission import Admission
 from gateway.cost import CostModel
 from gateway.estimator import Estimator
+from gateway.limits import Limits
 from gateway.profile import load as load_cost_profile
 from loadtest.demo import DEPLOY_THRESHOLD, NOISE, Demo, Runs, figures, sentence, table
 from loadtest.engine import Engine

@@ -4,9 +4,10 @@ import itertools
 
 import pytest
 
-from gateway.admission import Admission, Limits
+from gateway.admission import Admission
 from gateway.cost import CostModel
 from gateway.estimator import Estimator
+from gateway.limits import Limits
 from gateway.profile import load as load_cost_profile
 from loadtest.engine import Engine, prefill_alone
 from loadtest.office import Arrival, office

@@ -1,0 +1,155 @@
+"""Who waits: the policy's queue, and what no policy has to know of.
+
+A job whose prefill comes in slices stands before the policy's choice between them, for what has begun goes on before
+something else starts. A job of a flow that has `flow_in_flight` in the engine steps aside when it comes to the head,
+until one of its flow's jobs has ended; the flow is charged for what runs, and earns no credit in the meantime.
+"""
+
+from collections import deque
+from dataclasses import dataclass, replace
+from typing import Self
+
+from gateway.limits import Limits
+from gateway.outcome import Outcome
+from policies.base import LANES, Job, Lane, Policy
+
+
+@dataclass(slots=True)
+class _Flow:
+    queued: int = 0  # never let go
+    in_flight: int = 0  # in the engine, or between slices
+
+
+class Line:
+    def __init__(self, policy: Policy, limits: Limits) -> None:
+        self.policy = policy
+        self.limits = limits
+        self.cost = 0.0  # engine seconds of prefill that wait
+        self._jobs: dict[Job, None] = {}  # never let go, in order of arrival
+        self._queued: dict[Lane, int] = dict.fromkeys(LANES, 0)
+        self._begun: dict[Lane, deque[Job]] = {lane: deque() for lane in LANES}
+        self._aside: dict[str, deque[Job]] = {}
+        self._flows: dict[str, _Flow] = {}
+        # Who charged a job that was let go: after a change of policy, the one before.
+        self._charged_by: dict[Job, Policy] = {}
+
+    def __contains__(self, job: Job) -> bool:
+        return job in self._jobs
+
+    def waiting(self, lane: Lane) -> int:
+        return self._queued[lane] + len(self._begun[lane])
+
+    def refuses(self, job: Job) -> Outcome | None:
+        limits, flow = self.limits, self._flows.get(job.flow, _Flow())
+        if limits.flow_queued is not None and flow.queued >= limits.flow_queued:
+            return Outcome.USER_LIMIT
+        if limits.max_queued is not None and len(self._jobs) >= limits.max_queued:
+            return Outcome.QUEUE_FULL
+        # Behind nobody, any job may wait: its own size is not what the limit is about.
+        if limits.max_queued_s is not None and self._jobs and self.cost + job.cost > limits.max_queued_s:
+            return Outcome.QUEUE_FULL
+        return None
+
+    def join(self, job: Job) -> None:
+        if job in self._jobs or job in self._charged_by:
+            raise KeyError(job)
+        self._jobs[job] = None
+        self._queued[job.lane] += 1
+        self.cost += job.cost
+        self._flows.setdefault(job.flow, _Flow()).queued += 1
+        self.policy.push(job)
+
+    def head(self, lane: Lane) -> Job | None:
+        if self._begun[lane]:
+            return self._begun[lane][0]
+        while (job := self.policy.peek(lane)) and self._at_cap(job.flow):
+            self.policy.remove(job)
+            self._aside.setdefault(job.flow, deque()).append(job)
+        return job
+
+    def take(self, job: Job) -> None:
+        """The head of a lane is let go."""
+        if job in self._charged_by:
+            self._begun[job.lane].popleft()
+            return
+        self.policy.pop(job.lane)
+        self._charged_by[job] = self.policy
+        self._out(job)
+        self._flows[job.flow].in_flight += 1
+
+    def stand_first(self, job: Job) -> None:
+        """A slice is done, and more are to come."""
+        self._begun[job.lane].append(job)
+
+    def leave(self, job: Job) -> None:
+        """Unserved."""
+        self._out(job)
+        aside = self._aside.get(job.flow)
+        if aside and job in aside:
+            aside.remove(job)
+        else:
+            self.policy.remove(job)
+        self._forget(job.flow)
+
+    def charge(self, job: Job, cost: float) -> None:
+        self._charged_by[job].charge(job, cost)
+
+    def end(self, job: Job, cost: float) -> None:
+        """A job that was let go has ended, in the engine or between slices."""
+        if job in self._begun[job.lane]:
+            self._begun[job.lane].remove(job)
+        self._charged_by.pop(job).settle(job, cost)
+        self._flows[job.flow].in_flight -= 1
+        self._step_in(job.flow)
+        self._forget(job.flow)
+
+    def relimit(self, limits: Limits) -> None:
+        self.limits = limits
+        for flow in list(self._aside):
+            while self._step_in(flow):
+                pass
+
+    def use(self, policy: Policy) -> None:
+        """Another policy. Who waits goes on waiting; who runs is settled by the policy that let them go."""
+        for job in self._jobs:
+            if job not in self._aside.get(job.flow, ()):
+                policy.push(job)
+        self.policy = policy
+
+    def copy(self) -> Self:
+        twin = type(self)(self.policy.copy(), self.limits)
+        twin.cost = self.cost
+        twin._jobs = self._jobs.copy()
+        twin._queued = self._queued.copy()
+        twin._begun = {lane: begun.copy() for lane, begun in self._begun.items()}
+        twin._aside = {name: aside.copy() for name, aside in self._aside.items()}
+        twin._flows = {name: replace(flow) for name, flow in self._flows.items()}
+        others = {id(self.policy): twin.policy}
+        for job, policy in self._charged_by.items():
+            twin._charged_by[job] = others.setdefault(id(policy), policy.copy())
+        return twin
+
+    def _out(self, job: Job) -> None:
+        del self._jobs[job]
+        self._queued[job.lane] -= 1
+        self._flows[job.flow].queued -= 1
+        self.cost = self.cost - job.cost if self._jobs else 0.0
+
+    def _at_cap(self, flow: str) -> bool:
+        cap = self.limits.flow_in_flight
+        return cap is not None and self._flows[flow].in_flight >= cap
+
+    def _step_in(self, flow: str) -> bool:
+        """Let one more of the flow's jobs stand in line, if its cap allows it."""
+        aside = self._aside.get(flow)
+        if not aside or self._at_cap(flow):
+            return False
+        self.policy.push(aside.popleft())
+        if not aside:
+            del self._aside[flow]
+        return True
+
+    def _forget(self, name: str) -> None:
+        flow = self._flows[name]
+        if not flow.queued and not flow.in_flight:
+            del self._flows[name]

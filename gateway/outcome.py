@@ -1,0 +1,76 @@
+"""How a request ended: one enum, mapped here and nowhere else to a status, an error type and a family.
+
+The value is the `code` that a client reads, and the `outcome` label of the metrics.
+"""
+
+from enum import StrEnum
+from typing import NamedTuple
+
+
+class _Told(NamedTuple):
+    family: str  # served | refused | rejected (never queued) | evicted (queued, or begun, then ended by us) | failed
+    status: int
+    type: str  # OpenAI's error type
+
+
+class Outcome(StrEnum):
+    COMPLETED = "completed"
+    ENGINE_ERROR = "engine_error"  # the engine's own error, passed on as it is
+    INTERRUPTED = "interrupted"  # shut down before it ended
+
+    BAD_REQUEST = "bad_request"
+    INVALID_API_KEY = "invalid_api_key"
+    NOT_FOUND = "not_found"
+    METHOD_NOT_ALLOWED = "method_not_allowed"
+    BODY_TOO_LARGE = "body_too_large"
+
+    QUEUE_FULL = "queue_full"
+    USER_LIMIT = "user_limit"
+    DEADLINE_UNREACHABLE = "deadline_unreachable"
+    TOO_LONG = "context_length_exceeded"
+
+    QUEUE_TIMEOUT = "queue_timeout"
+    CLIENT_LEFT = "client_left"
+    CLIENT_STALLED = "client_stalled"
+    DRAINING = "draining"
+    ENGINE_DOWN = "engine_down"
+
+    BAD_UPSTREAM = "bad_upstream"
+    UPSTREAM_TIMEOUT = "upstream_timeout"
+    INTERNAL_ERROR = "internal_error"
+
+    @property
+    def family(self) -> str:
+        return _TOLD[self].family
+
+    @property
+    def status(self) -> int:
+        return _TOLD[self].status
+
+    @property
+    def type(self) -> str:
+        return _TOLD[self].type
+
+
+_TOLD = {
+    Outcome.COMPLETED: _Told("served", 200, ""),
+    Outcome.ENGINE_ERROR: _Told("served", 200, ""),
+    Outcome.INTERRUPTED: _Told("failed", 503, "server_error"),
+    Outcome.BAD_REQUEST: _Told("refused", 400, "invalid_request_error"),
+    Outcome.INVALID_API_KEY: _Told("refused", 401, "authentication_error"),
+    Outcome.NOT_FOUND: _Told("refused", 404, "invalid_request_error"),
+    Outcome.METHOD_NOT_ALLOWED: _Told("refused", 405, "invalid_request_error"),
+    Outcome.BODY_TOO_LARGE: _Told("refused", 413, "invalid_request_error"),
+    Outcome.QUEUE_FULL: _Told("rejected", 429, "rate_limit_error"),
+    Outcome.USER_LIMIT: _Told("rejected", 429, "rate_limit_error"),
+    Outcome.DEADLINE_UNREACHABLE: _Told("rejected", 429, "rate_limit_error"),
+    Outcome.TOO_LONG: _Told("rejected", 400, "invalid_request_error"),
+    Outcome.QUEUE_TIMEOUT: _Told("evicted", 429, "rate_limit_error"),
+    Outcome.CLIENT_LEFT: _Told("evicted", 499, "client_error"),
+    Outcome.CLIENT_STALLED: _Told("evicted", 499, "client_error"),
+    Outcome.DRAINING: _Told("evicted", 503, "server_error"),
+    Outcome.ENGINE_DOWN: _Told("evicted", 503, "server_error"),
+    Outcome.BAD_UPSTREAM: _Told("failed", 502, "server_error"),
+    Outcome.UPSTREAM_TIMEOUT: _Told("failed", 504, "server_error"),
+    Outcome.INTERNAL_ERROR: _Told("failed", 500, "server_error"),
+}
