@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 
@@ -16,14 +16,17 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gateway.admission import Admission
-from gateway.callers import Callers
+from gateway.callers import Caller, Callers
 from gateway.completion import Route as CompletionRoute
 from gateway.config import Settings
 from gateway.cost import CostModel
 from gateway.decision_log import DecisionLog
 from gateway.errors import GatewayError, InternalError, MethodNotAllowed, NotFound
 from gateway.estimator import Estimator
+from gateway.event import Correction, Event
+from gateway.feedback import EngineState, Feedback
 from gateway.metrics import Metrics
+from gateway.parts import Parts
 from gateway.profile import Profile
 from gateway.profile import load as load_profile
 from gateway.proxy import Completions
@@ -41,94 +44,94 @@ COMPLETION_ROUTES: tuple[CompletionRoute, ...] = ("/v1/chat/completions", "/v1/c
 # How often a gateway looks for an engine that is not up yet.
 ENGINE_POLL = 2.0
 
-Endpoint = Callable[[Request], Awaitable[Response]]
+# How often the engine's metrics are read, and how long that may take.
+ENGINE_SCRAPE = 1.0
+
+
+# Settings that are read once, when the gateway starts.
+FIXED = ("host", "port", "upstream", "upstream_key", "upstream_timeout", "trace_file", "decision_log")
 
 
 @dataclass
 class Gateway:
-    """The parts of one running gateway."""
+    """One running gateway."""
 
-    settings: Settings
-    waiting: WaitingRoom
-    upstream: Upstream
-    telemetry: Telemetry
-    callers: Callers
+    parts: Parts
     app: Starlette
 
     def drain(self) -> None:
         """Shutdown has begun: let nobody in, send away who waits, let finish what runs."""
-        admission = self.waiting.admission
+        admission = self.parts.waiting.admission
         waiting = sum(admission.waiting(lane) for lane in LANES)
         logger.info("draining: %d running may finish, %d waiting get 503", admission.running, waiting)
-        self.waiting.drain()
+        self.parts.waiting.drain()
 
     def cut_off(self) -> None:
         """Time is up: end what still runs, and tell its clients."""
-        self.waiting.cut_off()
+        self.parts.waiting.cut_off()
+
+    def reconfigure(self, settings: Settings) -> None:
+        """Policy, weights, limits, targets, keys and timeouts from now on; nobody loses a place or a permit.
+
+        Raises ValueError if the settings cannot be used; then nothing has changed.
+        """
+        parts, before = self.parts, self.parts.settings
+        profile = load_profile(settings.profile)
+        limits = settings.limits(profile)
+        fixed = [name for name in FIXED if getattr(settings, name) != getattr(before, name)]
+        if fixed:
+            logger.warning("%s: a change takes a restart; everything else is in force now", ", ".join(fixed))
+        parts.settings = settings
+        parts.callers = _callers(settings)
+        parts.cost_model.profile = profile
+        if settings.policy != before.policy:
+            parts.waiting.tell(Event("use", policy=settings.policy))
+        parts.waiting.tell(Event("relimit", limits=limits))
+        parts.waiting.queue_timeout = settings.queue_timeout
+        logger.info("settings are in force: policy %s, %s", settings.policy, limits)
 
 
 def create_gateway(settings: Settings, profile: Profile | None = None) -> Gateway:
     """Raises ValueError if the profile cannot be loaded, OSError if a log file cannot be opened."""
-    limits = settings.limits
-    admission = Admission(POLICIES[settings.policy](), limits)
+    cost_model = CostModel(profile or load_profile(settings.profile), Estimator())
+    admission = Admission(POLICIES[settings.policy](), settings.limits(cost_model.profile))
     files = ExitStack()
     decisions = None
     if settings.decision_log:
         file = files.enter_context(settings.decision_log.open("w", encoding="utf-8", buffering=1))
         decisions = DecisionLog(file.write, settings.policy, admission)
-    waiting = WaitingRoom(admission, settings.queue_timeout, decisions)
-    estimator = Estimator()
-    cost_model = CostModel(profile or load_profile(settings.profile), estimator)
     key = settings.upstream_key
     upstream = Upstream(
         settings.base_url, key=key.get_secret_value() if key else None, timeout=settings.upstream_timeout
     )
-    metrics = Metrics(admission, estimator)
+    metrics = Metrics(admission, cost_model.estimator)
     telemetry = Telemetry(Tracing(settings.trace_file), metrics)
-    callers = Callers(settings.api_keys, settings.front_end_networks, settings.user_headers)
+    waiting = WaitingRoom(admission, settings.queue_timeout, decisions)
+    parts = Parts(settings, _callers(settings), cost_model, waiting, upstream, telemetry)
 
     async def models(request: Request) -> Response:
         """vLLM's own answer: the gateway serves no models."""
-        client = request.client
-        callers.identify(client.host if client else None, dict(request.headers.raw))
-        answer = await upstream.get("/v1/models")
-        return _passed_on(answer)
+        _identify(parts, request)
+        return _passed_on(await upstream.get("/v1/models"))
 
     async def health(request: Request) -> Response:
         """200 as long as the gateway lives; what it says of the engine is for people to read."""
         try:
             engine = "up" if (await upstream.get("/health", timeout=2.0)).is_success else "unhealthy"
         except GatewayError as error:
-            engine = error.code
+            engine = error.outcome
         status = "draining" if waiting.draining else "ok"
         return Response(json.dumps({"status": status, "engine": engine}), media_type="application/json")
 
     async def metrics_text(request: Request) -> Response:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    completions = [
-        Route(
-            route,
-            Completions(
-                route,
-                callers,
-                cost_model,
-                waiting,
-                upstream,
-                telemetry,
-                settings.max_body,
-                settings.client_stall,
-            ),
-            methods=["POST"],
-        )
-        for route in COMPLETION_ROUTES
-    ]
-
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         with files:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(_find_engine, upstream)
+                tasks.start_soon(_watch_engine, parts)
                 yield
                 tasks.cancel_scope.cancel()
         await upstream.aclose()
@@ -136,7 +139,7 @@ def create_gateway(settings: Settings, profile: Profile | None = None) -> Gatewa
 
     app = Starlette(
         routes=[
-            *completions,
+            *(Route(route, Completions(route, parts), methods=["POST"]) for route in COMPLETION_ROUTES),
             Route("/v1/models", models),
             Route("/health", health),
             Route("/metrics", metrics_text),
@@ -145,7 +148,36 @@ def create_gateway(settings: Settings, profile: Profile | None = None) -> Gatewa
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False  # one line a route: `/v1/models/` is none
-    return Gateway(settings, waiting, upstream, telemetry, callers, app)
+    return Gateway(parts, app)
+
+
+def _callers(settings: Settings) -> Callers:
+    return Callers(settings.api_keys, settings.front_end_networks, settings.user_headers)
+
+
+def _identify(parts: Parts, request: Request) -> Caller:
+    return parts.callers.identify(request.client.host if request.client else None, dict(request.headers.raw))
+
+
+async def _watch_engine(parts: Parts) -> None:
+    """Scrape the engine and let admission know, again and again. What cannot be had corrects nothing."""
+    feedback = Feedback()
+    correction = Correction()
+    while True:
+        ledger = parts.waiting.admission.ledger
+        try:
+            answer = await parts.upstream.get("/metrics", timeout=ENGINE_SCRAPE)
+            state = EngineState.read(answer.content) if answer.is_success else None
+        except GatewayError:
+            state = None
+        parts.telemetry.metrics.engine_seen(state)
+        seen = (
+            feedback.seen(state, ledger.seats, ledger.kv_tokens, ledger.limits.kv_tokens) if state else feedback.lost()
+        )
+        if seen != correction:
+            correction = seen
+            parts.waiting.tell(Event("correct", correction=correction))
+        await anyio.sleep(ENGINE_SCRAPE)
 
 
 async def _find_engine(upstream: Upstream) -> None:

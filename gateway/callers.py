@@ -25,6 +25,8 @@ class Key:
     digest: bytes
     owner: str
     front_end: bool = False
+    admin: bool = False
+    priority: float = 0.0
 
 
 def key_digest(key: str) -> bytes:
@@ -38,11 +40,18 @@ def hashed(flow: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who holds the other end of the connection."""
+    """Who holds the other end of the connection.
+
+    front_end  may name its users
+    admin      may see everybody's place in the queue: a key that says so, and whoever sits at this host
+    priority   most seconds of head start that it may ask for
+    """
 
     name: str
     front_end: bool
     named_user: str | None
+    admin: bool = False
+    priority: float = 0.0
 
     def flow(self, user: str | None = None) -> str:
         """Whose turn a request takes; `user` is the name in its body."""
@@ -64,10 +73,13 @@ class Callers:
         ip = _ip(address)
         key = self._key(headers)
         if key is not None:
-            return Caller(f"key:{key.owner}", key.front_end, self._named_user(headers))
-        if self._keys and not (ip and ip.is_loopback):
+            return Caller(f"key:{key.owner}", key.front_end, self._named_user(headers), key.admin, key.priority)
+        here = ip is not None and ip.is_loopback
+        if self._keys and not here:
             raise UnknownKey("Unknown API key. Ask whoever runs this gateway for one, and send it as a Bearer token.")
-        return Caller(f"address:{ip or address or 'unknown'}", self._is_front_end(ip), self._named_user(headers))
+        return Caller(
+            f"address:{ip or address or 'unknown'}", self._is_front_end(ip), self._named_user(headers), admin=here
+        )
 
     def _key(self, headers: Mapping[bytes, bytes]) -> Key | None:
         scheme, _, token = headers.get(b"authorization", b"").partition(b" ")

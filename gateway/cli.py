@@ -60,6 +60,7 @@ def serve(
     """Run the gateway in front of a vLLM server.
 
     Clients use http://HOST:8100/v1 as their base URL. Traces go where the OTEL_EXPORTER_OTLP_* variables say.
+    SIGTERM drains; SIGHUP reads the settings anew: policy, limits, weights, keys and timeouts, without a restart.
     """
     flags = {
         "upstream": upstream,
@@ -71,8 +72,12 @@ def serve(
         "decision_log": decision_log,
         "insecure": insecure or None,
     }
+
+    def read_settings() -> Settings:
+        return config.load(config_file, os.environ, _given(flags) | _assigned(assignments))[0]
+
     with _told_plainly():
-        settings, _ = config.load(config_file, os.environ, _given(flags) | _assigned(assignments))
+        settings = read_settings()
         logging.basicConfig(
             level=settings.log_level.upper(),
             format="%(asctime)s %(levelname)s %(name)s: %(message)s",
@@ -82,7 +87,7 @@ def serve(
         for name in ("httpx", "uvicorn"):
             logging.getLogger(name).setLevel(logging.WARNING)
         gateway = create_gateway(settings)
-    Server(gateway, lambda bound: _greet(settings, bound)).run()
+    Server(gateway, lambda bound: _greet(settings, bound), read_settings).run()
 
 
 @config_app.command("show")
@@ -155,7 +160,8 @@ def _shown(value: object) -> str:
 
 def _greet(settings: Settings, port: int) -> None:
     """What an admin wants to know first: the URLs to paste, and what rules are in force."""
-    limits, cost = settings.limits, load_profile(settings.profile)
+    cost = load_profile(settings.profile)
+    limits = settings.limits(cost)
     local = settings.on_loopback
     closed = "not reachable: listen with --host 0.0.0.0 and keys (or --insecure)"
     lines = [

@@ -32,6 +32,7 @@ from pydantic_settings import (
 
 from gateway.callers import Key, Network, key_digest
 from gateway.limits import Limits
+from gateway.profile import Profile
 from policies import POLICIES
 
 ENV_PREFIX = "FAIRLANE_"
@@ -59,12 +60,17 @@ class EngineSettings(BaseModel, extra="forbid", frozen=True):
     max_num_seqs: Annotated[PositiveInt, Unit("sequences")] = Field(
         256, description="sequences in the engine at once; at most vLLM's --max-num-seqs"
     )
+    kv_tokens: Annotated[PositiveInt | None, Unit("tokens")] = Field(
+        None, description="cache that prompts and answers may fill; vLLM logs its size at start; unset: no limit"
+    )
 
 
 class KeySettings(BaseModel, extra="forbid", frozen=True):
     key: SecretStr = Field(description="what its holder sends as a Bearer token")
     owner: str = Field(description="whose turn a request with this key takes")
     front_end: bool = Field(False, description="may name its own users")
+    admin: bool = Field(False, description="sees everybody's place in the queue, not only its own")
+    priority: float = Field(0.0, description="most seconds of head start that its x-fairlane-priority may ask for")
 
     @field_validator("key")
     @classmethod
@@ -97,6 +103,24 @@ class Settings(BaseSettings):
         None, description="tokens of short prompts in prefill at once; unset: one engine step"
     )
     long_lane_jobs: Annotated[PositiveInt, Unit("requests")] = Field(1, description="long prompts in prefill at once")
+    tpot_target: Annotated[PositiveFloat | None, Unit("s")] = Field(
+        None, description="lower the sequences so that decoding alone takes at most this a token; costs TTFT"
+    )
+    flow_in_flight: Annotated[PositiveInt | None, Unit("requests")] = Field(
+        None, description="one user's requests in the engine; unset: no limit"
+    )
+    flow_queued: Annotated[PositiveInt | None, Unit("requests")] = Field(
+        None, description="one user's requests that wait; more get 429 user_limit; unset: no limit"
+    )
+    max_queued: Annotated[PositiveInt | None, Unit("requests")] = Field(
+        None, description="requests that wait; more get 429 queue_full; unset: no limit"
+    )
+    max_queued_s: Annotated[PositiveFloat | None, Unit("s")] = Field(
+        None, description="prefill that waits, in engine seconds; more gets 429 queue_full; unset: no limit"
+    )
+    weights: dict[str, PositiveFloat] = Field(
+        {}, description="a user's part of the engine against others' 1; by key owner, user name or address"
+    )
     queue_timeout: Seconds = Field(300.0, description="a request that waited longer gets 429")
     client_stall: Seconds = Field(60.0, description="a client that reads nothing for so long is cut off")
     drain_timeout: Seconds = Field(60.0, description="after SIGTERM, running requests may go on for so long")
@@ -181,18 +205,29 @@ class Settings(BaseSettings):
     def base_url(self) -> str:
         return str(self.upstream).rstrip("/").removesuffix("/v1")
 
-    @property
-    def limits(self) -> Limits:
+    def limits(self, profile: Profile) -> Limits:
+        """ValueError if the profile lacks what `tpot_target` needs."""
+        seats = self.engine.max_num_seqs
+        if self.tpot_target is not None:
+            seats = min(seats, profile.sequences(self.tpot_target))
         return Limits(
             long_prompt_tokens=self.long_prompt_tokens,
             short_lane_tokens=self.short_lane_tokens or self.engine.step_tokens,
             long_lane_jobs=self.long_lane_jobs,
-            max_num_seqs=self.engine.max_num_seqs,
+            max_num_seqs=seats,
+            kv_tokens=self.engine.kv_tokens,
+            flow_in_flight=self.flow_in_flight,
+            flow_queued=self.flow_queued,
+            max_queued=self.max_queued,
+            max_queued_s=self.max_queued_s,
         )
 
     @property
     def api_keys(self) -> list[Key]:
-        return [Key(key_digest(key.key.get_secret_value()), key.owner, key.front_end) for key in self.keys]
+        return [
+            Key(key_digest(key.key.get_secret_value()), key.owner, key.front_end, key.admin, key.priority)
+            for key in self.keys
+        ]
 
     @property
     def front_end_networks(self) -> list[Network]:

@@ -6,20 +6,23 @@ budgets have given out since. From that alone the same decisions can be taken ag
 
     {"policy": "fair", "limits": {...}}
     {"n": 1, "event": "arrive", "job": 0, "flow": "6f0c…", "lane": "short", "tokens": 50, "cost": 0.2, "arrival": 1.5,
-     "seats": 1, "dispatched": [0], "held": {"seats": 1, "short": 50, "long": 0}}
-    {"n": 2, "event": "first_token", "job": 0, "dispatched": [], "held": {"seats": 1, "short": 0, "long": 0}}
-    {"n": 3, "event": "finish", "job": 0, "cost": 0.9, "dispatched": [], "held": {"seats": 0, "short": 0, "long": 0}}
-    {"n": 4, "event": "leave", "job": 1, "dispatched": [], "held": {"seats": 0, "short": 0, "long": 0}}
+     "seats": 1, ..., "dispatched": [0], "held": {"seats": 1, "kv": 0, "short": 50, "long": 0}}
+    {"n": 2, "event": "first_token", "job": 0, "dispatched": [], "held": {...}}
+    {"n": 3, "event": "finish", "job": 0, "cost": 0.9, "dispatched": [], "held": {...}}
+    {"n": 4, "event": "leave", "job": 1, "dispatched": [], "held": {...}}
+    {"n": 5, "event": "relimit", "limits": {...}, "dispatched": [], "held": {...}}
 """
 
 import json
 from collections.abc import Callable
 from dataclasses import asdict
 from itertools import count
+from math import isinf
 from typing import Any
 
 from gateway.admission import Admission
 from gateway.callers import hashed
+from gateway.event import Event
 from policies.base import Job
 
 
@@ -34,18 +37,22 @@ class DecisionLog:
         self._events = count(1)
         self._line({"policy": policy, "limits": asdict(admission.limits)})
 
-    def __call__(self, event: str, job: Job, cost: float | None, dispatched: list[Job]) -> None:
-        if event == "arrive":
-            self._numbers[job] = next(self._count)
-        line: dict[str, Any] = {"n": next(self._events), "event": event, "job": self._numbers[job]}
-        if event == "arrive":
-            line |= asdict(job) | {"flow": hashed(job.flow)}
-            del line["id"]
-        if cost is not None:
-            line["cost"] = cost
+    def __call__(self, event: Event, dispatched: list[Job]) -> None:
+        line: dict[str, Any] = {"n": next(self._events), "event": event.kind}
+        job = event.job
+        if job is not None:
+            if event.kind == "arrive":
+                self._numbers[job] = next(self._count)
+                line |= asdict(job) | {"flow": hashed(job.flow), "session": job.session and hashed(job.session)}
+                line["deadline"] = None if isinf(job.deadline) else job.deadline  # JSON has no infinity
+                del line["id"]
+            line["job"] = self._numbers[job]
+        arguments = asdict(event)
+        del arguments["kind"], arguments["job"]
+        line |= {name: value for name, value in arguments.items() if value is not None}
         line["dispatched"] = [self._numbers[granted] for granted in dispatched]
         line["held"] = self._admission.held()
-        if event in ("finish", "leave"):
+        if job is not None and event.kind in ("finish", "leave"):
             del self._numbers[job]
         self._line(line)
 

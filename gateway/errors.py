@@ -6,6 +6,7 @@
     ├── NotFound              404
     ├── MethodNotAllowed      405
     ├── BodyTooLarge          413
+    ├── Rejected              429  never queued: `queue_full`, `user_limit`, `deadline_unreachable`
     ├── QueueTimeout          429  evicted: waited longer than `queue_timeout`
     ├── ClientLeft            499  evicted or cut off; nobody is there to be told
     ├── ClientStalled         499  stopped reading for `client_stall`
@@ -15,17 +16,18 @@
     ├── Draining              503  evicted: the gateway shuts down
     └── UpstreamTimeout       504  the engine was silent for too long
 
-The shape is OpenAI's, so that its SDKs raise their own classes. `code` is of low cardinality and doubles as
-the `outcome` label of the metrics.
+The shape is OpenAI's, so that its SDKs raise their own classes. Status, type and code are the outcome's.
 """
 
 import json
 
+from gateway.outcome import Outcome
+
 
 class GatewayError(Exception):
-    status = 500
-    type = "server_error"
-    code = "gateway_error"
+    """Something to tell the client. `retry_after`, in seconds, is for whoever may come again."""
+
+    outcome: Outcome = Outcome.INTERNAL_ERROR
     retry_after: int | None = None
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
@@ -33,8 +35,12 @@ class GatewayError(Exception):
         self.message = message
         self.param = param
 
+    @property
+    def status(self) -> int:
+        return self.outcome.status
+
     def body(self) -> bytes:
-        error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+        error = {"message": self.message, "type": self.outcome.type, "param": self.param, "code": self.outcome}
         return json.dumps({"error": error}).encode()
 
     def headers(self) -> list[tuple[bytes, bytes]]:
@@ -44,77 +50,67 @@ class GatewayError(Exception):
 
 
 class BadRequest(GatewayError):
-    status = 400
-    type = "invalid_request_error"
-    code = "bad_request"
+    outcome = Outcome.BAD_REQUEST
 
 
 class UnknownKey(GatewayError):
-    status = 401
-    type = "authentication_error"
-    code = "invalid_api_key"
+    outcome = Outcome.INVALID_API_KEY
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         return [(b"www-authenticate", b"Bearer")]
 
 
 class NotFound(GatewayError):
-    status = 404
-    type = "invalid_request_error"
-    code = "not_found"
+    outcome = Outcome.NOT_FOUND
 
 
 class MethodNotAllowed(GatewayError):
-    status = 405
-    type = "invalid_request_error"
-    code = "method_not_allowed"
+    outcome = Outcome.METHOD_NOT_ALLOWED
 
 
 class BodyTooLarge(GatewayError):
-    status = 413
-    type = "invalid_request_error"
-    code = "body_too_large"
+    outcome = Outcome.BODY_TOO_LARGE
+
+
+class Rejected(GatewayError):
+    """The message names the knob, its value and what was measured."""
+
+    def __init__(self, outcome: Outcome, message: str, retry_after: int | None = None) -> None:
+        super().__init__(message)
+        self.outcome = outcome
+        self.retry_after = retry_after
 
 
 class QueueTimeout(GatewayError):
-    status = 429
-    type = "rate_limit_error"
-    code = "queue_timeout"
+    outcome = Outcome.QUEUE_TIMEOUT
     retry_after = 30
 
 
 class ClientLeft(GatewayError):
-    status = 499
-    code = "client_left"
+    outcome = Outcome.CLIENT_LEFT
 
 
 class ClientStalled(GatewayError):
-    status = 499
-    code = "client_stalled"
+    outcome = Outcome.CLIENT_STALLED
 
 
 class InternalError(GatewayError):
-    status = 500
-    code = "internal_error"
+    outcome = Outcome.INTERNAL_ERROR
 
 
 class BadUpstream(GatewayError):
-    status = 502
-    code = "bad_upstream"
+    outcome = Outcome.BAD_UPSTREAM
 
 
 class UpstreamDown(GatewayError):
-    status = 503
-    code = "engine_down"
+    outcome = Outcome.ENGINE_DOWN
     retry_after = 5
 
 
 class Draining(GatewayError):
-    status = 503
-    code = "draining"
+    outcome = Outcome.DRAINING
     retry_after = 10
 
 
 class UpstreamTimeout(GatewayError):
-    status = 504
-    code = "upstream_timeout"
+    outcome = Outcome.UPSTREAM_TIMEOUT

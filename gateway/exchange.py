@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from gateway.outcome import Outcome
 from gateway.sse import Usage
 from gateway.timeline import Timeline
 from policies.base import Job
@@ -11,8 +12,7 @@ from policies.base import Job
 class Exchange:
     """Filled in as the request goes; read once, at its end.
 
-    outcome  `completed`, `engine_error` (the engine's own error was passed on), a GatewayError's code, or
-             `interrupted`, as long as none of these is known
+    outcome  how it ended; `interrupted`, as long as nothing else is known
     prefill_source  where the first token's time is from: `observed` in the stream, `predicted`, or `answer`,
              which came sooner than predicted
     """
@@ -26,6 +26,6 @@ class Exchange:
     max_tokens: int | None = None
     job: Job | None = None
     status: int = 0
-    outcome: str = "interrupted"
+    outcome: Outcome = Outcome.INTERRUPTED
     usage: Usage | None = None
     prefill_source: str = "observed"

@@ -4,7 +4,7 @@ cannot disagree with it, and cost a request nothing.
 
 from collections.abc import Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector
 from gateway.admission import Admission
 from gateway.estimator import Estimator
 from gateway.exchange import Exchange
+from gateway.feedback import EngineState
 from policies.base import LANES
 
 # A long prompt on a busy Spark waits minutes: the usual buckets end where ours have their middle.
@@ -28,6 +29,13 @@ class Metrics:
         self._queue = self._histogram("fairlane_queue_seconds", "Waiting for admission.")
         self._ttft = self._histogram("fairlane_time_to_first_token_seconds", "Arrival to first token, of streams.")
         self._e2e = self._histogram("fairlane_request_seconds", "Arrival to the end of the answer.")
+        self._engine_up = self._gauge(
+            "fairlane_engine_metrics_up", "Whether the engine's metrics can be read; if not, the ledger stands alone."
+        )
+        self._engine_running = self._gauge("fairlane_engine_running", "Sequences that run, as the engine says.")
+        self._engine_waiting = self._gauge("fairlane_engine_waiting", "Sequences that wait inside the engine.")
+        self._engine_kv = self._gauge("fairlane_engine_kv_usage", "Share of the engine's cache in use.")
+        self._engine_preemptions = self._gauge("fairlane_engine_preemptions", "Preemptions in the engine so far.")
         self._prompt_tokens = Counter(
             "fairlane_prompt_tokens", "Prompt tokens, as the engine counted them.", registry=self._registry
         )
@@ -51,9 +59,21 @@ class Metrics:
             self._prompt_tokens.inc(max(0, exchange.usage.prompt_tokens))
             self._output_tokens.inc(max(0, exchange.usage.output_tokens))
 
+    def engine_seen(self, state: EngineState | None) -> None:
+        """What the engine's own metrics say, or that there is nothing to read."""
+        self._engine_up.set(state is not None)
+        if state is not None:
+            self._engine_running.set(state.running)
+            self._engine_waiting.set(state.waiting)
+            self._engine_kv.set(state.kv_usage)
+            self._engine_preemptions.set(state.preemptions)
+
     def text(self) -> bytes:
         """The text exposition format."""
         return generate_latest(self._registry)
+
+    def _gauge(self, name: str, description: str) -> Gauge:
+        return Gauge(name, description, registry=self._registry)
 
     def _histogram(self, name: str, description: str) -> Histogram:
         return Histogram(name, description, ["lane"], buckets=_SECONDS, registry=self._registry)
@@ -76,7 +96,15 @@ class _Budgets(Collector):
             prefill_jobs.add_metric([lane], admission.prefill_jobs(lane))
             prefill_tokens.add_metric([lane], admission.prefill_tokens(lane))
         yield from (jobs, prefill_jobs, prefill_tokens)
-        yield GaugeMetricFamily("fairlane_seats", "Sequences in the engine.", value=admission.seats)
+        ledger = admission.ledger
+        for name, description, value in (
+            ("fairlane_seats", "Sequences in the engine.", ledger.seats),
+            ("fairlane_kv_tokens", "Cache reserved, in tokens.", ledger.kv_tokens),
+            ("fairlane_kv_scale", "Share of the reservations that the engine has in use.", ledger.kv_scale),
+            ("fairlane_foreign_seats", "Sequences of others in the engine.", ledger.foreign_seats),
+            ("fairlane_queue_prefill_seconds", "Prefill that waits, in engine seconds.", admission.line.cost),
+        ):
+            yield GaugeMetricFamily(name, description, value=value)
         yield GaugeMetricFamily(
             "fairlane_seats_limit", "Sequences that may be in the engine.", value=limits.max_num_seqs
         )

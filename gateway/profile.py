@@ -6,10 +6,11 @@ part is over half of a 25 000-token prompt, so a price by tokens alone is off by
 
 import tomllib
 from importlib.resources import files
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, NonNegativeFloat, ValidationError
+from pydantic import BaseModel, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
 
 
 class Profile(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
@@ -19,6 +20,7 @@ class Profile(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     a_s_per_token: NonNegativeFloat
     b_s_per_token2: NonNegativeFloat
     decode_s_per_token: NonNegativeFloat
+    decode_step_s: dict[PositiveInt, PositiveFloat] = {}
 
     def prefill(self, tokens: float, cached: float = 0) -> float:
         """Seconds to prefill the tokens from `cached` up to `tokens` on an idle engine."""
@@ -29,9 +31,37 @@ class Profile(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         """Seconds that `tokens` output tokens add to the steps of a busy engine."""
         return self.decode_s_per_token * tokens
 
+    def sequences(self, tpot: float) -> int:
+        """How many may decode together so that a step takes at most `tpot` seconds; at least one.
+
+        Linear between the points that were measured. ValueError if there are none.
+        """
+        if not self.decode_step_s:
+            raise ValueError("the profile has no decode_step_s, which tpot_target needs")
+        points = sorted(self.decode_step_s.items())
+        fits = 1
+        for (below, fast), (above, slow) in pairwise(points):
+            if tpot >= slow:
+                fits = above
+            elif tpot >= fast:
+                fits = below + int((tpot - fast) / (slow - fast) * (above - below))
+        return fits
+
+    def toml(self, name: str) -> str:
+        """As a table of that name, in a file that `load` reads."""
+        lines = [f"{key} = {value}" for key, value in self if key != "decode_step_s"]
+        steps = ", ".join(f"{sequences} = {seconds}" for sequences, seconds in self.decode_step_s.items())
+        return "\n".join([f"[{name}]", *lines, f"decode_step_s = {{ {steps} }}", ""])
+
     def scaled(self, factor: float) -> "Profile":
         """The same machine, `factor` times as slow."""
-        return Profile(**{name: value * factor for name, value in self})
+        return Profile(
+            c_s=self.c_s * factor,
+            a_s_per_token=self.a_s_per_token * factor,
+            b_s_per_token2=self.b_s_per_token2 * factor,
+            decode_s_per_token=self.decode_s_per_token * factor,
+            decode_step_s={sequences: seconds * factor for sequences, seconds in self.decode_step_s.items()},
+        )
 
 
 def load(name: str) -> Profile:

@@ -2,28 +2,34 @@
 
 import logging
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 
 import anyio
 from anyio.abc import TaskGroup
 from starlette.types import Receive, Scope, Send
 
-from gateway.callers import Callers
+from gateway.callers import Caller
 from gateway.client import Client
 from gateway.completion import Completion, Route, parse
-from gateway.cost import CostModel
 from gateway.errors import GatewayError, InternalError
 from gateway.exchange import Exchange
+from gateway.outcome import Outcome
+from gateway.parts import Parts
 from gateway.sse import EventStream, read_usage
-from gateway.telemetry import Telemetry
 from gateway.timeline import Timeline
 from gateway.tracing import RequestTrace
-from gateway.upstream import Answer, Upstream, forwarded
-from gateway.waiting import Permit, WaitingRoom
+from gateway.upstream import Answer, forwarded
+from gateway.waiting import Permit
+from gateway.wishes import read_wishes
 from policies.base import Job
 
 logger = logging.getLogger("fairlane")
+
+# How often a stream's growth is told to admission, in chunks, which are about a token each.
+PROGRESS_CHUNKS = 64
 
 # An id is echoed into headers, logs and spans: what is longer, or holds anything odd, is replaced.
 _MAX_ID = 128
@@ -34,18 +40,12 @@ class Completions:
     """`POST` to a completion route, as a raw ASGI endpoint."""
 
     route: Route
-    callers: Callers
-    cost_model: CostModel
-    waiting: WaitingRoom
-    upstream: Upstream
-    telemetry: Telemetry
-    max_body: int
-    client_stall: float
+    parts: Parts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        client = Client(scope, receive, send, self.client_stall)
+        client = Client(scope, receive, send, self.parts.settings.client_stall)
         exchange = Exchange(_request_id(client.headers), self.route, Timeline(arrived=perf_counter()))
-        trace = self.telemetry.start(exchange, client.headers)
+        trace = self.parts.telemetry.start(exchange, client.headers)
         try:
             async with anyio.create_task_group() as tasks:
                 # Caught in here, for the group would wrap what leaves it into an ExceptionGroup.
@@ -58,35 +58,35 @@ class Completions:
                     await _tell(client, exchange, InternalError("The gateway failed; its log has the reason."))
                 tasks.cancel_scope.cancel()
             if client.gone:
-                exchange.outcome = client.gone.code
+                exchange.outcome = client.gone.outcome
                 exchange.status = exchange.status or client.gone.status
         finally:
             exchange.timeline.ended = perf_counter()
-            self.telemetry.finish(exchange, trace)
+            self.parts.telemetry.finish(exchange, trace)
 
     async def _serve(self, client: Client, exchange: Exchange, trace: RequestTrace, tasks: TaskGroup) -> None:
-        caller = self.callers.identify(client.address, client.headers)
-        completion = parse(self.route, await client.body(self.max_body))
-        job = self._job(exchange, completion, caller.flow(completion.user))
+        caller = self.parts.callers.identify(client.address, client.headers)
+        completion = parse(self.route, await client.body(self.parts.settings.max_body))
+        job = self._job(exchange, completion, caller, client.headers)
         tasks.start_soon(client.watch_leaving, tasks.cancel_scope)
         tasks.start_soon(client.watch_reading, tasks.cancel_scope)
 
         exchange.timeline.queued = perf_counter()
-        async with self.waiting.admitted(job) as permit:
+        async with self.parts.waiting.admitted(job) as permit:
             exchange.timeline.dispatched = perf_counter()
             events = EventStream(len(completion.prompts), completion.n, completion.drop_usage)
             headers = [
                 *forwarded(client.headers),
-                *trace.call_engine(self.upstream.base_url),
+                *trace.call_engine(self.parts.upstream.base_url),
                 (b"x-request-id", exchange.id.encode()),
             ]
             if not completion.stream:
                 tasks.start_soon(_prefill_ends, exchange, permit)
             try:
-                async with self.upstream.post(self.route, completion.body, headers) as answer:
+                async with self.parts.upstream.post(self.route, completion.body, headers) as answer:
                     exchange.status = answer.status
                     if answer.streams:
-                        await _relay(client, exchange, permit, answer, events)
+                        await _relay(client, exchange, permit, answer, events, partial(self._growth, job))
                     else:
                         await _hand_over(client, exchange, answer)
             finally:
@@ -95,37 +95,66 @@ class Completions:
                 permit.cost = self._cost(exchange, job, events.chunks)
 
         failed = events.failed or exchange.status >= 400
-        exchange.outcome = "engine_error" if failed else "completed"
+        exchange.outcome = Outcome.ENGINE_ERROR if failed else Outcome.COMPLETED
         if exchange.usage:
-            self.cost_model.learn(completion.prompts, exchange.usage)
+            self.parts.cost_model.learn(completion.prompts, exchange.usage)
 
-    def _job(self, exchange: Exchange, completion: Completion, flow: str) -> Job:
-        tokens, cost = self.cost_model.predict(completion.prompts)
-        lane = self.waiting.admission.limits.lane(tokens)
+    def _job(self, exchange: Exchange, completion: Completion, caller: Caller, headers: dict[bytes, bytes]) -> Job:
+        parts = self.parts
+        arrived, seats = exchange.timeline.arrived, completion.seats
+        tokens, cost = parts.cost_model.predict(completion.prompts)
+        flow = caller.flow(completion.user)
+        wishes = read_wishes(headers)
         exchange.model = completion.model
         exchange.prompts = len(completion.prompts)
         exchange.stream = completion.stream
         exchange.max_tokens = completion.max_tokens
-        exchange.job = Job(flow, lane, tokens, cost, exchange.timeline.arrived, completion.seats, exchange.id)
+        exchange.job = Job(
+            flow=flow,
+            lane=parts.waiting.admission.limits.lane(tokens),
+            tokens=tokens,
+            cost=cost,
+            arrival=arrived,
+            seats=seats,
+            id=exchange.id,
+            kv_tokens=tokens + seats * parts.cost_model.answers.expect(completion.max_tokens),
+            session=wishes.session,
+            weight=parts.settings.weights.get(flow.partition(":")[2], 1.0),
+            head_start=min(wishes.priority, caller.priority),
+            deadline=arrived + wishes.deadline,
+        )
         return exchange.job
+
+    def _growth(self, job: Job, chunks: int) -> tuple[float, int]:
+        cost = job.cost + self.parts.cost_model.profile.decode(chunks)
+        return cost, max(job.kv_tokens, job.tokens + chunks + PROGRESS_CHUNKS)
 
     def _cost(self, exchange: Exchange, job: Job, chunks: int) -> float:
         if exchange.usage:
-            return self.cost_model.true_cost(exchange.usage, exchange.prompts)
+            return self.parts.cost_model.true_cost(exchange.usage, exchange.prompts)
         timeline = exchange.timeline
         elapsed = perf_counter() - (timeline.dispatched or timeline.arrived)
         began = timeline.first_token is not None
-        return self.cost_model.partial_cost(job.cost, elapsed=elapsed, began=began, chunks=chunks)
+        return self.parts.cost_model.partial_cost(job.cost, elapsed=elapsed, began=began, chunks=chunks)
 
 
-async def _relay(client: Client, exchange: Exchange, permit: Permit, answer: Answer, events: EventStream) -> None:
-    """A stream, chunk by chunk, as it comes."""
+async def _relay(
+    client: Client,
+    exchange: Exchange,
+    permit: Permit,
+    answer: Answer,
+    events: EventStream,
+    growth: Callable[[int], tuple[float, int]],
+) -> None:
+    """A stream, chunk by chunk, as it comes. `growth` is what so many chunks have come to: engine seconds, cache."""
     await client.start(answer.status, answer.headers + _own_headers(exchange))
     async for chunk in answer.chunks():
         whole = events.feed(chunk)
         if exchange.timeline.first_token is None and events.first_token:
             exchange.timeline.first_token = perf_counter()
             permit.first_token()
+        if events.chunks % PROGRESS_CHUNKS == 0:
+            permit.progress(*growth(events.chunks))
         if whole:
             await client.write(whole)
     await client.write(events.end(), more=False)
@@ -153,7 +182,7 @@ async def _prefill_ends(exchange: Exchange, permit: Permit) -> None:
 
 async def _tell(client: Client, exchange: Exchange, error: GatewayError) -> None:
     """Answer with the error: as a response, or, once a stream has begun, as its last event."""
-    exchange.outcome = error.code
+    exchange.outcome = error.outcome
     if client.started:
         await client.write(b"data: " + error.body() + b"\n\ndata: [DONE]\n\n", more=False)
     else:

@@ -2,9 +2,11 @@
 
 Alone, uvicorn raises the signal again once it has shut down, so that a service manager sees a death by SIGTERM;
 and it learns of the signal at its next tick. Here draining begins with the signal, what runs may finish within
-`drain_timeout`, and the exit code is 0. A second Ctrl-C ends at once.
+`drain_timeout`, and the exit code is 0. A second Ctrl-C ends at once. SIGHUP reads the
+settings anew.
 """
 
+import asyncio
 import logging
 import signal
 import socket
@@ -16,6 +18,9 @@ import anyio
 import uvicorn
 
 from gateway.app import Gateway
+from gateway.config import Settings
+
+logger = logging.getLogger("fairlane")
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -29,9 +34,14 @@ def _news(record: logging.LogRecord) -> bool:
 
 
 class Server(uvicorn.Server):
-    def __init__(self, gateway: Gateway, on_start: Callable[[int], None] | None = None) -> None:
-        """`on_start` is told the port when connections are accepted."""
-        settings = gateway.settings
+    def __init__(
+        self,
+        gateway: Gateway,
+        on_start: Callable[[int], None] | None = None,
+        read_settings: Callable[[], Settings] | None = None,
+    ) -> None:
+        """`on_start` is told the port when connections are accepted; `read_settings` is asked at SIGHUP."""
+        settings = gateway.parts.settings
         super().__init__(
             uvicorn.Config(
                 gateway.app,
@@ -52,6 +62,7 @@ class Server(uvicorn.Server):
         logging.getLogger("uvicorn.error").addFilter(_news)
         self._gateway = gateway
         self._on_start = on_start
+        self._read_settings = read_settings
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -60,7 +71,13 @@ class Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
+        # A handler may run between any two instructions: what it does to the gateway waits for the loop's next turn.
+        self._loop = asyncio.get_running_loop()
         previous = {number: signal.signal(number, self.handle_exit) for number in SIGNALS}
+        if self._read_settings:
+            previous[signal.SIGHUP] = signal.signal(
+                signal.SIGHUP, lambda *_: self._loop.call_soon_threadsafe(self._reconfigure)
+            )
         try:
             yield
         finally:
@@ -68,11 +85,16 @@ class Server(uvicorn.Server):
                 signal.signal(number, handler)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self.should_exit and sig == signal.SIGINT:
-            self._gateway.cut_off()
-        else:
-            self._gateway.drain()
+        again = self.should_exit and sig == signal.SIGINT
+        self._loop.call_soon_threadsafe(self._gateway.cut_off if again else self._gateway.drain)
         super().handle_exit(sig, frame)
+
+    def _reconfigure(self) -> None:
+        assert self._read_settings
+        try:
+            self._gateway.reconfigure(self._read_settings())
+        except (ValueError, OSError) as error:
+            logger.error("SIGHUP: nothing changed: %s", error)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         async with anyio.create_task_group() as tasks:
@@ -81,5 +103,5 @@ class Server(uvicorn.Server):
             tasks.cancel_scope.cancel()
 
     async def _cut_off(self) -> None:
-        await anyio.sleep(self._gateway.settings.drain_timeout)
+        await anyio.sleep(self._gateway.parts.settings.drain_timeout)
         self._gateway.cut_off()

@@ -11,13 +11,17 @@ from contextlib import asynccontextmanager
 import anyio
 
 from gateway.admission import Admission
-from gateway.errors import Draining, GatewayError, QueueTimeout
+from gateway.errors import Draining, GatewayError, QueueTimeout, Rejected
+from gateway.event import Event, tell
+from gateway.outcome import Outcome
 from policies.base import Job
 
 logger = logging.getLogger("fairlane")
 
-# Told of each event as it happens: its name, its job, what the job came to if it finished, who was let go.
-Observer = Callable[[str, Job, float | None, list[Job]], None]
+REJECTED_RETRY = 10
+
+# Told of each event when it has happened, and who was let go by it.
+Observer = Callable[[Event, list[Job]], None]
 
 
 class Permit:
@@ -35,7 +39,13 @@ class Permit:
     def first_token(self) -> None:
         """Give the prefill part back. Again, or after the end, it is harmless."""
         if self._room:
-            self._room.first_token(self.job)
+            self._room.tell(Event("first_token", self.job))
+
+    def progress(self, cost: float, kv_tokens: int) -> None:
+        """So much has it come to by now, and so much cache will it fill."""
+        self.cost = cost
+        if self._room:
+            self._room.tell(Event("progress", self.job, cost, kv_tokens))
 
     def end(self) -> None:
         self._room = None
@@ -57,14 +67,25 @@ class WaitingRoom:
         self._observe = observe
         self._waiters: dict[Job, _Waiter] = {}
 
-    @asynccontextmanager
-    async def admitted(self, job: Job) -> AsyncIterator[Permit]:
-        """Wait for the job's turn, hold its permit, give it back. Raises QueueTimeout or Draining."""
+    def _check(self, job: Job) -> None:
         if self.draining:
             raise Draining(_DRAINING)
+        if outcome := self.admission.refuses(job):
+            limits = self.admission.limits
+            knob = {
+                Outcome.USER_LIMIT: f"{limits.flow_queued} of your requests wait already (flow_queued)",
+                Outcome.QUEUE_FULL: f"the queue is full (max_queued = {limits.max_queued}, "
+                f"max_queued_s = {limits.max_queued_s})",
+            }[outcome]
+            raise Rejected(outcome, f"Not queued: {knob}.", retry_after=REJECTED_RETRY)
+
+    @asynccontextmanager
+    async def admitted(self, job: Job) -> AsyncIterator[Permit]:
+        """Wait for the job's turn, hold its permit, give it back. Raises Rejected, QueueTimeout or Draining."""
+        self._check(job)
         waiter = self._waiters[job] = _Waiter()
         cost = 0.0
-        self._carry_out("arrive", job, None, self.admission.arrive(job))
+        self.tell(Event("arrive", job))
         try:
             if not waiter.granted:
                 with anyio.move_on_after(self.queue_timeout):
@@ -88,12 +109,9 @@ class WaitingRoom:
             # No await in here: nothing can come between a request's end and its permit's return.
             del self._waiters[job]
             if waiter.granted:
-                self._carry_out("finish", job, cost, self.admission.finish(job, cost))
+                self.tell(Event("finish", job, cost))
             else:
-                self._carry_out("leave", job, None, self.admission.leave(job))
-
-    def first_token(self, job: Job) -> None:
-        self._carry_out("first_token", job, None, self.admission.first_token(job))
+                self.tell(Event("leave", job))
 
     def drain(self) -> None:
         """Let nobody else in, and send away whoever waits. What runs goes on."""
@@ -109,14 +127,16 @@ class WaitingRoom:
             waiter.evicted = Draining(_DRAINING)
             waiter.scope.cancel()
 
-    def _carry_out(self, event: str, job: Job, cost: float | None, dispatched: list[Job]) -> None:
+    def tell(self, event: Event) -> None:
+        """Let it happen, and wake whoever is let go by it."""
+        dispatched = tell(self.admission, event)
         for granted in dispatched:
             waiter = self._waiters[granted]
             waiter.granted = True
             waiter.wake.set()
         if self._observe:
             try:
-                self._observe(event, job, cost, dispatched)
+                self._observe(event, dispatched)
             except Exception:
                 logger.exception("the decision log cannot be written; it ends here")
                 self._observe = None

@@ -178,8 +178,7 @@ def _gateway(demo: Demo, engine: str) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
         # Its clock is ours, so what work costs there is what it costs on the Spark, divided by the speed.
         profile = Path(folder) / "profile.toml"
-        cost = demo.cost.scaled(1 / demo.speed)
-        profile.write_text("[demo]\n" + "".join(f"{name} = {value}\n" for name, value in cost))
+        profile.write_text(demo.cost.scaled(1 / demo.speed).toml("demo"))
         command = ["serve", "--upstream", engine, "--policy", demo.policy, "--profile", str(profile)]
         flags = ["--set", f"engine.long_prefill_threshold={DEPLOY_THRESHOLD}"]
         with running([*command, *flags]) as url:

@@ -1,11 +1,13 @@
 """Decisions taken again: a gateway's decision log through the same admission and policy, without its clock."""
 
 from collections.abc import Iterable
-from typing import Literal
+from math import inf
 
 import msgspec
 
 from gateway.admission import Admission
+from gateway.event import Correction, Event, Kind, tell
+from gateway.ledger import Part
 from gateway.limits import Limits
 from policies import POLICIES
 from policies.base import Job, Lane
@@ -20,18 +22,44 @@ class _Head(msgspec.Struct):
     limits: Limits
 
 
-class _Event(msgspec.Struct):
+class _Line(msgspec.Struct):
     n: int
-    event: Literal["arrive", "first_token", "finish", "leave"]
-    job: int
+    event: Kind
     dispatched: list[int]
     held: dict[str, int]
+    job: int | None = None
+    cost: float | None = None
+    kv_tokens: int | None = None
+    part: Part | None = None
+    limits: Limits | None = None
+    policy: str | None = None
+    correction: Correction | None = None
+    # Of a job that arrives.
     flow: str = ""
     lane: Lane = "short"
     tokens: int = 0
-    cost: float = 0.0
     arrival: float = 0.0
     seats: int = 1
+    session: str = ""
+    weight: float = 1.0
+    head_start: float = 0.0
+    deadline: float | None = None
+
+    def new_job(self) -> Job:
+        return Job(
+            flow=self.flow,
+            lane=self.lane,
+            tokens=self.tokens,
+            cost=self.cost or 0.0,
+            arrival=self.arrival,
+            seats=self.seats,
+            id=str(self.job),
+            kv_tokens=self.kv_tokens or 0,
+            session=self.session,
+            weight=self.weight,
+            head_start=self.head_start,
+            deadline=inf if self.deadline is None else self.deadline,
+        )
 
 
 def replay(lines: Iterable[str], policy: str | None = None) -> int:
@@ -45,32 +73,32 @@ def replay(lines: Iterable[str], policy: str | None = None) -> int:
     except (StopIteration, msgspec.DecodeError) as error:
         raise ValueError(f"this is no decision log: {error}") from error
     admission = Admission(POLICIES[policy or head.policy](), head.limits)
-    jobs: dict[int, Job] = {}
+    jobs: dict[int | None, Job | None] = {None: None}
     number = 1
-    for number, line in log:
-        event = msgspec.json.decode(line, type=_Event)
-        if event.n != number - 1:
-            raise Divergence(f"line {number}: event {event.n}, where {number - 1} should be")
-        if event.event == "arrive":
-            jobs[event.job] = Job(
-                event.flow, event.lane, event.tokens, event.cost, event.arrival, event.seats, str(event.job)
-            )
+    for number, text in log:
+        line = msgspec.json.decode(text, type=_Line)
+        if line.n != number - 1:
+            raise Divergence(f"line {number}: event {line.n}, where {number - 1} should be")
+        if line.event == "arrive":
+            jobs[line.job] = line.new_job()
+        if line.event == "use" and policy is not None:
+            continue
         try:
-            dispatched = [int(job.id) for job in _tell(admission, event, jobs[event.job])]
+            event = Event(
+                line.event,
+                jobs[line.job],
+                line.cost,
+                line.kv_tokens,
+                line.part,
+                line.limits,
+                line.policy,
+                line.correction,
+            )
+            dispatched = [int(job.id) for job in tell(admission, event)]
         except KeyError as error:
-            raise Divergence(f"line {number}: {event.event} of job {event.job}, which is not in that phase") from error
-        if dispatched != event.dispatched:
-            raise Divergence(f"line {number}: the log lets go {event.dispatched}, now it is {dispatched}")
-        if admission.held() != event.held:
-            raise Divergence(f"line {number}: the log holds {event.held}, now it is {admission.held()}")
+            raise Divergence(f"line {number}: {line.event} of job {line.job}, which is not in that phase") from error
+        if dispatched != line.dispatched:
+            raise Divergence(f"line {number}: the log lets go {line.dispatched}, now it is {dispatched}")
+        if admission.held() != line.held:
+            raise Divergence(f"line {number}: the log holds {line.held}, now it is {admission.held()}")
     return number - 1
-
-
-def _tell(admission: Admission, event: _Event, job: Job) -> list[Job]:
-    if event.event == "arrive":
-        return admission.arrive(job)
-    if event.event == "first_token":
-        return admission.first_token(job)
-    if event.event == "finish":
-        return admission.finish(job, event.cost)
-    return admission.leave(job)

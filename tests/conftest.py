@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
@@ -33,6 +33,8 @@ from gateway.profile import Profile
 from gateway.server import Server
 from loadtest.profile import load_profile
 from loadtest.sim_server import create_app
+
+T = TypeVar("T")
 
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
@@ -111,6 +113,7 @@ class _ServerInThread(Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
+        self.loop = asyncio.get_running_loop()
         yield
 
     async def main_loop(self) -> None:
@@ -191,6 +194,7 @@ class ScriptedEngine:
     def __init__(self) -> None:
         self.url = ""
         self.calls: list[Call] = []
+        self.metrics: bytes | None = None  # without any, the gateway's ledger stands alone
         self._asked: queue.Queue[Call] = queue.Queue()
 
     def asked(self, seconds: float = DEADLINE) -> Call:
@@ -209,6 +213,7 @@ class ScriptedEngine:
         for call in self.calls:
             call.hang_up()
         self.calls = []
+        self.metrics = None
         self._asked = queue.Queue()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -224,7 +229,9 @@ class ScriptedEngine:
             body, more = body + message.get("body", b""), message.get("more_body", False)
         headers = {name.decode(): value.decode("latin-1") for name, value in scope["headers"]}
         call = Call(scope["method"], scope["path"], headers, body)
-        if call.path in ("/v1/models", "/health"):
+        if call.path == "/metrics":
+            call.answer(404 if self.metrics is None else 200, self.metrics or {})
+        elif call.path in ("/v1/models", "/health"):
             card = {"id": "scripted", "object": "model", "created": 0, "owned_by": "vllm", "max_model_len": 32768}
             call.answer(200, {"object": "list", "data": [card]}, x_engine="scripted")
         else:
@@ -364,11 +371,20 @@ class RunningGateway:
 
     url: str
     gateway: Gateway
+    _server: _ServerInThread
     _stack: ExitStack
     _http: httpx.Client
     stopped: bool = False
     _asked: list[Asked] = field(default_factory=list)
     _before: dict[tuple[str, frozenset[tuple[str, str]]], float] = field(default_factory=dict)
+
+    def call(self, function: Callable[[], T]) -> T:
+        """On the gateway's own loop, as everything that changes it must be."""
+
+        async def called() -> T:
+            return function()
+
+        return asyncio.run_coroutine_threadsafe(called(), self._server.loop).result(DEADLINE)
 
     def ask(self, body: object, path: str = CHAT, headers: dict[str, str] | None = None, **options: Any) -> Asked:
         """Send a request; its answer is read later, or never."""
@@ -455,14 +471,15 @@ def _start(upstream: str, profile: Profile | None = None, **settings: Any) -> Ru
     stack = ExitStack()
     made = create_gateway(Settings(**{"upstream": upstream, "port": 0, "drain_timeout": 1.0, **settings}), profile)
     port: queue.Queue[int] = queue.Queue()
-    stack.enter_context(running(_ServerInThread(made, port.put)))
+    server = _ServerInThread(made, port.put)
+    stack.enter_context(running(server))
     try:
         url = f"http://127.0.0.1:{port.get(timeout=DEADLINE)}"
     except BaseException:
         stack.close()
         raise
     client = stack.enter_context(httpx.Client(base_url=url, timeout=DEADLINE, verify=False, trust_env=False))
-    return RunningGateway(url, made, stack, client)
+    return RunningGateway(url, made, server, stack, client)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import json
 import re
 from ipaddress import ip_network
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,11 @@ import pytest
 
 from gateway.callers import key_digest
 from gateway.config import ConfigError, Settings, Sources, fields, load
+from gateway.limits import Limits
+from gateway.profile import load as load_profile
 from policies import POLICIES
+
+PROFILE = load_profile("gemma-4-26b-bf16")
 
 
 @pytest.fixture
@@ -211,7 +216,7 @@ def test_a_file_that_is_no_toml(file: Path, content: bytes) -> None:
 def test_several_long_jobs_leave_half_a_step(jobs: int, step: int, threshold: int, fits: bool) -> None:
     flags = {"long_lane_jobs": jobs, "engine.step_tokens": step, "engine.long_prefill_threshold": threshold}
     if fits:
-        assert load(None, {}, flags)[0].limits.long_lane_jobs == jobs
+        assert load(None, {}, flags)[0].limits(PROFILE).long_lane_jobs == jobs
     else:
         with pytest.raises(ConfigError, match="less than half of a step"):
             load(None, {}, flags)
@@ -238,14 +243,44 @@ def test_the_upstream_may_be_written_as_clients_write_it(url: str) -> None:
 
 
 def test_the_short_lane_is_an_engine_step_unless_said_otherwise() -> None:
-    assert load(None, {}, {"engine.step_tokens": 512})[0].limits.short_lane_tokens == 512
-    assert load(None, {}, {"engine.step_tokens": 512, "short_lane_tokens": 99})[0].limits.short_lane_tokens == 99
+    assert load(None, {}, {"engine.step_tokens": 512})[0].limits(PROFILE).short_lane_tokens == 512
+    assert (
+        load(None, {}, {"engine.step_tokens": 512, "short_lane_tokens": 99})[0].limits(PROFILE).short_lane_tokens == 99
+    )
 
 
 def test_limits_are_those_that_were_set() -> None:
-    flags = {"long_prompt_tokens": 5, "short_lane_tokens": 6, "engine.max_num_seqs": 7}
-    limits = load(None, {}, flags)[0].limits
-    assert (limits.long_prompt_tokens, limits.short_lane_tokens, limits.max_num_seqs) == (5, 6, 7)
+    flags = {
+        "long_prompt_tokens": 5,
+        "short_lane_tokens": 6,
+        "engine.max_num_seqs": 7,
+        "engine.kv_tokens": 8,
+        "flow_in_flight": 9,
+        "flow_queued": 10,
+        "max_queued": 11,
+        "max_queued_s": 12,
+    }
+    assert load(None, {}, flags)[0].limits(PROFILE) == Limits(5, 6, 1, 7, 8, 9, 10, 11, 12)
+
+
+@pytest.mark.parametrize(
+    ("target", "seats"), [(0.001, 1), (0.099, 10), (0.16, 31), (0.2, 63), (9.0, 200)], ids=lambda value: str(value)
+)
+def test_a_target_for_each_token_lowers_the_seats(target: float, seats: int) -> None:
+    """Between the points of the profile's table of decode steps: 25 sequences take 0.150 s, 50 take 0.188 s."""
+    assert load(None, {}, {"tpot_target": target})[0].limits(PROFILE).max_num_seqs == seats
+
+
+def test_a_target_needs_a_profile_that_knows() -> None:
+    with pytest.raises(ValueError, match="decode_step_s"):
+        load(None, {}, {"tpot_target": 0.1})[0].limits(PROFILE.model_copy(update={"decode_step_s": {}}))
+
+
+def test_weights_are_a_table(file: Path) -> None:
+    file.write_text("[weights]\nann = 2\n")
+    assert load(file)[0].weights == {"ann": 2.0}
+    with pytest.raises(ConfigError, match=r"weights\.ann"):
+        load(None, {}, {"weights": {"ann": 0}})
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -257,8 +292,9 @@ def test_every_policy_can_be_chosen(policy: str) -> None:
 
 ALL = list(fields())
 
-# Numbers whose name is their unit.
+# Numbers whose name is their unit, and those that are not set.
 PURE_NUMBERS = {"port"}
+UNSET_NUMBERS = {key for key, unit, _ in ALL if unit and attrgetter(key)(Settings()) is None}
 
 
 def value(key: str) -> Any:
@@ -278,9 +314,9 @@ def test_every_setting_is_listed_once() -> None:
 def test_every_setting_says_what_it_is_and_in_which_unit(key: str, unit: str, description: str) -> None:
     assert description
     numeric = isinstance(value(key), int | float) and not isinstance(value(key), bool)
-    if numeric or key == "short_lane_tokens":
+    if numeric:
         assert unit or key in PURE_NUMBERS
-    else:
+    elif key not in UNSET_NUMBERS:
         assert not unit
 
 
@@ -290,7 +326,10 @@ def test_every_setting_can_be_set_in_the_environment(key: str) -> None:
     if isinstance(wanted, tuple):
         written = json.dumps(wanted)
     elif wanted is None:
-        written = {"short_lane_tokens": "5"}.get(key, "text")
+        written = "5" if key in UNSET_NUMBERS else "text"
+    elif isinstance(wanted, dict):
+        written = json.dumps(wanted)
     else:
         written = str(wanted)
-    assert load(None, {"FAIRLANE_" + key.upper().replace(".", "__"): written})[1] == {key: "environment"}
+    sources = load(None, {"FAIRLANE_" + key.upper().replace(".", "__"): written})[1]
+    assert sources == ({} if wanted == {} else {key: "environment"})

@@ -200,6 +200,28 @@ def test_a_drain_is_bounded(engine: ScriptedEngine, start: Start, ask: Callable[
     assert "Traceback" not in process.said
 
 
+def test_sighup_reads_the_settings_anew(
+    engine: ScriptedEngine, start: Start, ask: Callable[..., Asked], tmp_path: Path
+) -> None:
+    """One seat is taken and one request waits; the file then allows two, and the waiting one goes."""
+    file = tmp_path / "fairlane.toml"
+    file.write_text("[engine]\nmax_num_seqs = 1\n")
+    process = start("serve", "--upstream", engine.url, "--port", "0", "--config", str(file))
+    ask(process.url, stream=True)
+    running = engine.asked()
+    waits = ask(process.url)
+    until(lambda: b'fairlane_queue_jobs{lane="short"} 1.0' in httpx.get(f"{process.url}/metrics").content)
+    file.write_text("polcy = 'fifo'\n")
+    process.signal(signal.SIGHUP)
+    process.says("nothing changed: unknown key polcy")
+    file.write_text("[engine]\nmax_num_seqs = 2\n")
+    process.signal(signal.SIGHUP)
+    process.says("settings are in force")
+    engine.asked().answer()
+    assert waits.status == 200
+    running.stream(token(), DONE)
+
+
 def test_a_second_signal_ends_it(engine: ScriptedEngine, start: Start, ask: Callable[..., Asked]) -> None:
     process = start("serve", "--upstream", engine.url, "--port", "0")
     ask(process.url, stream=True)

@@ -1,0 +1,63 @@
+"""What admission can be told of: the one way in, for the gateway, the simulator and whoever replays a log."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from gateway.admission import Admission
+from gateway.ledger import Part
+from gateway.limits import Limits
+from policies import POLICIES
+from policies.base import Job
+
+Kind = Literal["arrive", "slice_done", "first_token", "progress", "finish", "leave", "relimit", "use", "correct"]
+
+
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """What the engine's own metrics say, beside the gateway's ledger."""
+
+    kv_scale: float = 1.0
+    foreign_seats: int = 0
+    foreign_kv_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Of a job: what `gateway.admission` calls by that name. Of none: new limits, another policy, a correction."""
+
+    kind: Kind
+    job: Job | None = None
+    cost: float | None = None
+    kv_tokens: int | None = None
+    part: Part | None = None
+    limits: Limits | None = None
+    policy: str | None = None
+    correction: Correction | None = None
+
+
+def tell(admission: Admission, event: Event) -> list[Job]:
+    """Let it happen; the jobs to let go now, in order. Raises KeyError for a job that is not in that phase."""
+    match event:
+        case Event(kind="arrive", job=Job() as job):
+            return admission.arrive(job, event.part)
+        case Event(kind="slice_done", job=Job() as job, part=Part() as part):
+            return admission.slice_done(job, part)
+        case Event(kind="first_token", job=Job() as job):
+            return admission.first_token(job)
+        case Event(kind="progress", job=Job() as job, cost=float(cost), kv_tokens=int(kv_tokens)):
+            return admission.progress(job, cost, kv_tokens)
+        case Event(kind="finish", job=Job() as job, cost=float(cost)):
+            return admission.finish(job, cost)
+        case Event(kind="leave", job=Job() as job):
+            return admission.leave(job)
+        case Event(kind="relimit", limits=Limits() as limits):
+            return admission.relimit(limits)
+        case Event(kind="use", policy=str(name)):
+            return admission.use(POLICIES[name]())
+        case Event(kind="correct", correction=Correction() as seen):
+            return admission.correct(
+                kv_scale=seen.kv_scale,
+                foreign_seats=seen.foreign_seats,
+                foreign_kv_tokens=seen.foreign_kv_tokens,
+            )
+    raise ValueError(f"an incomplete event: {event}")

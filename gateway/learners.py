@@ -1,0 +1,129 @@
+"""Learners: each takes samples one by one, keeps a few sums or a bounded window, and no one sample does it harm."""
+
+from bisect import bisect_right, insort
+from collections import deque
+from math import ceil, exp, log
+
+MEMORY = 0.97  # of the sums so far, after one more sample
+WINDOW = 256
+ANSWER_TOKENS = 256  # before any answer was seen
+MARK = 0.9  # the percentile that `Errors` states
+A_WAIT_S = 2.0  # what is shorter, nobody asks about
+HORIZONS_S = (4.0, 16.0)  # between near and middling, and that and far
+FEW = 9  # errors, with which a 90th percentile cannot be told from the largest
+
+
+class Ratio:
+    """Sums of two quantities, the recent weighing most, and `belief` in the value at the start."""
+
+    def __init__(self, start: float, *, belief: float, low: float = 0.1, high: float = 10.0) -> None:
+        self._low, self._high = low, high
+        self._above, self._below = start * belief, belief
+
+    @property
+    def value(self) -> float:
+        return min(self._high, max(self._low, self._above / self._below))
+
+    def saw(self, above: float, below: float) -> None:
+        if below <= 0:
+            return
+        # A sample far off is believed only so far: it may be right, and then more of its kind will come.
+        above = min(max(above, 0.0), 4 * self.value * below)
+        self._above = self._above * MEMORY + above
+        self._below = self._below * MEMORY + below
+
+
+class PowerLaw:
+    """Seconds a token with n sequences decoding, s·n^p by least squares of the logarithms, with forgetting.
+
+    On a DGX Spark p is 0.2 to 0.5: the more sequences, the more experts of a mixture does a step read.
+    """
+
+    def __init__(self, start_s: float = 0.04, exponent: float = 0.4) -> None:
+        self._w = self._x = self._y = self._xx = self._xy = 0.0
+        for sequences in (1, 32):
+            self._add(log(sequences), log(start_s * sequences**exponent), 0.5)
+
+    def at(self, sequences: float) -> float:
+        x = log(max(1.0, sequences))
+        x0, y0 = self._x / self._w, self._y / self._w
+        spread = self._xx / self._w - x0 * x0
+        slope = min(1.0, max(0.0, (self._xy / self._w - x0 * y0) / spread)) if spread > 1e-6 else 0.4
+        return exp(y0 + slope * (x - x0))
+
+    def saw(self, sequences: float, seconds: float) -> None:
+        self._w, self._x, self._y = self._w * MEMORY, self._x * MEMORY, self._y * MEMORY
+        self._xx, self._xy = self._xx * MEMORY, self._xy * MEMORY
+        self._add(log(max(1.0, sequences)), log(min(10.0, max(1e-4, seconds))), 1.0)
+
+    def _add(self, x: float, y: float, w: float) -> None:
+        self._w += w
+        self._x += w * x
+        self._y += w * y
+        self._xx += w * x * x
+        self._xy += w * x * y
+
+
+class Window:
+    """The last `WINDOW` values, in order of size."""
+
+    def __init__(self) -> None:
+        self._recent: deque[float] = deque()
+        self.ordered: list[float] = []
+
+    def __len__(self) -> int:
+        return len(self.ordered)
+
+    def add(self, value: float) -> None:
+        self._recent.append(value)
+        insort(self.ordered, value)
+        if len(self._recent) > WINDOW:
+            del self.ordered[bisect_right(self.ordered, self._recent.popleft()) - 1]
+
+
+class Lengths:
+    """How many tokens answers have."""
+
+    def __init__(self) -> None:
+        self._seen = Window()
+
+    def saw(self, tokens: int) -> None:
+        if tokens > 0:
+            self._seen.add(tokens)
+
+    def expect(self, so_far: int, max_tokens: int | None = None, quantile: float = 0.5) -> int:
+        """Of an answer in the end: a quantile of those that were longer than this one is so far."""
+        seen = self._seen.ordered
+        longer = bisect_right(seen, so_far)
+        if longer < len(seen):
+            tokens = int(seen[longer + int(quantile * (len(seen) - longer))])
+        else:
+            tokens = max(0 if seen else ANSWER_TOKENS, so_far + so_far // 2)
+        return max(so_far + 1, min(tokens, max_tokens) if max_tokens else tokens)
+
+
+class Errors:
+    """The ratio of what came to what was said, near and far apart: what makes a median a 90th percentile.
+
+    It is read off the last errors as split conformal prediction does, (n + 1)·0.9 from below, so it holds whatever the
+    forecast's own faults are, as long as the next errors are like the last ones. Later arrivals are in it. Waits too
+    short to be asked about teach nothing: most forecasts are of them, and they are right.
+    """
+
+    def __init__(self, prior: float) -> None:
+        self._prior = prior
+        self._seen = [Window() for _ in range(len(HORIZONS_S) + 1)]
+
+    def saw(self, said_s: float, took_s: float) -> None:
+        if max(said_s, took_s) >= A_WAIT_S:
+            self._of(said_s).add(min(100.0, max(0.0, took_s) / max(said_s, 0.1)))
+
+    def factor(self, said_s: float) -> float:
+        seen = self._of(said_s)
+        rank = ceil((len(seen) + 1) * MARK)
+        if len(seen) < FEW:
+            return max(self._prior, *seen.ordered, self._prior)
+        return seen.ordered[rank - 1]
+
+    def _of(self, said_s: float) -> Window:
+        return self._seen[bisect_right(HORIZONS_S, said_s)]

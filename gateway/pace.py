@@ -1,0 +1,213 @@
+"""How fast the engine has been: what a forecast needs to know of it, learned as jobs go by.
+
+The driver keeps a `Pace` and tells it of what it tells admission, with the time; it has no clock of its own. All that
+is learned is a handful of sums and two bounded windows, recent samples weigh most, and no one sample can do harm.
+
+    stretch[lane]   wall seconds that a predicted second of prefill takes: a wrong profile, and decode beside it
+    share           of the engine that short prefill gets while long prefill runs beside it, where they share steps
+    token_s(n)      seconds a token while n sequences decode and nobody prefills: a power law in n
+    tokens[mode]    tokens a second that each sequence still gets while prompts are prefilled
+    answer          how many tokens an answer has: the last few hundred answers
+    errors          how much later than forecast things came: see `Errors`
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from gateway.learners import Errors, Lengths, PowerLaw, Ratio
+from gateway.ledger import Part
+from policies.base import LANES, Job, Lane
+
+Mode = Literal["short", "long", "both"]
+Instant = Literal["start", "first_token", "end"]
+INSTANTS: tuple[Instant, ...] = get_args(Instant)
+
+# The 90th percentile over the median, before any error was seen.
+PRIOR_RATIO: dict[Instant, float] = dict.fromkeys(INSTANTS, 3.0)
+
+
+@dataclass(slots=True, eq=False)
+class Track:
+    """One job as the driver sees it. Instants are seconds on its clock, tokens are of the answer so far.
+
+    let_go      when it, or its slice, went to the engine; None while it waits
+    part        what of its prefill is done at once, if it comes in slices
+    prefilled   prompt tokens that its earlier slices have done
+    said        when it was told what to expect, and in how many seconds from then
+    """
+
+    max_tokens: int | None = None
+    let_go: float | None = None
+    first_token: float | None = None
+    tokens: int = 0
+    part: Part | None = None
+    prefilled: int = 0
+    said: tuple[float, dict[Instant, float]] | None = None
+
+
+class Pace:
+    def __init__(self, decode_cost: Callable[[int], float] = lambda tokens: 0.0, *, shares_steps: bool = False) -> None:
+        """
+        decode_cost   what so many output tokens are charged, in engine seconds
+        shares_steps  the engine cuts long prompts (its long prefill threshold), so that short ones prefill beside them;
+                      else it prefills in the order of dispatch
+        """
+        self.decode_cost = decode_cost
+        self.shares_steps = shares_steps
+        self.tracks: dict[Job, Track] = {}
+        self.stretch = {lane: Ratio(1.0, belief=1.0) for lane in LANES}
+        self.share = Ratio(0.5, belief=1.0, low=0.1, high=0.9)
+        self.tokens: dict[Mode, Ratio] = {
+            "short": Ratio(2.0, belief=1.0, low=0.01, high=1000.0),
+            "long": Ratio(0.5, belief=1.0, low=0.01, high=1000.0),
+            "both": Ratio(1.0, belief=1.0, low=0.01, high=1000.0),
+        }
+        self.decode = PowerLaw()
+        self.answers = Lengths()
+        self.errors: dict[Instant, Errors] = {name: Errors(ratio) for name, ratio in PRIOR_RATIO.items()}
+        # Jobs in prefill and the number of their dispatch; the work that the first of each lane has had, in wall seconds.
+        self.dispatched = 0
+        self.prefilling: dict[Lane, dict[Job, int]] = {lane: {} for lane in LANES}
+        self.served = dict.fromkeys(LANES, 0.0)
+        self._beside = 0.0  # of the short lane's first: seconds with a long one beside it
+        self._now = 0.0
+        self._decoding: dict[Job, None] = {}
+        self._sequences = 0
+        self._pulse: tuple[Job, int] | None = None
+        self._free_s = self._free_tokens = self._free_n = 0.0
+
+    # What happened.
+
+    def waits(self, job: Job, max_tokens: int | None = None, part: Part | None = None) -> None:
+        self.tracks[job] = Track(max_tokens, part=part)
+
+    def let_go(self, jobs: list[Job], now: float) -> None:
+        self._pass(now)
+        for job in jobs:
+            track = self.tracks.setdefault(job, Track())
+            track.let_go = now
+            self._came(track, "start", now)
+            self.prefilling[job.lane][job] = self.dispatched
+            self.dispatched += 1
+
+    def slice_done(self, job: Job, part: Part, now: float) -> None:
+        """It waits for its next slice, `part`."""
+        self._pass(now)
+        track = self.tracks[job]
+        self._prefilled(job, track)
+        track.prefilled += track.part.tokens if track.part else 0
+        track.let_go, track.part = None, part
+
+    def first_token(self, job: Job, now: float) -> None:
+        """Told again, it changes nothing."""
+        self._pass(now)
+        track = self.tracks[job]
+        if track.first_token is None:
+            self._prefilled(job, track)
+            self._came(track, "first_token", now)
+            track.first_token, track.tokens = now, max(track.tokens, 1)
+            self._decoding[job] = None
+            self._sequences += job.seats
+
+    def token(self, job: Job) -> None:
+        """One more token of its answer is out. Told before `first_token` of the first."""
+        self.tracks[job].tokens += 1
+
+    def ends(self, job: Job, now: float, output_tokens: int | None = None) -> None:
+        """It is gone, from wherever it was. `output_tokens` of a whole answer; of one that broke off, None."""
+        self._pass(now)
+        track = self.tracks.pop(job, Track())
+        if job in self.prefilling[job.lane]:
+            self._leave_prefill(job)
+        if job in self._decoding:
+            del self._decoding[job]
+            self._sequences -= job.seats
+        if output_tokens is not None and track.first_token is not None:
+            self._came(track, "end", now)
+            self.answers.saw(output_tokens)
+
+    def said(self, job: Job, now: float, medians: dict[Instant, float]) -> None:
+        """It was told to expect these, in seconds from now. The first word holds: what came will be held against it."""
+        track = self.tracks[job]
+        track.said = track.said or (now, medians)
+
+    # What is to be expected.
+
+    def work(self, job: Job, part: Part | None = None) -> float:
+        """Wall seconds of prefill, nothing else being prefilled."""
+        return (part.cost if part else job.cost) * self.stretch[job.lane].value
+
+    def rates(self, firsts: dict[Lane, int]) -> tuple[Mode | None, dict[Lane, float]]:
+        """How the engine is shared by the lanes that prefill, given the number of the first of each."""
+        if not firsts:
+            return None, {}
+        if len(firsts) == 2 and self.shares_steps:
+            return "both", {"short": self.share.value, "long": 1 - self.share.value}
+        lane = min(firsts, key=lambda lane: firsts[lane])
+        return lane, {lane: 1.0}
+
+    def token_rate(self, mode: Mode | None, sequences: int) -> float:
+        """Tokens a second that each of so many sequences gets."""
+        alone = 1 / self.decode.at(sequences)
+        return alone if mode is None else min(alone, self.tokens[mode].value)
+
+    # How it is learned.
+
+    def _came(self, track: Track, instant: Instant, now: float) -> None:
+        if track.said:
+            at, medians = track.said
+            self.errors[instant].saw(medians[instant], now - at)
+
+    def _firsts(self) -> dict[Lane, int]:
+        return {lane: next(iter(jobs.values())) for lane, jobs in self.prefilling.items() if jobs}
+
+    def served_by(self, now: float) -> dict[Lane, float]:
+        """Wall seconds of work that the first in each lane has had."""
+        _, rates = self.rates(self._firsts())
+        since = max(0.0, now - self._now)
+        return {lane: served + rates.get(lane, 0.0) * since for lane, served in self.served.items()}
+
+    def _pass(self, now: float) -> None:
+        """Time goes by, with what has been the case since the last event."""
+        seconds = max(0.0, now - self._now)
+        mode, _ = self.rates(self._firsts())
+        self.served, self._now = self.served_by(now), max(self._now, now)
+        if mode == "both":
+            self._beside += seconds
+        self._count_tokens(mode, seconds)
+
+    def _count_tokens(self, mode: Mode | None, seconds: float) -> None:
+        """One sequence stands for all that decode: they all get a token in each step."""
+        if self._pulse is None or self._pulse[0] not in self._decoding:
+            job = next(reversed(self._decoding), None)
+            self._pulse = None if job is None else (job, self.tracks[job].tokens)
+            self._free_s = self._free_tokens = self._free_n = 0.0
+            return
+        job, before = self._pulse
+        tokens = self.tracks[job].tokens - before
+        self._pulse = job, before + tokens
+        if mode is not None:
+            self.tokens[mode].saw(tokens, seconds)
+            return
+        self._free_s += seconds
+        self._free_tokens += tokens
+        self._free_n += seconds * self._sequences
+        if self._free_tokens >= 8:
+            self.decode.saw(self._free_n / self._free_s, self._free_s / self._free_tokens)
+            self._free_s = self._free_tokens = self._free_n = 0.0
+
+    def _prefilled(self, job: Job, track: Track) -> None:
+        predicted = track.part.cost if track.part else job.cost
+        if job.lane == "short" and self._beside > 0:
+            self.share.saw(predicted * self.stretch["short"].value, self._beside)
+        else:
+            self.stretch[job.lane].saw(self.served[job.lane], predicted)
+        self._leave_prefill(job)
+
+    def _leave_prefill(self, job: Job) -> None:
+        jobs = self.prefilling[job.lane]
+        if next(iter(jobs)) is job:
+            self.served[job.lane] = 0.0
+            self._beside = 0.0 if job.lane == "short" else self._beside
+        del jobs[job]

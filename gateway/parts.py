@@ -1,0 +1,22 @@
+"""The parts of one running gateway, as requests find them. `gateway.app` puts them together."""
+
+from dataclasses import dataclass
+
+from gateway.callers import Callers
+from gateway.config import Settings
+from gateway.cost import CostModel
+from gateway.telemetry import Telemetry
+from gateway.upstream import Upstream
+from gateway.waiting import WaitingRoom
+
+
+@dataclass
+class Parts:
+    """A change at run time replaces `settings` and `callers`, and tells the others; a request looks once."""
+
+    settings: Settings
+    callers: Callers
+    cost_model: CostModel
+    waiting: WaitingRoom
+    upstream: Upstream
+    telemetry: Telemetry
