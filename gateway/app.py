@@ -5,6 +5,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
+from time import perf_counter
 
 import anyio
 import anyio.to_thread
@@ -12,7 +13,7 @@ import httpx
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from gateway.admission import Admission
@@ -25,8 +26,11 @@ from gateway.errors import GatewayError, InternalError, MethodNotAllowed, NotFou
 from gateway.estimator import Estimator
 from gateway.event import Correction, Event
 from gateway.feedback import EngineState, Feedback
+from gateway.forecaster import Forecaster
 from gateway.metrics import Metrics
+from gateway.pace import Pace
 from gateway.parts import Parts
+from gateway.places import page, places, shown
 from gateway.profile import Profile
 from gateway.profile import load as load_profile
 from gateway.proxy import Completions
@@ -106,7 +110,10 @@ def create_gateway(settings: Settings, profile: Profile | None = None) -> Gatewa
     )
     metrics = Metrics(admission, cost_model.estimator)
     telemetry = Telemetry(Tracing(settings.trace_file), metrics)
-    waiting = WaitingRoom(admission, settings.queue_timeout, decisions)
+    cuts = settings.engine.long_prefill_threshold > 0
+    pace = Pace(lambda tokens: cost_model.profile.decode(tokens), shares_steps=cuts)
+    forecaster = Forecaster(admission, pace, metrics.forecast_compared)
+    waiting = WaitingRoom(admission, settings.queue_timeout, decisions, forecaster)
     parts = Parts(settings, _callers(settings), cost_model, waiting, upstream, telemetry)
 
     async def models(request: Request) -> Response:
@@ -122,6 +129,15 @@ def create_gateway(settings: Settings, profile: Profile | None = None) -> Gatewa
             engine = error.outcome
         status = "draining" if waiting.draining else "ok"
         return Response(json.dumps({"status": status, "engine": engine}), media_type="application/json")
+
+    async def queue(request: Request) -> Response:
+        """Callers see their own requests, an admin all of them; a browser gets a page."""
+        caller = _identify(parts, request)
+        found = places(waiting.forecaster, perf_counter())
+        answer = shown(found, None if caller.admin and not caller.named_user else caller.flow())
+        if "text/html" in request.headers.get("accept", ""):
+            return HTMLResponse(page(answer), headers={"cache-control": "no-store"})
+        return Response(json.dumps(answer), media_type="application/json", headers={"cache-control": "no-store"})
 
     async def metrics_text(request: Request) -> Response:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
@@ -141,6 +157,7 @@ def create_gateway(settings: Settings, profile: Profile | None = None) -> Gatewa
         routes=[
             *(Route(route, Completions(route, parts), methods=["POST"]) for route in COMPLETION_ROUTES),
             Route("/v1/models", models),
+            Route("/queue", queue),
             Route("/health", health),
             Route("/metrics", metrics_text),
         ],
@@ -226,7 +243,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == 405:
         return _error(MethodNotAllowed(f"{request.url.path} does not take {request.method}."))
-    routes = ", ".join([*COMPLETION_ROUTES, "/v1/models", "/health", "/metrics"])
+    routes = ", ".join([*COMPLETION_ROUTES, "/v1/models", "/queue", "/health", "/metrics"])
     return _error(NotFound(f"There is no {request.url.path} here. There is: {routes}."))
 
 

@@ -83,7 +83,6 @@ class Rejected(GatewayError):
 
 class QueueTimeout(GatewayError):
     outcome = Outcome.QUEUE_TIMEOUT
-    retry_after = 30
 
 
 class ClientLeft(GatewayError):

@@ -33,6 +33,8 @@ class Event:
     limits: Limits | None = None
     policy: str | None = None
     correction: Correction | None = None
+    max_tokens: int | None = None  # of an arrival: the longest answer
+    output_tokens: int | None = None  # of a finish: the answer, if it came to its end
 
 
 def tell(admission: Admission, event: Event) -> list[Job]:

@@ -246,27 +246,27 @@ def meets(admission: Admission, now: float, pace: Pace, job: Job) -> bool:
     """
     if job.deadline == inf or not admission.running + sum(map(admission.waiting, LANES)):
         return True
-    run = Run(admission.copy(), now, pace)
-    run.arrive(job)
-    return run.until(first_token_of=job).times[job].first_token <= job.deadline
+    return _in_time(Run(admission.copy(), now, pace), job)
 
 
 def retry_after(admission: Admission, now: float, pace: Pace, job: Job) -> float:
     """Seconds, 1 to 60, after which a job like this one, coming then, would not be refused and have its first token
-    as long after its arrival as this one's deadline is after its own."""
+    as long after its arrival as this one's deadline is after its own. At most a third and a second too late.
+
+    It costs up to a dozen futures as long as the deadline. Whoever turns many away keeps the answer, by flow and lane, for a second.
+    """
     run, patience = Run(admission.copy(), now, pace), job.deadline - job.arrival
     seconds = MIN_RETRY_S
     while seconds < MAX_RETRY_S:
         run.until(now + seconds)
         again = replace(job, arrival=run.now, deadline=run.now + patience)
-        late = inf if run.admission.refuses(again) else 0.0
-        if not late and patience < inf:
-            future = run.copy()
-            future.arrive(again)
-            late = future.until(first_token_of=again).times[again].first_token - again.deadline
-        if late <= 0:
+        if not run.admission.refuses(again) and (patience == inf or _in_time(run.copy(), again)):
             return seconds
-        # Who comes later is served no earlier, so what it is late by has to go by. At least a quarter more each time
-        # keeps the futures few.
-        seconds += max(MIN_RETRY_S, seconds / 4, late if late < inf else 0.0)
+        # What it is late by is no guide: who comes later may be served before who came sooner.
+        seconds += max(MIN_RETRY_S, seconds / 3)
     return MAX_RETRY_S
+
+
+def _in_time(run: Run, job: Job) -> bool:
+    run.arrive(job)
+    return run.until(job.deadline, first_token_of=job).times[job].first_token <= job.deadline

@@ -25,10 +25,10 @@ class Ratio:
         return min(self._high, max(self._low, self._above / self._below))
 
     def saw(self, above: float, below: float) -> None:
-        if below <= 0:
+        if not below > 0:
             return
         # A sample far off is believed only so far: it may be right, and then more of its kind will come.
-        above = min(max(above, 0.0), 4 * self.value * below)
+        above = min(max(0.0, above), 4 * self.value * below)
         self._above = self._above * MEMORY + above
         self._below = self._below * MEMORY + below
 

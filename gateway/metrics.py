@@ -29,6 +29,12 @@ class Metrics:
         self._queue = self._histogram("fairlane_queue_seconds", "Waiting for admission.")
         self._ttft = self._histogram("fairlane_time_to_first_token_seconds", "Arrival to first token, of streams.")
         self._e2e = self._histogram("fairlane_request_seconds", "Arrival to the end of the answer.")
+        self._forecast = Histogram(
+            "fairlane_forecast_ratio",
+            "Seconds to the first token over those that were forecast on arrival, of requests that waited.",
+            buckets=(0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0),
+            registry=self._registry,
+        )
         self._engine_up = self._gauge(
             "fairlane_engine_metrics_up", "Whether the engine's metrics can be read; if not, the ledger stands alone."
         )
@@ -58,6 +64,10 @@ class Metrics:
         if exchange.usage is not None:
             self._prompt_tokens.inc(max(0, exchange.usage.prompt_tokens))
             self._output_tokens.inc(max(0, exchange.usage.output_tokens))
+
+    def forecast_compared(self, ratio: float) -> None:
+        """A first token came after `ratio` times the seconds that were forecast."""
+        self._forecast.observe(ratio)
 
     def engine_seen(self, state: EngineState | None) -> None:
         """What the engine's own metrics say, or that there is nothing to read."""

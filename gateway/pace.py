@@ -66,7 +66,7 @@ class Pace:
         self.decode = PowerLaw()
         self.answers = Lengths()
         self.errors: dict[Instant, Errors] = {name: Errors(ratio) for name, ratio in PRIOR_RATIO.items()}
-        # Jobs in prefill and the number of their dispatch; the work that the first of each lane has had, in wall seconds.
+        # Jobs in prefill, and which dispatch was theirs; wall seconds of work that the first of each lane has had.
         self.dispatched = 0
         self.prefilling: dict[Lane, dict[Job, int]] = {lane: {} for lane in LANES}
         self.served = dict.fromkeys(LANES, 0.0)

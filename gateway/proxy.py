@@ -72,7 +72,7 @@ class Completions:
         tasks.start_soon(client.watch_reading, tasks.cancel_scope)
 
         exchange.timeline.queued = perf_counter()
-        async with self.parts.waiting.admitted(job) as permit:
+        async with self.parts.waiting.admitted(job, completion.max_tokens) as permit:
             exchange.timeline.dispatched = perf_counter()
             events = EventStream(len(completion.prompts), completion.n, completion.drop_usage)
             headers = [
@@ -93,6 +93,7 @@ class Completions:
                 exchange.usage = exchange.usage or events.usage
                 exchange.timeline.ended = perf_counter()
                 permit.cost = self._cost(exchange, job, events.chunks)
+                permit.output_tokens = exchange.usage.output_tokens if exchange.usage else None
 
         failed = events.failed or exchange.status >= 400
         exchange.outcome = Outcome.ENGINE_ERROR if failed else Outcome.COMPLETED
@@ -150,6 +151,7 @@ async def _relay(
     await client.start(answer.status, answer.headers + _own_headers(exchange))
     async for chunk in answer.chunks():
         whole = events.feed(chunk)
+        permit.track.tokens = events.chunks
         if exchange.timeline.first_token is None and events.first_token:
             exchange.timeline.first_token = perf_counter()
             permit.first_token()

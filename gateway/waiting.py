@@ -7,18 +7,21 @@ come back twice, wherever a request is cancelled.
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from math import ceil
+from random import uniform
+from time import perf_counter
 
 import anyio
 
 from gateway.admission import Admission
 from gateway.errors import Draining, GatewayError, QueueTimeout, Rejected
 from gateway.event import Event, tell
+from gateway.forecaster import Forecaster
 from gateway.outcome import Outcome
+from gateway.pace import Pace, Track
 from policies.base import Job
 
 logger = logging.getLogger("fairlane")
-
-REJECTED_RETRY = 10
 
 # Told of each event when it has happened, and who was let go by it.
 Observer = Callable[[Event, list[Job]], None]
@@ -28,11 +31,14 @@ class Permit:
     """The right to be in the engine. Its prefill part goes back at the first token, its seats at the end.
 
     `cost` is what the job is charged in the end, in engine seconds: the prediction, until somebody knows better.
+    `track.tokens` is how many of its answer came, kept up to date by whoever relays them.
     """
 
     def __init__(self, room: "WaitingRoom", job: Job) -> None:
         self.job = job
         self.cost = job.cost
+        self.output_tokens: int | None = None  # of a whole answer
+        self.track = room.forecaster.pace.tracks.get(job) or Track()
         self.predicted_prefill_s = room.admission.predicted_prefill(job)
         self._room: WaitingRoom | None = room
 
@@ -60,32 +66,30 @@ class _Waiter:
 
 
 class WaitingRoom:
-    def __init__(self, admission: Admission, queue_timeout: float, observe: Observer | None = None) -> None:
+    def __init__(
+        self,
+        admission: Admission,
+        queue_timeout: float,
+        observe: Observer | None = None,
+        forecaster: Forecaster | None = None,
+    ) -> None:
         self.admission = admission
         self.queue_timeout = queue_timeout
+        self.forecaster = forecaster or Forecaster(admission, Pace())
         self.draining = False
         self._observe = observe
         self._waiters: dict[Job, _Waiter] = {}
 
-    def _check(self, job: Job) -> None:
-        if self.draining:
-            raise Draining(_DRAINING)
-        if outcome := self.admission.refuses(job):
-            limits = self.admission.limits
-            knob = {
-                Outcome.USER_LIMIT: f"{limits.flow_queued} of your requests wait already (flow_queued)",
-                Outcome.QUEUE_FULL: f"the queue is full (max_queued = {limits.max_queued}, "
-                f"max_queued_s = {limits.max_queued_s})",
-            }[outcome]
-            raise Rejected(outcome, f"Not queued: {knob}.", retry_after=REJECTED_RETRY)
-
     @asynccontextmanager
-    async def admitted(self, job: Job) -> AsyncIterator[Permit]:
-        """Wait for the job's turn, hold its permit, give it back. Raises Rejected, QueueTimeout or Draining."""
+    async def admitted(self, job: Job, max_tokens: int | None = None) -> AsyncIterator[Permit]:
+        """Wait for the job's turn, hold its permit, give it back. Raises Rejected, QueueTimeout or Draining.
+
+        `max_tokens` is how long its answer may become.
+        """
         self._check(job)
         waiter = self._waiters[job] = _Waiter()
-        cost = 0.0
-        self.tell(Event("arrive", job))
+        cost, output_tokens = 0.0, None
+        self.tell(Event("arrive", job, max_tokens=max_tokens))
         try:
             if not waiter.granted:
                 with anyio.move_on_after(self.queue_timeout):
@@ -94,7 +98,7 @@ class WaitingRoom:
                 raise waiter.evicted
             # A grant may have come in the very moment of the timeout: then it holds.
             if not waiter.granted:
-                raise QueueTimeout(f"Waited for {self.queue_timeout:g} s (queue_timeout) and it is not your turn yet.")
+                raise self._timeout(job)
             permit = Permit(self, job)
             cost = job.cost
             try:
@@ -102,14 +106,14 @@ class WaitingRoom:
                     yield permit
             finally:
                 permit.end()
-                cost = permit.cost
+                cost, output_tokens = permit.cost, permit.output_tokens
             if waiter.evicted and waiter.scope.cancelled_caught:
                 raise waiter.evicted
         finally:
             # No await in here: nothing can come between a request's end and its permit's return.
             del self._waiters[job]
             if waiter.granted:
-                self.tell(Event("finish", job, cost))
+                self.tell(Event("finish", job, cost, output_tokens=output_tokens))
             else:
                 self.tell(Event("leave", job))
 
@@ -134,12 +138,44 @@ class WaitingRoom:
             waiter = self._waiters[granted]
             waiter.granted = True
             waiter.wake.set()
+        # From here on nothing may fail: what has happened has happened, whoever else would like to know of it.
+        try:
+            self.forecaster.happened(event, dispatched, perf_counter())
+        except Exception:
+            logger.exception("the forecast failed at %s", event.kind)
         if self._observe:
             try:
                 self._observe(event, dispatched)
             except Exception:
                 logger.exception("the decision log cannot be written; it ends here")
                 self._observe = None
+
+    def _check(self, job: Job) -> None:
+        if self.draining:
+            raise Draining(_DRAINING)
+        now, limits = perf_counter(), self.admission.limits
+        match self.admission.refuses(job):
+            case None if not self.forecaster.meets(job, now):
+                outcome, why = Outcome.DEADLINE_UNREACHABLE, "its first token cannot be there by x-fairlane-deadline"
+            case None:
+                return
+            case Outcome.USER_LIMIT as outcome:
+                why = f"{limits.flow_queued} of your requests wait already (flow_queued)"
+            case outcome:
+                why = f"the queue is full (max_queued = {limits.max_queued}, max_queued_s = {limits.max_queued_s})"
+        raise Rejected(outcome, f"Not queued: {why}.", _jittered(self.forecaster.retry_after(job, now)))
+
+    def _timeout(self, job: Job) -> QueueTimeout:
+        error = QueueTimeout(f"Waited for {self.queue_timeout:g} s (queue_timeout) and it is not your turn yet.")
+        now = perf_counter()
+        outlook = self.forecaster.outlook(now)
+        error.retry_after = _jittered(outlook.start(job, now).median if job in outlook else self.queue_timeout)
+        return error
+
+
+def _jittered(seconds: float) -> int:
+    """Upward, so that those who were refused together do not come back together; SDKs give up above 60."""
+    return ceil(max(1.0, min(seconds * uniform(1.0, 1.25), 60.0)))
 
 
 _DRAINING = "The gateway is shutting down. Try again in a moment."

@@ -34,6 +34,8 @@ class _Line(msgspec.Struct):
     limits: Limits | None = None
     policy: str | None = None
     correction: Correction | None = None
+    max_tokens: int | None = None
+    output_tokens: int | None = None
     # Of a job that arrives.
     flow: str = ""
     lane: Lane = "short"

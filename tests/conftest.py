@@ -401,6 +401,10 @@ class RunningGateway:
     def get(self, path: str) -> httpx.Response:
         return self._http.get(path)
 
+    def read(self, path: str, headers: dict[str, str]) -> str:
+        """A page's text."""
+        return self._http.get(path, headers=headers).raise_for_status().text
+
     def samples(self) -> list[Sample]:
         """What /metrics says."""
         families = text_string_to_metric_families(self.get("/metrics").text)

@@ -1,0 +1,79 @@
+"""Keeps a forecast at hand: tells the pace of what happens, and looks ahead no more often than it pays."""
+
+from collections.abc import Callable
+from math import inf
+
+from gateway import forecast
+from gateway.admission import Admission
+from gateway.event import Event
+from gateway.forecast import Outlook
+from gateway.pace import Pace
+from policies.base import Job
+
+# Seconds for which an outlook may serve although something has happened since, where more than a few jobs make it
+# cost something.
+MAX_AGE_S = 0.25
+FEW_JOBS = 50
+
+
+class Forecaster:
+    """Driven by whoever drives the admission, with the same events, and the time on the driver's clock.
+
+    `on_error` is told, of each first token that was forecast, how long it took over how long it was said to take.
+    """
+
+    def __init__(
+        self, admission: Admission, pace: Pace, on_error: Callable[[float], object] = lambda ratio: None
+    ) -> None:
+        self.pace = pace
+        self._admission = admission
+        self._on_error = on_error
+        self._outlook: Outlook | None = None
+        self._stale = True
+
+    def happened(self, event: Event, dispatched: list[Job], now: float) -> None:
+        self._stale = True
+        job = event.job
+        if job is not None:
+            match event.kind:
+                case "arrive":
+                    self.pace.waits(job, event.max_tokens, event.part)
+                case "slice_done" if event.part:
+                    self.pace.slice_done(job, event.part, now)
+                case "first_token":
+                    self._compare(job, now)
+                    self.pace.first_token(job, now)
+                case "finish" | "leave":
+                    self.pace.ends(job, now, event.output_tokens)
+        if dispatched:
+            self.pace.let_go(dispatched, now)
+        if event.kind == "arrive" and job is not None and job not in dispatched:
+            self._say(job, now)
+
+    def outlook(self, now: float) -> Outlook:
+        """At most MAX_AGE_S old."""
+        age = inf if self._outlook is None else now - self._outlook.now
+        if self._outlook is None or (self._stale and (age >= MAX_AGE_S or len(self.pace.tracks) <= FEW_JOBS)):
+            self._outlook = forecast.forecast(self._admission, now, self.pace)
+            self._stale = False
+        return self._outlook
+
+    def meets(self, job: Job, now: float) -> bool:
+        """Whether a job that comes now may be expected to have its first token by its deadline."""
+        return forecast.meets(self._admission, now, self.pace, job)
+
+    def retry_after(self, job: Job, now: float) -> float:
+        """Seconds, 1 to 60, after which a job like this one would be taken, and meet its deadline."""
+        return forecast.retry_after(self._admission, now, self.pace, job)
+
+    def _say(self, job: Job, now: float) -> None:
+        """What it may expect; what comes is held against it. In a rush of arrivals not everybody is asked."""
+        outlook = self.outlook(now)
+        if job in outlook:
+            self.pace.said(job, now, outlook.medians(job))
+
+    def _compare(self, job: Job, now: float) -> None:
+        track = self.pace.tracks.get(job)
+        if track and track.said and track.first_token is None:
+            at, medians = track.said
+            self._on_error((now - at) / max(medians["first_token"], 0.1))
