@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test test-vllm lock format clean
+.PHONY: help venv demo test test-vllm mutants lock format clean
 
 help: ## this list
 	@echo 'Usage: make TARGET [ARGS="..."]'
@@ -32,6 +32,9 @@ test: $(VENV)/installed ## format, lint, types, then the tests with their covera
 test-vllm: $(VENV)/installed ## the tests against a real vLLM, installed into .venv-vllm (slow, large)
 	bash tests/vllm/install.sh .venv-vllm
 	FAIRLANE_VLLM_PYTHON="$(CURDIR)/.venv-vllm/bin/python" $(BIN)/python -m pytest tests/vllm
+
+mutants: $(VENV)/installed ## do the tests notice each mistake in tests/mutants? ARGS names some of them (4 minutes)
+	$(BIN)/python tests/mutants/run.py $(ARGS)
 
 # The build backend is locked with the rest, so that an install builds with nothing unlocked. The environment that
 # this needs is an empty one: a lock that no longer installs can still be replaced.

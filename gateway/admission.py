@@ -18,8 +18,9 @@ There is no clock and no I/O here: the driver may be an event loop or a heap of 
    Nobody passes the head of their own lane.
 2. All budgets that a job needs are granted together or not at all.
 3. Seats and cache are shared by the lanes. A head whose lane has room but which lacks these reserves all that comes
-   free of them: nobody else goes. A head whose lane is full reserves nothing, for it could not use it yet, and when
-   its lane has room again it has the first claim.
+   free of them: nobody else goes, except that where cache alone is lacking those who have begun go on, for they hold
+   the cache that is waited for. A head whose lane is full reserves nothing: it could not use it yet, and when its lane
+   has room again it has the first claim.
 4. The first claim is that of the lane which was served longest ago, so that where seats or cache are scarce the lanes
    take turns, and a flood in one never starves the other.
 5. No dispatch takes a budget over its limit, except a job that is larger than the limit, alone. Lowered limits, growth
@@ -177,10 +178,19 @@ class Admission:
         return dispatched
 
     def _next(self) -> Job | None:
+        reserved = False
         for lane in self._turns:
             job = self.line.head(lane)
-            if job is not None and self.ledger.lane_fits(job, self._part(job)):
-                return job if self.ledger.engine_fits(job) else None
+            if job is None or not self.ledger.lane_fits(job, self._part(job)):
+                continue
+            if reserved and not self.line.has_begun(job):
+                continue
+            if self.ledger.engine_fits(job):
+                return job
+            # Cache may be held by those between slices: they take none, and go on, or it would never come back.
+            if not self.ledger.lacks_cache_alone(job):
+                return None
+            reserved = True
         return None
 
     def _start(self, job: Job) -> None:

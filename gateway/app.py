@@ -38,7 +38,7 @@ from gateway.telemetry import Telemetry
 from gateway.tracing import Tracing
 from gateway.upstream import Upstream, returned
 from gateway.waiting import WaitingRoom
-from policies import POLICIES
+from policies import find
 from policies.base import LANES
 
 logger = logging.getLogger("fairlane")
@@ -98,7 +98,7 @@ class Gateway:
 def create_gateway(settings: Settings, profile: Profile | None = None) -> Gateway:
     """Raises ValueError if the profile cannot be loaded, OSError if a log file cannot be opened."""
     cost_model = CostModel(profile or load_profile(settings.profile), Estimator())
-    admission = Admission(POLICIES[settings.policy](), settings.limits(cost_model.profile))
+    admission = Admission(find(settings.policy)(), settings.limits(cost_model.profile))
     files = ExitStack()
     decisions = None
     if settings.decision_log:

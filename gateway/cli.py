@@ -22,6 +22,7 @@ from gateway.config import ConfigError, Settings
 from gateway.profile import load as load_profile
 from gateway.server import Server
 from loadtest.commands import register
+from policies import names
 
 app = typer.Typer(
     name="fairlane",
@@ -49,7 +50,7 @@ def serve(
     upstream: Annotated[str | None, typer.Option(help="Where vLLM answers, such as http://127.0.0.1:8000.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
-    policy: Annotated[str | None, typer.Option(help="Who is next: fair or fifo.")] = None,
+    policy: Annotated[str | None, typer.Option(help=f"Who is next: {', '.join(names())}.")] = None,
     profile: Annotated[str | None, typer.Option(help="What work costs: a shipped name or a .toml file.")] = None,
     trace_file: Annotated[Path | None, typer.Option(help="Write finished spans there, a line of JSON each.")] = None,
     decision_log: Annotated[Path | None, typer.Option(help="Write admission's events and decisions there.")] = None,

@@ -33,7 +33,7 @@ from pydantic_settings import (
 from gateway.callers import Key, Network, key_digest
 from gateway.limits import Limits
 from gateway.profile import Profile
-from policies import POLICIES
+from policies import POLICIES, find
 
 ENV_PREFIX = "FAIRLANE_"
 
@@ -152,8 +152,7 @@ class Settings(BaseSettings):
     @field_validator("policy")
     @classmethod
     def _known_policy(cls, policy: str) -> str:
-        if policy not in POLICIES:
-            raise ValueError(f"no policy {policy!r}: choose {' or '.join(POLICIES)}")
+        find(policy)
         return policy
 
     @field_validator("front_ends")

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 
-from gateway.answers import Answers
 from gateway.completion import Prompt
 from gateway.estimator import Estimator
 from gateway.profile import Profile
@@ -10,10 +9,9 @@ from gateway.sse import Usage
 
 
 class CostModel:
-    def __init__(self, profile: Profile, estimator: Estimator, answers: Answers | None = None) -> None:
+    def __init__(self, profile: Profile, estimator: Estimator) -> None:
         self.profile = profile
         self.estimator = estimator
-        self.answers = answers or Answers()
 
     def predict(self, prompts: Iterable[Prompt]) -> tuple[int, float]:
         """Prompt tokens, and the seconds to prefill them. Several prompts are prefilled one by one, so their
@@ -39,6 +37,4 @@ class CostModel:
         return predicted + self.profile.decode(chunks) if began else min(predicted, elapsed)
 
     def learn(self, prompts: Iterable[Prompt], usage: Usage) -> None:
-        prompts = tuple(prompts)
-        self.estimator.learn(prompts, usage.prompt_tokens)
-        self.answers.learn(usage.output_tokens // max(1, len(prompts)))
+        self.estimator.learn(tuple(prompts), usage.prompt_tokens)

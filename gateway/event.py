@@ -6,7 +6,7 @@ from typing import Literal
 from gateway.admission import Admission
 from gateway.ledger import Part
 from gateway.limits import Limits
-from policies import POLICIES
+from policies import find
 from policies.base import Job
 
 Kind = Literal["arrive", "slice_done", "first_token", "progress", "finish", "leave", "relimit", "use", "correct"]
@@ -46,16 +46,16 @@ def tell(admission: Admission, event: Event) -> list[Job]:
             return admission.slice_done(job, part)
         case Event(kind="first_token", job=Job() as job):
             return admission.first_token(job)
-        case Event(kind="progress", job=Job() as job, cost=float(cost), kv_tokens=int(kv_tokens)):
+        case Event(kind="progress", job=Job() as job, cost=float() | int() as cost, kv_tokens=int(kv_tokens)):
             return admission.progress(job, cost, kv_tokens)
-        case Event(kind="finish", job=Job() as job, cost=float(cost)):
+        case Event(kind="finish", job=Job() as job, cost=float() | int() as cost):
             return admission.finish(job, cost)
         case Event(kind="leave", job=Job() as job):
             return admission.leave(job)
         case Event(kind="relimit", limits=Limits() as limits):
             return admission.relimit(limits)
         case Event(kind="use", policy=str(name)):
-            return admission.use(POLICIES[name]())
+            return admission.use(find(name)())
         case Event(kind="correct", correction=Correction() as seen):
             return admission.correct(
                 kv_scale=seen.kv_scale,

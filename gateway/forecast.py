@@ -253,7 +253,8 @@ def retry_after(admission: Admission, now: float, pace: Pace, job: Job) -> float
     """Seconds, 1 to 60, after which a job like this one, coming then, would not be refused and have its first token
     as long after its arrival as this one's deadline is after its own. At most a third and a second too late.
 
-    It costs up to a dozen futures as long as the deadline. Whoever turns many away keeps the answer, by flow and lane, for a second.
+    It costs up to a dozen futures as long as the deadline. Whoever turns many away keeps the answer, by flow and
+    lane, for a second.
     """
     run, patience = Run(admission.copy(), now, pace), job.deadline - job.arrival
     seconds = MIN_RETRY_S

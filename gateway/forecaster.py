@@ -8,12 +8,13 @@ from gateway.admission import Admission
 from gateway.event import Event
 from gateway.forecast import Outlook
 from gateway.pace import Pace
-from policies.base import Job
+from policies.base import Job, Lane
 
 # Seconds for which an outlook may serve although something has happened since, where more than a few jobs make it
 # cost something.
-MAX_AGE_S = 0.25
-FEW_JOBS = 50
+MAX_AGE_S = 0.5
+RETRY_AGE_S = 2.0
+FEW_JOBS = 10
 
 
 class Forecaster:
@@ -30,6 +31,7 @@ class Forecaster:
         self._on_error = on_error
         self._outlook: Outlook | None = None
         self._stale = True
+        self._retry: dict[Lane, tuple[float, float]] = {}
 
     def happened(self, event: Event, dispatched: list[Job], now: float) -> None:
         self._stale = True
@@ -63,8 +65,21 @@ class Forecaster:
         return forecast.meets(self._admission, now, self.pace, job)
 
     def retry_after(self, job: Job, now: float) -> float:
-        """Seconds, 1 to 60, after which a job like this one would be taken, and meet its deadline."""
-        return forecast.retry_after(self._admission, now, self.pace, job)
+        """Seconds, 1 to 60, after which a job like this one would be taken, and meet its deadline.
+
+        The dearest of the questions: where many jobs are here, it is worked out once in a while and told to all who
+        come by the same lane meanwhile.
+        """
+        at, seconds = self._retry.get(job.lane, (-inf, 0.0))
+        if len(self.pace.tracks) > FEW_JOBS and now - at < RETRY_AGE_S:
+            return seconds
+        seconds = forecast.retry_after(self._admission, now, self.pace, job)
+        self._retry[job.lane] = now, seconds
+        return seconds
+
+    def answer_tokens(self, max_tokens: int | None) -> int:
+        """How long an answer is to be reckoned with: the 90th percentile of those that were, at most what was asked."""
+        return self.pace.answers.expect(0, max_tokens, 0.9)
 
     def _say(self, job: Job, now: float) -> None:
         """What it may expect; what comes is held against it. In a rush of arrivals not everybody is asked."""

@@ -57,6 +57,9 @@ class Ledger:
         """Seats and cache, which both lanes share."""
         return self._seats_fit(job) and self._kv_fits(job)
 
+    def lacks_cache_alone(self, job: Job) -> bool:
+        return self._seats_fit(job) and not self._kv_fits(job)
+
     def take(self, job: Job, part: Part) -> None:
         """All that the job needs for this part, at once. Cache is reserved once, for the whole job."""
         self.seats += job.seats
@@ -99,6 +102,6 @@ class Ledger:
     def _kv_fits(self, job: Job) -> bool:
         limit = self.limits.kv_tokens
         # What a job that has begun holds, it holds already.
-        if limit is None or self.kv_tokens == 0 or job in self._reserved:
+        if limit is None or self.kv_tokens == 0 or job.kv_tokens == 0 or job in self._reserved:
             return True
         return (self.kv_tokens + job.kv_tokens) * self.kv_scale + self.foreign_kv_tokens <= limit

@@ -67,6 +67,9 @@ class Line:
             self._aside.setdefault(job.flow, deque()).append(job)
         return job
 
+    def has_begun(self, job: Job) -> bool:
+        return job in self._charged_by
+
     def take(self, job: Job) -> None:
         """The head of a lane is let go."""
         if job in self._charged_by:
@@ -98,16 +101,17 @@ class Line:
         """A job that was let go has ended, in the engine or between slices."""
         if job in self._begun[job.lane]:
             self._begun[job.lane].remove(job)
-        self._charged_by.pop(job).settle(job, cost)
+        policy = self._charged_by.pop(job)
         self._flows[job.flow].in_flight -= 1
+        # First, for a policy may forget what it knows of a flow that has nothing waiting and nothing running.
         self._step_in(job.flow)
+        policy.settle(job, cost)
         self._forget(job.flow)
 
     def relimit(self, limits: Limits) -> None:
         self.limits = limits
         for flow in list(self._aside):
-            while self._step_in(flow):
-                pass
+            self._step_in(flow)
 
     def use(self, policy: Policy) -> None:
         """Another policy. Who waits goes on waiting; who runs is settled by the policy that let them go."""
@@ -126,7 +130,9 @@ class Line:
         twin._flows = {name: replace(flow) for name, flow in self._flows.items()}
         others = {id(self.policy): twin.policy}
         for job, policy in self._charged_by.items():
-            twin._charged_by[job] = others.setdefault(id(policy), policy.copy())
+            if id(policy) not in others:
+                others[id(policy)] = policy.copy()
+            twin._charged_by[job] = others[id(policy)]
         return twin
 
     def _out(self, job: Job) -> None:
@@ -139,15 +145,11 @@ class Line:
         cap = self.limits.flow_in_flight
         return cap is not None and self._flows[flow].in_flight >= cap
 
-    def _step_in(self, flow: str) -> bool:
-        """Let one more of the flow's jobs stand in line, if its cap allows it."""
-        aside = self._aside.get(flow)
-        if not aside or self._at_cap(flow):
-            return False
-        self.policy.push(aside.popleft())
-        if not aside:
-            del self._aside[flow]
-        return True
+    def _step_in(self, flow: str) -> None:
+        """Let the flow's jobs stand in line again, if its cap allows one more: which one is the policy's choice."""
+        if not self._at_cap(flow):
+            for job in self._aside.pop(flow, ()):
+                self.policy.push(job)
 
     def _forget(self, name: str) -> None:
         flow = self._flows[name]

@@ -93,7 +93,7 @@ class Completions:
                 exchange.usage = exchange.usage or events.usage
                 exchange.timeline.ended = perf_counter()
                 permit.cost = self._cost(exchange, job, events.chunks)
-                permit.output_tokens = exchange.usage.output_tokens if exchange.usage else None
+                permit.output_tokens = exchange.usage.output_tokens // job.seats if exchange.usage else None
 
         failed = events.failed or exchange.status >= 400
         exchange.outcome = Outcome.ENGINE_ERROR if failed else Outcome.COMPLETED
@@ -118,7 +118,7 @@ class Completions:
             arrival=arrived,
             seats=seats,
             id=exchange.id,
-            kv_tokens=tokens + seats * parts.cost_model.answers.expect(completion.max_tokens),
+            kv_tokens=tokens + seats * parts.waiting.forecaster.answer_tokens(completion.max_tokens),
             session=wishes.session,
             weight=parts.settings.weights.get(flow.partition(":")[2], 1.0),
             head_start=min(wishes.priority, caller.priority),

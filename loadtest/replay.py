@@ -9,7 +9,7 @@ from gateway.admission import Admission
 from gateway.event import Correction, Event, Kind, tell
 from gateway.ledger import Part
 from gateway.limits import Limits
-from policies import POLICIES
+from policies import find
 from policies.base import Job, Lane
 
 
@@ -74,7 +74,7 @@ def replay(lines: Iterable[str], policy: str | None = None) -> int:
         head = msgspec.json.decode(next(log)[1], type=_Head)
     except (StopIteration, msgspec.DecodeError) as error:
         raise ValueError(f"this is no decision log: {error}") from error
-    admission = Admission(POLICIES[policy or head.policy](), head.limits)
+    admission = Admission(find(policy or head.policy)(), head.limits)
     jobs: dict[int | None, Job | None] = {None: None}
     number = 1
     for number, text in log:

@@ -12,8 +12,9 @@ from math import ceil
 from gateway.admission import Admission
 from gateway.completion import Prompt
 from gateway.cost import CostModel
+from gateway.pace import Pace
 from gateway.sse import Usage
-from loadtest.engine import Engine, Sequence
+from loadtest.engine import Engine, Sequence, Step
 from loadtest.office import Arrival
 from loadtest.records import Record
 from policies.base import Job
@@ -49,7 +50,10 @@ class _Request:
 
 
 class Simulation:
-    """Streamed chat requests, one prompt each. Without admission they go straight at the engine."""
+    """Streamed chat requests, one prompt each. Without admission they go straight at the engine.
+
+    `pace` is told what a gateway would tell it, and `watch` of each arrival, with the time, once it is dealt with.
+    """
 
     def __init__(
         self,
@@ -57,11 +61,16 @@ class Simulation:
         admission: Admission | None = None,
         cost_model: CostModel | None = None,
         bytes_per_token: float = 3.2,
+        *,
+        pace: Pace | None = None,
+        watch: Callable[[float, Job], None] = lambda now, job: None,
     ) -> None:
         self._engine = engine
         self._admission = admission
         self._cost_model = cost_model
         self._bytes_per_token = bytes_per_token
+        self._pace = pace or Pace()
+        self._watch = watch
         self._agenda = Agenda()
         self._stepping = False
         self._by_job: dict[Job, _Request] = {}
@@ -86,9 +95,12 @@ class Simulation:
         lane = self._admission.limits.lane(tokens)
         job = request.job = Job(request.record.arrival.user, lane, tokens, cost, self._agenda.now)
         self._by_job[job] = request
+        self._pace.waits(job)
         self._let_go(self._admission.arrive(job))
+        self._watch(self._agenda.now, job)
 
     def _let_go(self, jobs: list[Job]) -> None:
+        self._pace.let_go(jobs, self._agenda.now)
         for job in jobs:
             self._start(self._by_job[job])
 
@@ -110,20 +122,27 @@ class Simulation:
         for sequence in step.emitted:
             self._by_sequence[sequence].record.tokens.append(delivered)
         if self._admission is not None:
-            self._agenda.at(delivered, partial(self._tell, step.first, step.finished))
+            self._agenda.at(delivered, partial(self._tell, step))
         self._begin_step()
 
-    def _tell(self, first: list[Sequence], finished: list[Sequence]) -> None:
+    def _tell(self, step: Step) -> None:
         """The gateway sees what came out of the engine."""
         assert self._admission is not None
         assert self._cost_model is not None
-        for sequence in first:
-            job = self._by_sequence[sequence].job
-            assert job is not None
+        for sequence in step.emitted:
+            self._pace.token(self._job(sequence))
+        for sequence in step.first:
+            job = self._job(sequence)
+            self._pace.first_token(job, self._agenda.now)
             self._let_go(self._admission.first_token(job))
-        for sequence in finished:
-            request = self._by_sequence.pop(sequence)
-            assert request.job is not None
-            del self._by_job[request.job]
-            self._let_go(self._admission.finish(request.job, self._cost_model.true_cost(request.usage)))
+        for sequence in step.finished:
+            request, job = self._by_sequence[sequence], self._job(sequence)
+            del self._by_sequence[sequence], self._by_job[job]
+            self._pace.ends(job, self._agenda.now, request.usage.output_tokens)
+            self._let_go(self._admission.finish(job, self._cost_model.true_cost(request.usage)))
             self._cost_model.learn(request.prompts, request.usage)
+
+    def _job(self, sequence: Sequence) -> Job:
+        job = self._by_sequence[sequence].job
+        assert job is not None
+        return job

@@ -13,6 +13,9 @@ from typing import Any, Literal, Self, get_args
 Lane = Literal["short", "long"]
 LANES: tuple[Lane, ...] = get_args(Lane)
 
+# Seconds of waiting that make up for one second of cost, as HRRN's response ratio weighs them.
+AGING = 4.0
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Job:
@@ -47,6 +50,11 @@ class Job:
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """A job is what it is: the copy of a queue holds the same ones."""
         return self
+
+
+def aged(job: Job) -> float:
+    """Shortest first with aging, as a key that never changes: the least goes first."""
+    return job.arrival + AGING * job.cost - job.head_start
 
 
 class Policy(ABC):

@@ -1,7 +1,7 @@
 """Policies that order jobs by a key which never changes: a heap a lane."""
 
 from abc import abstractmethod
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import Self
 
@@ -13,7 +13,7 @@ _Entry = tuple[float, int, Job]  # key, push order, job
 class Ordered(Policy):
     """The smallest key goes first; of equal ones the first that came. O(log n) an operation.
 
-    A removed job stays in its heap until it comes to the top.
+    A removed job stays in its heap until it comes to the top, or until half of the heap is such.
     """
 
     def __init__(self) -> None:
@@ -43,6 +43,10 @@ class Ordered(Policy):
 
     def remove(self, job: Job) -> None:
         self._waiting.remove(job)
+        heap = self._heaps[job.lane]
+        if len(heap) > 2 * len(self._waiting) + 16:
+            heap[:] = [entry for entry in heap if entry[2] in self._waiting]
+            heapify(heap)
 
     def copy(self) -> Self:
         twin = type(self)()

@@ -154,7 +154,7 @@ def test_an_unknown_flag_is_answered_with_a_suggestion(key: str, meant: str) -> 
         ("engine.max_num_seqs", 0, "greater than 0"),
         ("engine.step_tokens", "many", "valid integer"),
         ("engine.long_prefill_threshold", -1, "greater than or equal to 0"),
-        ("policy", "lifo", "no policy 'lifo': choose fair or fifo"),
+        ("policy", "lifo", "no policy 'lifo': choose fair, fifo"),
         ("upstream", "localhost:8000", "URL"),
         ("front_ends", ["office"], "'office' does not appear to be an IPv4 or IPv6 network"),
         ("log_level", "loud", "'debug', 'info', 'warning' or 'error'"),

@@ -13,6 +13,7 @@ from anyio.lowlevel import checkpoint
 
 from gateway.admission import Admission
 from gateway.errors import Draining, GatewayError, QueueTimeout
+from gateway.event import Event
 from gateway.limits import Limits
 from gateway.waiting import Permit, WaitingRoom
 from policies import POLICIES
@@ -75,7 +76,7 @@ class House:
 
     def __init__(self, tasks: TaskGroup, limits: Limits | None = None, queue_timeout: float = 60.0) -> None:
         self.tasks = tasks
-        self.told: list[tuple[str, Job, float | None, list[Job]]] = []
+        self.told: list[tuple[Event, list[Job]]] = []
         self.admission = Admission(Fifo(), limits)
         self.room = WaitingRoom(self.admission, queue_timeout, lambda *event: self.told.append(event))
 
@@ -97,11 +98,11 @@ class House:
         return guest
 
     def events(self, job: Job) -> list[str]:
-        return [event for event, of, _, _ in self.told if of is job]
+        return [event.kind for event, _ in self.told if event.job is job]
 
 
 def assert_empty(admission: Admission) -> None:
-    assert (admission.seats, admission.running, admission.prefill_cost) == (0, 0, 0)
+    assert (admission.seats, admission.running, admission.ledger.prefill_cost) == (0, 0, 0)
     for lane in LANES:
         assert (admission.prefill_jobs(lane), admission.prefill_tokens(lane), admission.waiting(lane)) == (0, 0, 0)
 
@@ -169,7 +170,7 @@ async def test_what_is_charged_is_the_prediction_until_somebody_knows_better(cos
         guest = await house.enters(job(cost=2.0))
         guest.cost = cost
         await guest.leave()
-    assert house.told[-1] == ("finish", guest.job, cost or 2.0, [])
+    assert house.told[-1] == (Event("finish", guest.job, cost or 2.0), [])
 
 
 async def test_what_fails_inside_gives_the_permit_back() -> None:
@@ -236,7 +237,7 @@ async def test_one_cancelled_between_grant_and_wake_up_leaks_nothing() -> None:
         task.cancel()
         await third.entered.wait()
         assert not second.entered.is_set()
-        assert ("finish", second.job, 0.0, [third.job]) in house.told
+        assert (Event("finish", second.job, 0.0), [third.job]) in house.told
         await third.leave()
         await first.leave()
     assert task.cancelled()
@@ -254,7 +255,7 @@ async def test_one_granted_while_being_cancelled_leaks_nothing() -> None:
         assert house.told[-1][-1] == [second.job]
         await third.entered.wait()
         assert not second.entered.is_set()
-        assert ("finish", second.job, 0.0, [third.job]) in house.told
+        assert (Event("finish", second.job, 0.0), [third.job]) in house.told
         await third.leave()
         await first.leave()
     assert_empty(house.admission)
@@ -369,9 +370,9 @@ async def test_who_runs_can_be_cut_off_and_is_told_why() -> None:
 async def test_an_observer_that_fails_stops_nobody_and_is_not_asked_again() -> None:
     told = []
 
-    def full_disk(event: str, job: Job, cost: float | None, dispatched: list[Job]) -> None:
-        told.append(event)
-        if event == "finish":
+    def full_disk(event: Event, dispatched: list[Job]) -> None:
+        told.append(event.kind)
+        if event.kind == "finish":
             raise OSError("No space left on device")
 
     admission = Admission(Fifo())
@@ -398,8 +399,9 @@ async def test_after_any_schedule_all_is_given_back(new_policy: Callable[[], Pol
     random = Random(seed)
     ends: Counter[Job] = Counter()
 
-    def observe(event: str, job: Job, cost: float | None, dispatched: list[Job]) -> None:
-        ends[job] += event in ("finish", "leave")
+    def observe(event: Event, dispatched: list[Job]) -> None:
+        assert event.job
+        ends[event.job] += event.kind in ("finish", "leave")
 
     admission = Admission(new_policy(), Limits(short_lane_tokens=150, max_num_seqs=4))
     room = WaitingRoom(admission, random.choice([0, 60.0, 60.0]), observe)

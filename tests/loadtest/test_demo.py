@@ -126,7 +126,7 @@ def test_the_demo_runs_for_real(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--policy", "fare"], "choose fair or fifo"),
+        (["--policy", "fare"], "choose fair, fifo"),
         (["--profile", "gemma"], "gemma-4-26b-bf16"),
         (["--speed", "0"], "--speed"),
     ],

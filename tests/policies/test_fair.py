@@ -1,153 +1,29 @@
-"""What fair promises: shares on a virtual clock, turns and ties by hand, and that debts are kept and bounded."""
+"""What fair promises: turns and ties by hand, sessions, weights, head starts, and that debts are kept and bounded.
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from heapq import heappop, heappush
-from itertools import count
-from math import inf
+Shares on a virtual clock are in test_scenarios.py, the bound in test_fairness.py.
+"""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policies.base import LANES, Job, Lane
-from policies.fair import AGING, MAX_IDLE_FLOWS, Fair
-
-
-@dataclass(frozen=True)
-class Client:
-    """Keeps two jobs waiting in its lane from `since` until `until`. `predicted` is what their cost is taken for."""
-
-    flow: str
-    cost: float
-    lane: Lane = "short"
-    since: float = 0.0
-    until: float = inf
-    predicted: float | None = None
-
-
-class Office:
-    """Two lanes, each serving one job at a time, as long as that truly costs: the virtual clock."""
-
-    def __init__(self, *clients: Client) -> None:
-        self.policy = Fair()
-        self.now = 0.0
-        self.spent = dict.fromkeys((client.flow for client in clients), 0.0)
-        self._clients = clients
-        self._waiting: dict[Client, int] = dict.fromkeys(clients, 0)
-        self._client_of: dict[Job, Client] = {}
-        self._serving: dict[Lane, Job | None] = dict.fromkeys(LANES)
-        self._events: list[tuple[float, int, Job | None]] = []
-        self._count = count()
-        for client in clients:
-            heappush(self._events, (client.since, next(self._count), None))
-
-    def run(self, until: float) -> Iterator[None]:
-        """A stop after everything that happens."""
-        while self._events and self._events[0][0] <= until:
-            self.now, _, ended = heappop(self._events)
-            if ended:
-                self.policy.settle(ended, self._client_of[ended].cost)
-                self._serving[ended.lane] = None
-            self._arrive()
-            self._serve()
-            yield
-
-    def spent_between(self, start: float, end: float) -> dict[str, float]:
-        for _ in self.run(start):
-            pass
-        before = dict(self.spent)
-        for _ in self.run(end):
-            pass
-        return {flow: self.spent[flow] - before[flow] for flow in before}
-
-    def _arrive(self) -> None:
-        for client in self._clients:
-            while client.since <= self.now < client.until and self._waiting[client] < 2:
-                predicted = client.cost if client.predicted is None else client.predicted
-                job = Job(client.flow, client.lane, 100, predicted, self.now)
-                self._client_of[job] = client
-                self._waiting[client] += 1
-                self.policy.push(job)
-
-    def _serve(self) -> None:
-        for lane in LANES:
-            if self._serving[lane] is None and self.policy.waiting(lane):
-                job = self._serving[lane] = self.policy.pop(lane)
-                client = self._client_of[job]
-                self._waiting[client] -= 1
-                self.spent[client.flow] += client.cost
-                heappush(self._events, (self.now + client.cost, next(self._count), job))
-
-
-# Shares.
-
-
-@dataclass(frozen=True)
-class Scenario:
-    clients: Sequence[Client]
-    duration: float
-    expected: dict[str, float]
-    margin: float
-
-
-SCENARIOS = {
-    "equal jobs, equal shares": Scenario([Client("a", 1), Client("b", 1)], 100, {"a": 50, "b": 50}, 1),
-    "long jobs buy no larger share": Scenario([Client("a", 8), Client("b", 0.5)], 800, {"a": 400, "b": 400}, 8.5),
-    "nor do many connections": Scenario(
-        [Client("a", 1), Client("a", 1), Client("a", 1), Client("b", 1)], 100, {"a": 50, "b": 50}, 1
-    ),
-    # a alone uses both lanes; were lanes charged apart, a would have 150 of 300, and the others 75 each.
-    "what is spent in one lane counts in the other": Scenario(
-        [Client("a", 1), Client("b", 1), Client("a", 5, "long"), Client("c", 5, "long")],
-        150,
-        {"a": 100, "b": 100, "c": 100},
-        10,
-    ),
-    "shares are of true costs, not of predicted ones": Scenario(
-        [Client("a", 4, predicted=1), Client("b", 1, predicted=1), Client("c", 1, predicted=5)],
-        300,
-        {"a": 100, "b": 100, "c": 100},
-        8,
-    ),
-    "who asks for less than a share gets what is asked, and the rest goes round": Scenario(
-        [*(Client("a", 1, since=10.0 * i, until=10.0 * i + 0.5) for i in range(10)), Client("b", 1), Client("c", 1)],
-        100,
-        {"a": 20, "b": 40, "c": 40},
-        2,
-    ),
-}
-
-
-@pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=SCENARIOS)
-def test_shares(scenario: Scenario) -> None:
-    spent = Office(*scenario.clients).spent_between(-1, scenario.duration)
-    assert spent == pytest.approx(scenario.expected, abs=scenario.margin)
-
-
-@given(st.floats(0.1, 30), st.floats(0.1, 30))
-def test_two_that_always_wait_never_differ_by_more_than_a_job_each(a: float, b: float) -> None:
-    office = Office(Client("a", a), Client("b", b))
-    for _ in office.run(20 * (a + b)):
-        assert abs(office.spent["a"] - office.spent["b"]) <= a + b + 1e-6
-
-
-def test_time_away_earns_no_credit() -> None:
-    """b works, leaves for 90 s, and comes back: from then on the two share, and b makes up for nothing."""
-    office = Office(Client("a", 1), Client("b", 1, until=10), Client("b", 1, since=100))
-    assert office.spent_between(100, 120) == pytest.approx({"a": 10, "b": 10}, abs=1)
-
-
-def test_a_newcomer_neither_jumps_ahead_nor_waits_for_what_others_had() -> None:
-    office = Office(Client("a", 1), Client("new", 1, since=1000))
-    assert office.spent_between(1000, 1020) == pytest.approx({"a": 10, "new": 10}, abs=1)
-
+from policies.base import AGING, LANES, Job, Lane
+from policies.fair import Fair
+from policies.turns import MAX_IDLE
 
 # Turns.
 
 
-def job(flow: str, cost: float = 1.0, lane: Lane = "short", arrival: float = 0.0) -> Job:
-    return Job(flow, lane, 100, cost, arrival)
+def job(
+    flow: str,
+    cost: float = 1.0,
+    lane: Lane = "short",
+    arrival: float = 0.0,
+    session: str = "",
+    weight: float = 1.0,
+    head_start: float = 0.0,
+) -> Job:
+    return Job(flow, lane, 100, cost, arrival, session=session, weight=weight, head_start=head_start)
 
 
 def pushed(fair: Fair, *jobs: Job) -> None:
@@ -240,7 +116,90 @@ def test_what_a_job_came_to_beyond_its_prediction_is_owed() -> None:
     assert popped(fair, 6) == "bbbbab"
 
 
-# Inside a flow.
+def test_a_job_is_charged_as_it_goes_and_no_sum_twice() -> None:
+    fair = Fair()
+    running = job("a", 1.0)
+    pushed(fair, running, job("a"), *(job("b") for _ in range(6)))
+    assert fair.pop("short") is running
+    for cost in (1.5, 2.0, 3.0):
+        fair.charge(running, cost)
+    assert popped(fair, 4) == "bbba"
+    fair.settle(running, 3.0)
+    assert popped(fair, 3) == "bbb"
+
+
+def test_a_newcomer_begins_at_the_least_tag_and_not_at_the_least_start() -> None:
+    """a has a head start and a large tag; b, who waits as well, has a small one."""
+    fair = Fair()
+    pushed(fair, *(job("a", 10.0, head_start=100.0) for _ in range(4)), job("b"), job("b"))
+    assert popped(fair, 3) == "aaa"
+    pushed(fair, job("n"), job("n"))
+    assert popped(fair, 5) == "abnbn"
+
+
+# Weights and head starts.
+
+
+def test_twice_the_weight_twice_the_part() -> None:
+    fair = Fair()
+    pushed(fair, *(job("a", weight=2.0) for _ in range(6)), *(job("b") for _ in range(3)))
+    assert sorted(popped(fair, 6)) == list("aaaabb")
+
+
+def test_what_was_charged_at_one_weight_is_given_back_at_the_same() -> None:
+    fair = Fair()
+    cancelled = job("a", 8.0, weight=4.0)
+    pushed(fair, cancelled, *(job("b") for _ in range(2)))
+    assert fair.pop("short") is cancelled
+    pushed(fair, job("a", weight=1.0), job("a", weight=1.0))
+    fair.settle(cancelled, 0.0)
+    assert popped(fair, 4) == "baba"
+
+
+def test_a_head_start_is_so_many_seconds_less_charged_and_no_more() -> None:
+    fair = Fair()
+    pushed(fair, *(job("a") for _ in range(5)), *(job("b", head_start=2.5) for _ in range(5)))
+    assert popped(fair, 10) == "bbbababaaa"
+
+
+# Sessions.
+
+
+def test_the_sessions_of_a_user_share_what_the_user_has() -> None:
+    fair = Fair()
+    swarm = [job("a", session=f"agent {i}") for i in range(8)]
+    pushed(fair, *swarm, *(job("b") for _ in range(4)))
+    assert popped(fair, 8) == "abababab"
+
+
+def test_a_users_agents_do_not_bury_their_chat() -> None:
+    fair = Fair()
+    agent = [job("a", session="agent") for _ in range(8)]
+    chat = [job("a", session="chat", arrival=1.0) for _ in range(2)]
+    pushed(fair, *agent)
+    assert fair.pop("short") is agent[0]
+    pushed(fair, *chat)
+    assert [fair.pop("short") for _ in range(3)] == [chat[0], agent[1], chat[1]]
+
+
+def test_a_session_that_was_away_gains_no_credit_over_the_others() -> None:
+    fair = Fair()
+    pushed(fair, *(job("a", session="agent") for _ in range(9)))
+    assert popped(fair, 5) == "aaaaa"
+    pushed(fair, *(job("a", session="chat", arrival=1.0) for _ in range(3)))
+    assert "".join(fair.pop("short").session[0] for _ in range(6)) == "cacaca"
+
+
+def test_a_job_in_debt_weighs_on_its_own_session() -> None:
+    fair = Fair()
+    dear = job("a", session="agent")
+    pushed(fair, dear, job("a", session="agent"), *(job("a", session="chat") for _ in range(4)))
+    assert fair.pop("short") is dear
+    fair.settle(dear, 3.0)
+    assert "".join(fair.pop("short").session[0] for _ in range(5)) == "cccac"
+
+
+# Inside a session.
 
 
 def test_short_jobs_go_before_the_long_ones_of_their_flow() -> None:
@@ -256,6 +215,13 @@ def test_but_only_those_that_come_soon_enough(later: float, passes: bool) -> Non
     old, young = job("a", 10.0), job("a", 1.0, arrival=later)
     pushed(fair, old, young)
     assert fair.pop("short") is (young if passes else old)
+
+
+def test_a_head_start_counts_inside_a_session_too() -> None:
+    fair = Fair()
+    plain, urgent = job("a"), job("a", 2.0, arrival=1.0, head_start=10.0)
+    pushed(fair, plain, urgent)
+    assert fair.pop("short") is urgent
 
 
 @given(st.lists(st.tuples(st.floats(0, 20), st.floats(0, 100)), min_size=2, max_size=20))
@@ -282,15 +248,42 @@ def visit(fair: Fair, flow: str, cost: float = 1.0) -> None:
 
 def test_however_many_come_by_once_few_are_remembered() -> None:
     fair = Fair()
-    for i in range(3 * MAX_IDLE_FLOWS):
+    for i in range(5 * MAX_IDLE):
         visit(fair, f"visitor {i}")
-        assert len(fair._flows) <= MAX_IDLE_FLOWS + 1
+        assert len(fair._users.parties) <= 2 * MAX_IDLE
+
+
+def test_however_many_sessions_a_user_opens_few_are_remembered() -> None:
+    fair = Fair()
+    running = job("a", lane="long")
+    pushed(fair, running)
+    assert fair.pop("long") is running
+    user = fair._users.parties["a"]
+    for i in range(5 * MAX_IDLE):
+        visitor = job("a", session=f"chat {i}")
+        fair.push(visitor)
+        fair.settle(fair.pop("short"), 1.0)
+        assert len(user.sessions.parties) <= 2 * (MAX_IDLE + 1)  # one of them is busy
+    fair.settle(running, 1.0)
+    assert not user.sessions.parties
+
+
+def test_the_heaps_are_no_larger_than_who_is_in_them() -> None:
+    """However often parties are charged, which enters them anew."""
+    fair = Fair()
+    running = job("a")
+    pushed(fair, running, job("a"), job("b"), job("b", lane="long"))
+    assert fair.pop("short") is running
+    for i in range(1000):
+        fair.charge(running, float(i % 7))
+    for turns in (fair._users, fair._users.parties["a"].sessions):
+        assert max(len(turns._tags), *(len(turns._heaps[lane]) for lane in LANES)) <= 2 * 2 + 16
 
 
 def test_large_debts_are_the_last_to_be_forgotten() -> None:
     fair = Fair()
     visit(fair, "d", 1000.0)
-    for i in range(2 * MAX_IDLE_FLOWS):
+    for i in range(4 * MAX_IDLE):
         visit(fair, f"visitor {i}", 0.001)
     pushed(fair, *(job("n") for _ in range(3)), job("d"))
     assert popped(fair, 4) == "nnnd"
@@ -301,9 +294,25 @@ def test_a_flow_with_a_job_in_the_engine_or_in_the_queue_is_not_forgotten() -> N
     running, waiting = job("r"), job("w", 0.5, "long")
     pushed(fair, running, waiting)
     assert fair.pop("short") is running
-    for i in range(2 * MAX_IDLE_FLOWS):
+    for i in range(4 * MAX_IDLE):
         visit(fair, f"visitor {i}")
     assert fair.peek("long") is waiting
     fair.settle(running, 5000.0)
     pushed(fair, *(job("n", 10.0) for _ in range(3)), job("r"))
     assert popped(fair, 4) == "nnnr"
+
+
+def test_where_most_are_busy_not_every_newcomer_looks_for_who_is_idle() -> None:
+    fair = Fair()
+    looked = 0
+    forget = fair._users._forget_idle
+
+    def look() -> None:
+        nonlocal looked
+        looked += 1
+        forget()
+
+    fair._users._forget_idle = look  # type: ignore[method-assign]
+    for i in range(20 * MAX_IDLE):
+        fair.push(job(f"waiting {i}"))
+    assert looked <= 4

@@ -1,19 +1,29 @@
-"""First come, first served, and nothing else matters."""
+"""First come, first served, and nothing else matters: neither cost nor head start nor what anybody used."""
 
 from policies.base import Job
 from policies.fifo import Fifo
 
 
-def job(flow: str = "a", cost: float = 1.0, arrival: float = 0.0) -> Job:
-    return Job(flow, "short", 100, cost, arrival)
+def job(flow: str = "a", cost: float = 1.0, arrival: float = 0.0, head_start: float = 0.0) -> Job:
+    return Job(flow, "short", 100, cost, arrival, head_start=head_start, deadline=arrival + cost)
 
 
 def test_the_order_is_that_of_coming() -> None:
     fifo = Fifo()
-    jobs = [job("a", 9.0), job("b", 1.0), job("a", 0.1, arrival=-5.0)]
+    jobs = [job("a", 9.0), job("b", 1.0), job("a", 0.1, arrival=5.0, head_start=60.0)]
     for each in jobs:
         fifo.push(each)
     assert [fifo.pop("short") for _ in jobs] == jobs
+
+
+def test_who_stepped_aside_has_the_old_place_again() -> None:
+    fifo = Fifo()
+    first, second = job(), job(arrival=1.0)
+    fifo.push(first)
+    fifo.remove(first)
+    fifo.push(second)
+    fifo.push(first)
+    assert [fifo.pop("short"), fifo.pop("short")] == [first, second]
 
 
 def test_one_that_leaves_moves_those_behind_up() -> None:
@@ -30,6 +40,7 @@ def test_nobody_pays_for_what_they_used() -> None:
     greedy = job("a", 100.0)
     fifo.push(greedy)
     fifo.pop("short")
+    fifo.charge(greedy, 500.0)
     fifo.settle(greedy, 1000.0)
     second, third = job("a"), job("b")
     fifo.push(second)

@@ -1,0 +1,172 @@
+"""Cache, and what others do with the engine: what is counted, and who fits."""
+
+from collections.abc import Callable
+from itertools import count
+
+import pytest
+
+from gateway.admission import Admission
+from gateway.limits import Limits
+from policies import POLICIES
+from policies.base import LANES, Job, Lane, Policy
+
+NewPolicy = Callable[[], Policy]
+pytestmark = pytest.mark.parametrize("new_policy", POLICIES.values(), ids=POLICIES)
+
+arrivals = count()
+
+
+def job(kv_tokens: int, lane: Lane = "short", seats: int = 1) -> Job:
+    return Job("a", lane, 10, 1.0, next(arrivals), seats, kv_tokens=kv_tokens)
+
+
+def with_cache(new_policy: NewPolicy, kv_tokens: int | None = 100, max_num_seqs: int = 256) -> Admission:
+    return Admission(new_policy(), Limits(kv_tokens=kv_tokens, max_num_seqs=max_num_seqs, long_lane_jobs=8))
+
+
+# Cache.
+
+
+def test_cache_is_held_from_dispatch_to_the_end(new_policy: NewPolicy) -> None:
+    admission = with_cache(new_policy)
+    first, second, third = job(60), job(40), job(1)
+    assert admission.arrive(first) == [first]
+    assert admission.arrive(second) == [second]
+    assert admission.held()["kv"] == 100
+    assert admission.arrive(third) == []
+    assert admission.first_token(first) == []
+    assert admission.first_token(second) == []
+    assert admission.finish(first, 1.0) == [third]
+    assert admission.held()["kv"] == 41
+
+
+def test_cache_without_a_limit_is_counted_and_holds_nobody(new_policy: NewPolicy) -> None:
+    admission = with_cache(new_policy, kv_tokens=None)
+    first, second = job(10**9), job(10**9)
+    assert [admission.arrive(first), admission.arrive(second)] == [[first], [second]]
+    assert admission.ledger.kv_tokens == 2 * 10**9
+
+
+def test_one_larger_than_the_cache_goes_alone(new_policy: NewPolicy) -> None:
+    admission = with_cache(new_policy)
+    before, large, after = job(1), job(150), job(1)
+    admission.arrive(before)
+    assert admission.arrive(large) == []
+    assert admission.arrive(after) == []
+    assert admission.finish(before, 1.0) == [large]
+    assert admission.first_token(large) == []
+    assert admission.finish(large, 1.0) == [after]
+
+
+def test_one_that_left_unserved_held_none(new_policy: NewPolicy) -> None:
+    admission = with_cache(new_policy)
+    admission.arrive(job(100))
+    waiting = job(50)
+    admission.arrive(waiting)
+    assert admission.leave(waiting) == []
+    assert admission.ledger.kv_tokens == 100
+
+
+def test_growth_is_counted_and_nobody_goes_until_there_is_room_again(new_policy: NewPolicy) -> None:
+    admission = with_cache(new_policy)
+    growing, other, waiting = job(50), job(20), job(20)
+    admission.arrive(growing)
+    admission.arrive(other)
+    assert admission.progress(growing, 1.0, 130) == []
+    assert admission.ledger.kv_tokens == 150
+    assert admission.arrive(waiting) == []
+    assert admission.finish(other, 1.0) == []
+    assert admission.finish(growing, 1.0) == [waiting]
+    assert admission.ledger.kv_tokens == 20
+
+
+def test_one_that_needs_less_than_was_thought_lets_the_next_one_in(new_policy: NewPolicy) -> None:
+    admission = with_cache(new_policy)
+    shrinking, waiting = job(90), job(50)
+    admission.arrive(shrinking)
+    admission.arrive(waiting)
+    assert admission.progress(shrinking, 1.0, 51) == []
+    assert admission.progress(shrinking, 1.0, 50) == [waiting]
+
+
+@pytest.mark.parametrize("flood", LANES)
+def test_a_head_that_needs_all_the_cache_waits_for_those_inside_and_nobody_else(
+    new_policy: NewPolicy, flood: Lane
+) -> None:
+    admission = with_cache(new_policy, kv_tokens=800)
+    inside = [job(100, flood) for _ in range(8)]
+    for each in inside:
+        admission.arrive(each)
+    head = job(800, "long" if flood == "short" else "short")
+    assert admission.arrive(head) == []
+    let_go: list[Job] = []
+    for each in inside:
+        assert let_go == []
+        assert admission.arrive(job(100, flood)) == []
+        let_go = admission.finish(each, 1.0)
+    assert let_go == [head]
+
+
+# All together or not at all.
+
+
+def test_one_that_lacks_one_budget_takes_nothing_of_the_other(new_policy: NewPolicy) -> None:
+    admission = with_cache(new_policy, max_num_seqs=3)
+    wide, full = job(1, seats=2), job(99)
+    admission.arrive(wide)
+    admission.arrive(full)
+    no_cache = job(50)
+    assert admission.finish(wide, 1.0) == []
+    assert admission.arrive(no_cache) == []
+    assert (admission.seats, admission.ledger.kv_tokens) == (1, 99)
+    assert admission.finish(full, 1.0) == [no_cache]
+
+
+# What the engine says.
+
+
+@pytest.mark.parametrize(("scale", "fits"), [(0.5, True), (0.51, False), (1.0, False), (2.0, False)])
+def test_reservations_count_as_the_engine_says_they_are_used(new_policy: NewPolicy, scale: float, fits: bool) -> None:
+    admission, waiting = with_cache(new_policy), job(100)
+    admission.arrive(job(100))
+    assert admission.arrive(waiting) == []
+    assert admission.correct(kv_scale=scale) == [waiting] * fits
+
+
+def test_the_cache_of_others_counts_and_comes_back(new_policy: NewPolicy) -> None:
+    admission = with_cache(new_policy)
+    waiting = job(30)
+    admission.arrive(job(50))
+    assert admission.correct(foreign_kv_tokens=21) == []
+    assert admission.arrive(waiting) == []
+    assert admission.correct(foreign_kv_tokens=20) == [waiting]
+
+
+def test_the_seats_of_others_count_and_come_back(new_policy: NewPolicy) -> None:
+    admission = with_cache(new_policy, max_num_seqs=4)
+    waiting = job(0, seats=2)
+    admission.arrive(job(0))
+    assert admission.correct(foreign_seats=2) == []
+    assert admission.arrive(waiting) == []
+    assert admission.correct(foreign_seats=1) == [waiting]
+    assert admission.seats == 3
+
+
+def test_an_engine_that_others_fill_for_ever_never_keeps_the_last_one_out(new_policy: NewPolicy) -> None:
+    """One of ours is always in it, whatever the metrics say; and what they no longer say no longer counts."""
+    admission = with_cache(new_policy, max_num_seqs=4)
+    admission.correct(kv_scale=1000.0, foreign_seats=1000, foreign_kv_tokens=10**9)
+    jobs = [job(10) for _ in range(5)]
+    running = [let_go for each in jobs for let_go in admission.arrive(each)]
+    for turn in range(3):
+        assert running == [jobs[turn]]
+        running = admission.finish(running[0], 1.0)
+    assert admission.correct() == jobs[4:]
+
+
+def test_an_engine_that_is_said_to_be_busy_takes_nothing_from_who_is_in_it(new_policy: NewPolicy) -> None:
+    admission, running = with_cache(new_policy), job(50)
+    admission.arrive(running)
+    assert admission.correct(foreign_seats=1000, foreign_kv_tokens=10**9) == []
+    assert admission.first_token(running) == admission.progress(running, 1.0, 60) == []
+    assert admission.held() == {"seats": 1, "kv": 60, "short": 0, "long": 0}

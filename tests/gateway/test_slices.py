@@ -1,0 +1,214 @@
+"""Prefill in parts: what a job has and has not between them, and who goes first."""
+
+from collections.abc import Callable
+from itertools import count
+
+import pytest
+
+from gateway.admission import Admission
+from gateway.ledger import Part
+from gateway.limits import Limits
+from policies import POLICIES
+from policies.base import Job, Lane, Policy
+
+NewPolicy = Callable[[], Policy]
+pytestmark = pytest.mark.parametrize("new_policy", POLICIES.values(), ids=POLICIES)
+
+arrivals = count()
+PART = Part(4096, 1.0)
+
+
+def long(flow: str = "a", tokens: int = 12_000, seats: int = 1, kv_tokens: int = 0, cost: float = 3.0) -> Job:
+    return Job(flow, "long", tokens, cost, next(arrivals), seats, kv_tokens=kv_tokens)
+
+
+def short(flow: str = "b", tokens: int = 10, seats: int = 1, kv_tokens: int = 0) -> Job:
+    return Job(flow, "short", tokens, 0.1, next(arrivals), seats, kv_tokens=kv_tokens)
+
+
+def test_a_job_alone_goes_from_part_to_part_to_its_answer(new_policy: NewPolicy) -> None:
+    admission, job = Admission(new_policy()), long()
+    assert admission.arrive(job, PART) == [job]
+    assert admission.slice_done(job, PART) == [job]
+    assert admission.slice_done(job, Part(3808, 0.9)) == [job]
+    assert admission.first_token(job) == []
+    assert (admission.seats, admission.running) == (1, 1)
+    admission.finish(job, 3.0)
+    assert admission.held() == dict.fromkeys(admission.held(), 0)
+
+
+def test_budgets_count_the_part_and_not_the_whole(new_policy: NewPolicy) -> None:
+    admission = Admission(new_policy(), Limits(short_lane_tokens=100))
+    sliced, beside = short(tokens=150), short(tokens=60)
+    assert admission.arrive(sliced, Part(40, 0.5)) == [sliced]
+    assert (admission.prefill_tokens("short"), admission.predicted_prefill(sliced)) == (40, 0.5)
+    assert admission.arrive(beside) == [beside]
+    assert admission.slice_done(sliced, Part(41, 0.6)) == []
+    assert admission.prefill_tokens("short") == 60
+    assert admission.first_token(beside) == [sliced]
+    assert admission.prefill_tokens("short") == 41
+    assert admission.predicted_prefill(sliced) == admission.ledger.prefill_cost == 0.6
+
+
+def test_a_job_may_be_found_to_need_parts_when_it_runs(new_policy: NewPolicy) -> None:
+    admission, job = Admission(new_policy()), long(tokens=9000)
+    admission.arrive(job)
+    assert admission.slice_done(job, PART) == [job]
+    assert admission.prefill_tokens("long") == 4096
+    admission.finish(job, 3.0)
+    assert admission.held() == dict.fromkeys(admission.held(), 0)
+
+
+def test_between_parts_seats_are_others_and_the_cache_is_kept(new_policy: NewPolicy) -> None:
+    admission = Admission(new_policy(), Limits(max_num_seqs=2, kv_tokens=20_000))
+    job, wide = long(seats=1, kv_tokens=13_000), short(seats=2, kv_tokens=5)
+    admission.arrive(job, PART)
+    assert admission.arrive(wide) == []
+    assert admission.slice_done(job, PART) == [wide]
+    assert (admission.seats, admission.waiting("long"), admission.running) == (2, 1, 1)
+    assert admission.ledger.kv_tokens == 13_005
+    assert admission.finish(wide, 0.1) == [job]
+    assert admission.ledger.kv_tokens == 13_000
+
+
+def test_one_that_has_begun_goes_before_all_others_of_its_lane(new_policy: NewPolicy) -> None:
+    """Whatever the policy says of them: another flow that was never served, a cheaper job, an earlier one."""
+    admission = Admission(new_policy())
+    job = long()
+    admission.arrive(job, PART)
+    others = [long("b"), long("c", cost=0.01), Job("d", "long", 3000, 0.01, -100.0)]
+    for other in others:
+        assert admission.arrive(other) == []
+    assert admission.slice_done(job, PART) == [job]
+    assert admission.slice_done(job, PART) == [job]
+    (following,) = admission.first_token(job)
+    assert following in others
+
+
+def test_of_several_that_have_begun_the_first_back_goes_on_first(new_policy: NewPolicy) -> None:
+    admission = Admission(new_policy(), Limits(long_lane_jobs=2, max_num_seqs=2))
+    one, two = long("a"), long("b")
+    admission.arrive(one, PART)
+    admission.arrive(two, PART)
+    assert admission.relimit(Limits(long_lane_jobs=1, max_num_seqs=2)) == []
+    assert admission.slice_done(two, PART) == []
+    assert admission.slice_done(one, PART) == [two]
+    assert admission.slice_done(two, PART) == [one]
+
+
+def test_a_flood_of_short_ones_goes_through_between_parts(new_policy: NewPolicy) -> None:
+    """One seat: at each gap one short job goes, for the lanes take turns, and the long one loses no turn by it."""
+    admission = Admission(new_policy(), Limits(max_num_seqs=1))
+    job = long()
+    running = admission.arrive(job, PART)
+    for _ in range(10):
+        admission.arrive(short())
+    served = ""
+    for _ in range(8):
+        (ended,) = running
+        served += ended.lane[0]
+        running = admission.slice_done(job, PART) if ended is job else admission.finish(ended, 0.1)
+    assert served == "lslslsls"
+
+
+def test_where_there_is_room_the_short_ones_do_not_wait_for_a_gap(new_policy: NewPolicy) -> None:
+    admission, job, beside = Admission(new_policy()), long(), short()
+    admission.arrive(job, PART)
+    assert admission.arrive(beside) == [beside]
+
+
+def test_leaving_between_parts_is_an_end(new_policy: NewPolicy) -> None:
+    """Its cache comes back and it is charged; another that waited for its lane goes."""
+    admission = Admission(new_policy(), Limits(max_num_seqs=1, kv_tokens=20_000))
+    job, beside, other = long(kv_tokens=13_000), short(kv_tokens=10), long("c", kv_tokens=13_000)
+    admission.arrive(job, PART)
+    admission.arrive(beside)
+    admission.arrive(other)
+    assert admission.slice_done(job, PART) == [beside]
+    with pytest.raises(KeyError):
+        admission.leave(job)
+    assert admission.finish(job, 1.0) == []
+    assert (admission.waiting("long"), admission.ledger.kv_tokens, admission.seats) == (1, 10, 1)
+    assert admission.finish(beside, 0.1) == [other]
+    admission.finish(other, 3.0)
+    assert admission.held() == dict.fromkeys(admission.held(), 0)
+
+
+def test_leaving_before_the_first_part_is_not(new_policy: NewPolicy) -> None:
+    """Nothing of its parts is remembered: should the same job come again, whole, it counts whole."""
+    admission = Admission(new_policy())
+    busy, job = long(), long("b", tokens=9000)
+    admission.arrive(busy)
+    admission.arrive(job, PART)
+    admission.leave(job)
+    admission.finish(busy, 3.0)
+    assert admission.arrive(job) == [job]
+    assert admission.prefill_tokens("long") == 9000
+
+
+def test_progress_between_parts_counts(new_policy: NewPolicy) -> None:
+    admission = Admission(new_policy(), Limits(max_num_seqs=1, kv_tokens=100))
+    job, beside, next_one = long(kv_tokens=50), short(kv_tokens=10), short(kv_tokens=10)
+    admission.arrive(job, PART)
+    admission.arrive(beside)
+    admission.slice_done(job, PART)
+    admission.progress(job, 1.0, 95)
+    assert admission.ledger.kv_tokens == 105
+    assert admission.finish(beside, 0.1) == [job]  # what it holds it holds, and the other lane lacks nothing yet
+    assert admission.arrive(next_one) == []
+    admission.first_token(job)
+    assert admission.finish(job, 3.0) == [next_one]
+
+
+@pytest.mark.parametrize("lane", ["short", "long"])
+def test_one_that_has_begun_never_waits_for_the_cache_that_it_holds_itself(new_policy: NewPolicy, lane: Lane) -> None:
+    """A head that lacks cache reserves what comes free. If all that could come free is held between parts, those go
+    on: else nobody would ever move."""
+    admission = Admission(new_policy(), Limits(kv_tokens=100))
+    job = long(kv_tokens=80)
+    head = Job("b", lane, 10, 0.1, next(arrivals), kv_tokens=50)
+    admission.arrive(job, PART)
+    assert admission.arrive(head) == []
+    assert admission.slice_done(job, PART) == [job]
+    assert admission.slice_done(job, PART) == [job]
+    assert admission.first_token(job) == []
+    assert admission.finish(job, 3.0) == [head]
+
+
+def test_the_flow_cap_counts_a_job_once_and_never_stops_it_in_the_middle(new_policy: NewPolicy) -> None:
+    admission = Admission(new_policy(), Limits(flow_in_flight=1))
+    job, own, others = long("a"), short("a"), short("b")
+    admission.arrive(job, PART)
+    assert admission.arrive(own) == []
+    assert admission.arrive(others) == [others]
+    assert admission.slice_done(job, PART) == [job]
+    assert admission.relimit(Limits(flow_in_flight=1, max_num_seqs=1)) == []
+    assert admission.finish(others, 0.1) == []
+    assert admission.slice_done(job, PART) == [job]
+    admission.first_token(job)
+    assert admission.finish(job, 3.0) == [own]
+
+
+def test_a_job_is_charged_once_however_many_parts_it_has(new_policy: NewPolicy) -> None:
+    told: list[tuple[str, float]] = []
+
+    class Told(type(new_policy())):  # type: ignore[misc]  # whatever the policy is
+        def pop(self, lane: Lane) -> Job:
+            job: Job = super().pop(lane)
+            told.append(("pop", job.cost))
+            return job
+
+        def charge(self, job: Job, cost: float) -> None:
+            told.append(("charge", cost))
+
+        def settle(self, job: Job, cost: float) -> None:
+            told.append(("settle", cost))
+
+    admission, job = Admission(Told()), long()
+    admission.arrive(job, PART)
+    admission.slice_done(job, PART)
+    admission.slice_done(job, PART)
+    admission.first_token(job)
+    admission.progress(job, 3.5, 0)
+    admission.finish(job, 4.0)
+    assert told == [("pop", 3.0), ("charge", 3.5), ("settle", 4.0)]
