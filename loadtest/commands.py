@@ -11,6 +11,7 @@ from rich.console import Console
 
 from gateway.profile import load as load_cost_profile
 from loadtest import demo as demonstration
+from loadtest import policy_table
 from loadtest.profile import EngineProfile, load_profile
 from loadtest.replay import Divergence
 from loadtest.replay import replay as replay_log
@@ -26,6 +27,7 @@ def register(app: typer.Typer) -> None:
     app.command()(demo)
     app.command()(sim)
     app.command()(replay)
+    app.command()(policies)
 
 
 def demo(
@@ -100,6 +102,16 @@ def replay(
         print(f"{log}: {error}")
         raise typer.Exit(1) from error
     print(f"{log}: {events} events, the same decisions")
+
+
+def policies(
+    profile: EngineName = BF16,
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeded office minutes each policy gets.")] = 3,
+) -> None:
+    """Compare all policies on the same office minutes, simulated; prints a Markdown table in a few seconds."""
+    engine = _engine(profile).with_flags(long_prefill_token_threshold=demonstration.DEPLOY_THRESHOLD)
+    cost = load_cost_profile(BF16 if engine.name == NVFP4 else NVFP4)
+    print(policy_table.markdown(policy_table.table(engine, cost, names(), range(1, seeds + 1))))
 
 
 def _check_policy(name: str) -> None:

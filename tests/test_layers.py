@@ -28,6 +28,7 @@ PURE = {
     *("gateway.limits", "gateway.line", "gateway.outcome", "gateway.pace", "gateway.places", "gateway.profile"),
     *("gateway.semconv", "gateway.sse", "gateway.timeline", "gateway.wishes"),
     *("loadtest", "loadtest.engine", "loadtest.office", "loadtest.profile", "loadtest.records"),
+    *("loadtest.policy_table",),
     *("loadtest.replay", "loadtest.simulate"),
 }
 

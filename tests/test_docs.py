@@ -1,0 +1,54 @@
+"""What the docs show is what the code does."""
+
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from gateway.cli import app
+from gateway.config import fields
+from policies import POLICIES
+
+ROOT = Path(__file__).parents[1]
+DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "deploy" / "README.md"]
+
+
+def test_the_table_of_policies_is_what_the_command_prints() -> None:
+    printed = CliRunner().invoke(app, ["policies"]).output
+    text = (ROOT / "docs" / "policies.md").read_text()
+    _, table, _ = re.split(r"<!-- table:(?:begin|end) -->\n", text)
+    assert table == printed
+    assert all(f"| {name} |" in table for name in POLICIES)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_every_policy_is_in_the_readme_and_the_docs(name: str) -> None:
+    for document in ("README.md", "docs/policies.md"):
+        assert f"`{name}`" in (ROOT / document).read_text()
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+@pytest.mark.parametrize("document", DOCS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text()):
+        assert (document.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("document", DOCS, ids=lambda path: path.name)
+def test_commands_that_are_shown_exist(document: Path) -> None:
+    commands = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    shown = set(re.findall(r"(?:^|`)fairlane ([a-z]+)\b", document.read_text(), re.MULTILINE))
+    assert shown <= commands | {"config"}
+
+
+def test_settings_that_are_shown_exist() -> None:
+    known = {key for key, _, _ in fields()}
+    text = (ROOT / "docs" / "queueing.md").read_text()
+    rows = re.findall(r"^\| (`[a-z_.`, ]+) \|", text, re.MULTILINE)
+    shown = {key for row in rows for key in re.findall(r"`([a-z_.]+)`", row)}
+    assert shown - {"tpot_target"}
+    assert shown <= known
