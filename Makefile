@@ -31,7 +31,7 @@ test: $(VENV)/installed ## format, lint, types, then the tests with their covera
 
 test-vllm: $(VENV)/installed ## the tests against a real vLLM, installed into .venv-vllm (slow, large)
 	bash tests/vllm/install.sh .venv-vllm
-	FAIRLANE_VLLM_PYTHON="$(CURDIR)/.venv-vllm/bin/python" $(BIN)/python -m pytest tests/vllm
+	FAIRLANE_VLLM_PYTHON="$(CURDIR)/.venv-vllm/bin/python" $(BIN)/python -m pytest -rP tests/vllm
 
 # The build backend is locked with the rest, so that an install builds with nothing unlocked. The environment that
 # this needs is an empty one: a lock that no longer installs can still be replaced.
