@@ -31,7 +31,7 @@ test: $(VENV)/installed ## format, lint, types, then the tests with their covera
 
 test-vllm: $(VENV)/installed ## the tests against a real vLLM, installed into .venv-vllm (slow, large)
 	bash tests/vllm/install.sh .venv-vllm
-	FAIRLANE_VLLM_PYTHON="$(CURDIR)/.venv-vllm/bin/python" $(BIN)/python -m pytest tests/vllm
+	FAIRLANE_VLLM_PYTHON="$(CURDIR)/.venv-vllm/bin/python" $(BIN)/python -m pytest -rP tests/vllm
 
 mutants: $(VENV)/installed ## do the tests notice each mistake in tests/mutants? ARGS names some of them (4 minutes)
 	$(BIN)/python tests/mutants/run.py $(ARGS)
