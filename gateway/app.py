@@ -146,7 +146,7 @@ def create_gateway(settings: Settings, profile: Profile | None = None) -> Gatewa
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         with files:
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(_find_engine, upstream)
+                tasks.start_soon(_find_engine, parts)
                 tasks.start_soon(_watch_engine, parts)
                 yield
                 tasks.cancel_scope.cancel()
@@ -197,26 +197,25 @@ async def _watch_engine(parts: Parts) -> None:
         await anyio.sleep(ENGINE_SCRAPE)
 
 
-async def _find_engine(upstream: Upstream) -> None:
+async def _find_engine(parts: Parts) -> None:
     """Say which engine and model were found; wait politely for one that is not up yet."""
+    upstream = parts.upstream
     waited = False
     while True:
         try:
             answer = await upstream.get("/v1/models")
             answer.raise_for_status()
-            models = ", ".join(_model(entry) for entry in answer.json()["data"])
-            logger.info("engine: %s serves %s", upstream.base_url, models)
-            return
-        except (GatewayError, httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+            lengths = {str(model["id"]): model.get("max_model_len") for model in answer.json()["data"]}
+            break
+        except (GatewayError, httpx.HTTPError, ValueError, KeyError, TypeError, AttributeError) as error:
             if not waited:
                 logger.warning("engine: not there yet, waiting for it (%s)", error)
                 waited = True
         await anyio.sleep(ENGINE_POLL)
-
-
-def _model(entry: dict[str, object]) -> str:
-    length = entry.get("max_model_len")
-    return f"{entry['id']} (up to {length} tokens)" if length else f"{entry['id']}"
+    models = ", ".join(f"{name} (up to {length} tokens)" if length else name for name, length in lengths.items())
+    logger.info("engine: %s serves %s", upstream.base_url, models)
+    if lengths and all(isinstance(length, int) and length > 0 for length in lengths.values()):
+        parts.max_model_len = max(length for length in lengths.values() if length)
 
 
 def _passed_on(answer: httpx.Response) -> Response:

@@ -37,6 +37,10 @@ class Estimator:
         """At least one token; whole tokens."""
         return max(1, prompt.tokens + round(prompt.text_bytes / self.bytes_per_token))
 
+    def least(self, prompt: Prompt) -> int:
+        """So many tokens it has in any case: no vocabulary has longer ones."""
+        return prompt.tokens + int(prompt.text_bytes / PLAUSIBLE[1])
+
     def learn(self, prompts: Sequence[Prompt], prompt_tokens: int) -> None:
         """Correct the ratio by a true count, if the prompts are all text and that count can be true."""
         text_bytes = sum(prompt.text_bytes for prompt in prompts)

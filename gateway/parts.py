@@ -20,3 +20,5 @@ class Parts:
     waiting: WaitingRoom
     upstream: Upstream
     telemetry: Telemetry
+    # As the engine states it, once it has been found.
+    max_model_len: int | None = None

@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 from gateway.callers import Caller
 from gateway.client import Client
 from gateway.completion import Completion, Route, parse
-from gateway.errors import GatewayError, InternalError
+from gateway.errors import GatewayError, InternalError, Rejected
 from gateway.exchange import Exchange
 from gateway.outcome import Outcome
 from gateway.parts import Parts
@@ -67,6 +67,7 @@ class Completions:
     async def _serve(self, client: Client, exchange: Exchange, trace: RequestTrace, tasks: TaskGroup) -> None:
         caller = self.parts.callers.identify(client.address, client.headers)
         completion = parse(self.route, await client.body(self.parts.settings.max_body))
+        self._check_length(completion)
         job = self._job(exchange, completion, caller, client.headers)
         tasks.start_soon(client.watch_leaving, tasks.cancel_scope)
         tasks.start_soon(client.watch_reading, tasks.cancel_scope)
@@ -99,6 +100,18 @@ class Completions:
         exchange.outcome = Outcome.ENGINE_ERROR if failed else Outcome.COMPLETED
         if exchange.usage:
             self.parts.cost_model.learn(completion.prompts, exchange.usage)
+
+    def _check_length(self, completion: Completion) -> None:
+        """What can never fit need not wait to be told so. What might fit is the engine's to judge."""
+        limit = self.parts.max_model_len
+        if limit is None:
+            return
+        least = max(map(self.parts.cost_model.estimator.least, completion.prompts))
+        if least > limit:
+            raise Rejected(
+                Outcome.TOO_LONG,
+                f"This model's maximum context length is {limit} tokens. However, the prompt has at least {least}.",
+            )
 
     def _job(self, exchange: Exchange, completion: Completion, caller: Caller, headers: dict[bytes, bytes]) -> Job:
         parts = self.parts

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from gateway.outcome import Outcome
-from tests.conftest import RunningGateway, ScriptedEngine, StartGateway, chat
+from tests.conftest import RunningGateway, ScriptedEngine, StartGateway, chat, until
 
 
 def fill(gateway: RunningGateway, engine: ScriptedEngine, waiting: int) -> Any:
@@ -81,6 +81,33 @@ def test_cache_is_a_budget(engine: ScriptedEngine, start_gateway: StartGateway) 
     first.answer()
     engine.asked().answer()
     second.answer()
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"prompt": [7] * 40_000}),
+        ("/v1/chat/completions", {"messages": [{"content": "x" * 600_000}]}),
+    ],
+    ids=["counted", "at least"],
+)
+def test_what_can_never_fit_does_not_wait(
+    engine: ScriptedEngine, gateway: RunningGateway, path: str, body: dict[str, Any]
+) -> None:
+    """The scripted engine says that its model takes 32768 tokens."""
+    until(lambda: gateway.gateway.parts.max_model_len)
+    refused = gateway.post(body, path)
+    assert refused.status_code == 400
+    assert refused.json()["error"]["code"] == "context_length_exceeded"
+    assert "32768 tokens" in refused.json()["error"]["message"]
+    assert engine.pending == 0
+
+
+def test_what_might_fit_is_the_engines_to_judge(engine: ScriptedEngine, gateway: RunningGateway) -> None:
+    until(lambda: gateway.gateway.parts.max_model_len)
+    asked = gateway.ask({"messages": [{"content": "x" * 500_000}]})
+    engine.asked().answer(400, {"error": {"message": "too long"}})
+    assert asked.status == 400
 
 
 def test_every_outcome_is_mapped_and_only_once() -> None:

@@ -11,6 +11,7 @@ import anyio.to_thread
 import httpx
 import openai
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from loadtest.client import LoadClient
 from loadtest.office import Arrival
@@ -194,3 +195,31 @@ def test_long_prompts_do_not_starve_short_ones(vllm: Vllm, gateway: str) -> None
     print(f"last long prompt: {last_long['gateway'] / last_long['direct']:.2f} times as late")
     assert direct / ours >= 5
     assert last_long["gateway"] / last_long["direct"] <= 1.25
+
+
+@pytest.mark.timeout(240, func_only=True)
+def test_forecasts_are_held_against_what_came(gateway: str) -> None:
+    """Long prompts wait for each other; how well the gateway knew for how long is printed, whatever it is."""
+
+    def compared() -> dict[float, float]:
+        text = httpx.get(f"{gateway}/metrics", trust_env=False).text
+        families = text_string_to_metric_families(text)
+        samples = [sample for family in families for sample in family.samples]
+        return {
+            float(sample.labels["le"]): sample.value
+            for sample in samples
+            if sample.name == "fairlane_forecast_ratio_bucket"
+        }
+
+    before = compared()
+    for _ in range(4):
+        arrivals = [Arrival(0.05 * i, f"paster {i % 3}", "long", 3000, 8) for i in range(8)]
+        client = LoadClient(gateway, "tiny", text=lambda arrival: words(arrival.prompt_tokens, seed=next(fresh_seed)))
+        records = anyio.run(client.run, arrivals)
+        assert not any(record.failed for record in records)
+    counts = {bound: value - before[bound] for bound, value in compared().items()}
+    waited = counts[float("inf")]
+    within = counts[1.25] - counts[0.75]
+    print(f"first tokens that were forecast: {waited:.0f}; within 25 %: {within / waited:.0%}; {counts}")
+    assert waited >= 16
+    assert within > 0
