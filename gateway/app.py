@@ -19,7 +19,6 @@ from starlette.routing import Route
 from gateway.admission import Admission
 from gateway.callers import Caller, Callers
 from gateway.completion import Route as CompletionRoute
-from gateway.config import Settings
 from gateway.cost import CostModel
 from gateway.decision_log import DecisionLog
 from gateway.errors import GatewayError, InternalError, MethodNotAllowed, NotFound
@@ -34,6 +33,7 @@ from gateway.places import page, places, shown
 from gateway.profile import Profile
 from gateway.profile import load as load_profile
 from gateway.proxy import Completions
+from gateway.settings import Settings
 from gateway.telemetry import Telemetry
 from gateway.tracing import Tracing
 from gateway.upstream import Upstream, returned

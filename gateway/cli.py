@@ -18,9 +18,10 @@ from rich.table import Table
 
 from gateway import config
 from gateway.app import create_gateway
-from gateway.config import ConfigError, Settings
+from gateway.config import ConfigError
 from gateway.profile import load as load_profile
 from gateway.server import Server
+from gateway.settings import Settings
 from loadtest.commands import register
 from policies import names
 

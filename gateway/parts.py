@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from gateway.callers import Callers
-from gateway.config import Settings
 from gateway.cost import CostModel
+from gateway.settings import Settings
 from gateway.telemetry import Telemetry
 from gateway.upstream import Upstream
 from gateway.waiting import WaitingRoom

@@ -18,7 +18,7 @@ import anyio
 import uvicorn
 
 from gateway.app import Gateway
-from gateway.config import Settings
+from gateway.settings import Settings
 
 logger = logging.getLogger("fairlane")
 

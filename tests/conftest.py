@@ -28,9 +28,9 @@ from prometheus_client.samples import Sample
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.app import Gateway, create_gateway
-from gateway.config import Settings
 from gateway.profile import Profile
 from gateway.server import Server
+from gateway.settings import Settings
 from loadtest.profile import load_profile
 from loadtest.sim_server import create_app
 

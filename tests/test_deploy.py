@@ -17,8 +17,9 @@ import pytest
 import yaml
 from dotenv import dotenv_values
 
-from gateway.config import ConfigError, Settings, load
+from gateway.config import ConfigError, load
 from gateway.profile import load as load_profile
+from gateway.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"

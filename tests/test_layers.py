@@ -26,7 +26,7 @@ PURE = {
     *("gateway.decision_log", "gateway.errors", "gateway.estimator", "gateway.event", "gateway.exchange"),
     *("gateway.feedback", "gateway.forecast", "gateway.forecaster", "gateway.learners", "gateway.ledger"),
     *("gateway.limits", "gateway.line", "gateway.outcome", "gateway.pace", "gateway.places", "gateway.profile"),
-    *("gateway.semconv", "gateway.sse", "gateway.timeline", "gateway.wishes"),
+    *("gateway.semconv", "gateway.settings", "gateway.sse", "gateway.timeline", "gateway.wishes"),
     *("loadtest", "loadtest.engine", "loadtest.office", "loadtest.profile", "loadtest.records"),
     *("loadtest.policy_table",),
     *("loadtest.replay", "loadtest.simulate"),

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from gateway.callers import key_digest
-from gateway.config import ConfigError, Settings, Sources, fields, load
+from gateway.config import ConfigError, Sources, fields, load
 from gateway.limits import Limits
 from gateway.profile import load as load_profile
+from gateway.settings import Settings
 from policies import POLICIES
 
 PROFILE = load_profile("gemma-4-26b-bf16")
