@@ -185,7 +185,7 @@ async def _watch_engine(parts: Parts) -> None:
         try:
             answer = await parts.upstream.get("/metrics", timeout=ENGINE_SCRAPE)
             state = EngineState.read(answer.content) if answer.is_success else None
-        except GatewayError:
+        except Exception:  # whatever an engine sends, it must not end this task and the gateway with it
             state = None
         parts.telemetry.metrics.engine_seen(state)
         seen = (
@@ -207,7 +207,7 @@ async def _find_engine(parts: Parts) -> None:
             answer.raise_for_status()
             lengths = {str(model["id"]): model.get("max_model_len") for model in answer.json()["data"]}
             break
-        except (GatewayError, httpx.HTTPError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except Exception as error:  # whatever an engine sends, it must not end this task and the gateway with it
             if not waited:
                 logger.warning("engine: not there yet, waiting for it (%s)", error)
                 waited = True

@@ -43,8 +43,9 @@ class Forecaster:
                 case "slice_done" if event.part:
                     self.pace.slice_done(job, event.part, now)
                 case "first_token":
-                    self._compare(job, now)
-                    self.pace.first_token(job, now)
+                    if not event.guessed:
+                        self._compare(job, now)
+                    self.pace.first_token(job, now, seen=not event.guessed)
                 case "finish" | "leave":
                     self.pace.ends(job, now, event.output_tokens)
         if dispatched:

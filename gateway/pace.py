@@ -72,7 +72,7 @@ class Pace:
         self.served = dict.fromkeys(LANES, 0.0)
         self._beside = 0.0  # of the short lane's first: seconds with a long one beside it
         self._now = 0.0
-        self._decoding: dict[Job, None] = {}
+        self._decoding: dict[Job, bool] = {}  # whether its tokens are seen as they come
         self._sequences = 0
         self._pulse: tuple[Job, int] | None = None
         self._free_s = self._free_tokens = self._free_n = 0.0
@@ -99,15 +99,18 @@ class Pace:
         track.prefilled += track.part.tokens if track.part else 0
         track.let_go, track.part = None, part
 
-    def first_token(self, job: Job, now: float) -> None:
-        """Told again, it changes nothing."""
+    def first_token(self, job: Job, now: float, *, seen: bool = True) -> None:
+        """Told again, it changes nothing. From one that nobody saw, but took to have come, nothing is learned."""
         self._pass(now)
         track = self.tracks[job]
         if track.first_token is None:
-            self._prefilled(job, track)
-            self._came(track, "first_token", now)
+            if seen:
+                self._prefilled(job, track)
+                self._came(track, "first_token", now)
+            else:
+                self._leave_prefill(job)
             track.first_token, track.tokens = now, max(track.tokens, 1)
-            self._decoding[job] = None
+            self._decoding[job] = seen
             self._sequences += job.seats
 
     def token(self, job: Job) -> None:
@@ -180,7 +183,7 @@ class Pace:
     def _count_tokens(self, mode: Mode | None, seconds: float) -> None:
         """One sequence stands for all that decode: they all get a token in each step."""
         if self._pulse is None or self._pulse[0] not in self._decoding:
-            job = next(reversed(self._decoding), None)
+            job = next((job for job in reversed(self._decoding) if self._decoding[job]), None)
             self._pulse = None if job is None else (job, self.tracks[job].tokens)
             self._free_s = self._free_tokens = self._free_n = 0.0
             return

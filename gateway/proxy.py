@@ -192,7 +192,7 @@ async def _prefill_ends(exchange: Exchange, permit: Permit) -> None:
     if exchange.timeline.first_token is None:
         exchange.timeline.first_token = perf_counter()
         exchange.prefill_source = "predicted"
-        permit.first_token()
+        permit.first_token(guessed=True)
 
 
 async def _tell(client: Client, exchange: Exchange, error: GatewayError) -> None:

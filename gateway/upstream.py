@@ -123,5 +123,5 @@ def _mapped(base_url: str) -> Iterator[None]:
         raise UpstreamDown(f"The engine at {base_url} cannot be reached.") from error
     except httpx.TimeoutException as error:
         raise UpstreamTimeout(f"The engine at {base_url} was silent for too long (upstream_timeout).") from error
-    except httpx.TransportError as error:
+    except httpx.HTTPError as error:
         raise BadUpstream(f"The engine at {base_url} broke off its answer.") from error

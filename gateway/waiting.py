@@ -42,10 +42,10 @@ class Permit:
         self.predicted_prefill_s = room.admission.predicted_prefill(job)
         self._room: WaitingRoom | None = room
 
-    def first_token(self) -> None:
-        """Give the prefill part back. Again, or after the end, it is harmless."""
+    def first_token(self, *, guessed: bool = False) -> None:
+        """Give the prefill part back. Again, or after the end, it is harmless. Nothing is learned from a guess."""
         if self._room:
-            self._room.tell(Event("first_token", self.job))
+            self._room.tell(Event("first_token", self.job, guessed=guessed or None))
 
     def progress(self, cost: float, kv_tokens: int) -> None:
         """So much has it come to by now, and so much cache will it fill."""

@@ -36,6 +36,7 @@ class _Line(msgspec.Struct):
     correction: Correction | None = None
     max_tokens: int | None = None
     output_tokens: int | None = None
+    guessed: bool | None = None
     # Of a job that arrives.
     flow: str = ""
     lane: Lane = "short"

@@ -343,6 +343,25 @@ class TestMeets:
 
 
 class TestPace:
+    def test_from_a_guess_nothing_is_learned(self) -> None:
+        """Answers that are not streamed show no first token: the driver takes it to come as predicted."""
+        pace = Pace()
+        job = Job("ann", "short", 100, 2.0, 0.0)
+        pace.waits(job)
+        pace.let_go([job], 0.0)
+        pace.said(job, 0.0, {"start": 0.0, "first_token": 2.0, "end": 9.0})
+        pace.first_token(job, 20.0, seen=False)
+        another = Job("ann", "short", 100, 2.0, 21.0)
+        pace.waits(another)
+        pace.let_go([another], 21.0)
+        pace.first_token(another, 23.0, seen=False)
+        assert pace.stretch["short"].value == 1.0
+        assert pace.tokens["short"].value == Pace().tokens["short"].value
+        assert pace.errors["first_token"].factor(10.0) == Errors(3.0).factor(10.0)
+        pace.ends(job, 30.0, 50)
+        pace.ends(another, 30.0, 50)
+        assert not pace.tracks
+
     def test_a_wrong_profile_is_learned(self) -> None:
         scene = Scene()
         for _ in range(20):
