@@ -1,12 +1,15 @@
 """The engine's own metrics correct the ledger, and never freeze it."""
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.types import Receive, Scope, Send
 
 from gateway.event import Correction
 from gateway.feedback import AGREEING, LEAST_SCALE, EngineState, Feedback
-from tests.conftest import RunningGateway, ScriptedEngine, StartGateway, chat, until
+from tests.conftest import RunningGateway, ScriptedEngine, StartGateway, chat, serve, until
 
 VLLM = b"""# HELP vllm:num_requests_running Number of requests in model execution batches.
 # TYPE vllm:num_requests_running gauge
@@ -97,3 +100,24 @@ def test_others_in_the_engine_take_seats(engine: ScriptedEngine, start_gateway: 
 def test_an_engine_without_metrics_is_said_to_have_none(gateway: RunningGateway) -> None:
     until(lambda: gateway.metric("fairlane_engine_metrics_up") == 0)
     assert gateway.metric("fairlane_foreign_seats") == 0
+
+
+def test_an_engine_that_talks_nonsense_does_not_take_the_gateway_down(start_gateway: StartGateway) -> None:
+    """Every answer says that it is compressed, and is not: httpx cannot even hand it over."""
+    asked: list[str] = []
+
+    async def nonsense(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        asked.append(scope["path"])
+        headers = [(b"content-encoding", b"gzip"), (b"content-type", b"application/json")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"\xff{"})
+
+    with serve(nonsense) as url:
+        gateway = start_gateway(url)
+        until(lambda: {"/metrics", "/v1/models"} <= set(asked))
+        until(lambda: asked.count("/metrics") >= 2)
+        assert gateway.metric("fairlane_engine_metrics_up") == 0
+        assert json.loads(gateway.read("/health", {}))["status"] == "ok"
+        assert gateway.get("/v1/models").status_code == 502
