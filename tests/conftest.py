@@ -21,6 +21,7 @@ from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
+import hypothesis
 import pytest
 import uvicorn
 from prometheus_client.parser import text_string_to_metric_families
@@ -33,6 +34,10 @@ from gateway.server import Server
 from gateway.settings import Settings
 from loadtest.profile import load_profile
 from loadtest.sim_server import create_app
+
+# How long an example takes says more of what else the machine does than of the code; pytest has a time limit.
+hypothesis.settings.register_profile("fairlane", deadline=None)
+hypothesis.settings.load_profile("fairlane")
 
 T = TypeVar("T")
 
