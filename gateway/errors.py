@@ -6,7 +6,8 @@
     ├── NotFound              404
     ├── MethodNotAllowed      405
     ├── BodyTooLarge          413
-    ├── Rejected              429  never queued: `queue_full`, `user_limit`, `deadline_unreachable`
+    ├── Rejected              429  never queued: `queue_full`, `user_limit`, `deadline_unreachable`;
+    │                              400 `context_length_exceeded`, for what can never fit
     ├── QueueTimeout          429  evicted: waited longer than `queue_timeout`
     ├── ClientLeft            499  evicted or cut off; nobody is there to be told
     ├── ClientStalled         499  stopped reading for `client_stall`
