@@ -17,6 +17,22 @@ RETRY_AGE_S = 2.0
 FEW_JOBS = 10
 
 
+def learn(pace: Pace, event: Event, dispatched: list[Job], now: float) -> None:
+    """What the pace is to know of an event, and of those who were let go by it."""
+    if (job := event.job) is not None:
+        match event.kind:
+            case "arrive":
+                pace.waits(job, event.max_tokens, event.part)
+            case "slice_done" if event.part:
+                pace.slice_done(job, event.part, now)
+            case "first_token":
+                pace.first_token(job, now, seen=not event.guessed)
+            case "finish" | "leave":
+                pace.ends(job, now, event.output_tokens)
+    if dispatched:
+        pace.let_go(dispatched, now)
+
+
 class Forecaster:
     """Driven by whoever drives the admission, with the same events, and the time on the driver's clock.
 
@@ -35,23 +51,11 @@ class Forecaster:
 
     def happened(self, event: Event, dispatched: list[Job], now: float) -> None:
         self._stale = True
-        job = event.job
-        if job is not None:
-            match event.kind:
-                case "arrive":
-                    self.pace.waits(job, event.max_tokens, event.part)
-                case "slice_done" if event.part:
-                    self.pace.slice_done(job, event.part, now)
-                case "first_token":
-                    if not event.guessed:
-                        self._compare(job, now)
-                    self.pace.first_token(job, now, seen=not event.guessed)
-                case "finish" | "leave":
-                    self.pace.ends(job, now, event.output_tokens)
-        if dispatched:
-            self.pace.let_go(dispatched, now)
-        if event.kind == "arrive" and job is not None and job not in dispatched:
-            self._say(job, now)
+        if event.kind == "first_token" and event.job is not None and not event.guessed:
+            self._compare(event.job, now)
+        learn(self.pace, event, dispatched, now)
+        if event.kind == "arrive" and event.job is not None and event.job not in dispatched:
+            self._say(event.job, now)
 
     def outlook(self, now: float) -> Outlook:
         """At most MAX_AGE_S old."""

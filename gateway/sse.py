@@ -13,7 +13,7 @@ import msgspec
 MAX_EVENT = 1 << 20
 
 
-class _PromptDetails(msgspec.Struct):
+class PromptDetails(msgspec.Struct):
     cached_tokens: int | None = None
 
 
@@ -22,7 +22,7 @@ class Usage(msgspec.Struct, frozen=True):
 
     prompt_tokens: int
     completion_tokens: int | None = None
-    prompt_tokens_details: _PromptDetails | None = None
+    prompt_tokens_details: PromptDetails | None = None
 
     @property
     def output_tokens(self) -> int:

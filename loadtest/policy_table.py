@@ -12,10 +12,10 @@ from gateway.cost import CostModel
 from gateway.estimator import Estimator
 from gateway.limits import Limits
 from gateway.profile import Profile
+from loadtest import office
 from loadtest.engine import Engine, prefill_alone
-from loadtest.office import office
 from loadtest.profile import EngineProfile
-from loadtest.records import Record, summarize
+from loadtest.records import Record
 from loadtest.simulate import Simulation
 from policies import find
 
@@ -58,9 +58,9 @@ def markdown(rows: dict[str, Row]) -> str:
 def _run(engine: EngineProfile, cost: Profile, policy: str, seed: int) -> list[Record]:
     simulated = Engine(engine, seed=seed, noise=NOISE)
     if policy == "direct":
-        return Simulation(simulated).run(office(seed))
+        return Simulation(simulated).run(office.office(seed))
     admission = Admission(find(policy)(), Limits())
-    return Simulation(simulated, admission, CostModel(cost, Estimator())).run(office(seed))
+    return Simulation(simulated, admission, CostModel(cost, Estimator())).run(office.office(seed))
 
 
 def _figures(engine: EngineProfile, records: list[Record]) -> Row:
@@ -68,8 +68,8 @@ def _figures(engine: EngineProfile, records: list[Record]) -> Row:
     speeds (1 / slowdown): 1 if all are slowed down alike."""
     slowdowns = defaultdict(list)
     for record in records:
-        slowdowns[record.arrival.user].append(record.ttft / prefill_alone(engine, record.arrival.prompt_tokens))
+        slowdowns[record.request.user].append(record.ttft / prefill_alone(engine, record.request.prompt_tokens))
     users = [fmean(each) for each in slowdowns.values()]
     speeds = [1 / slowdown for slowdown in users]
     jain = sum(speeds) ** 2 / (len(speeds) * sum(speed**2 for speed in speeds))
-    return summarize(records) | {"worst_user": max(users), "jain": jain}
+    return office.figures(records) | {"worst_user": max(users), "jain": jain}

@@ -1,23 +1,65 @@
-"""What was measured of one request, and what many of them come to."""
+"""What was measured of one request."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from enum import StrEnum
 from itertools import pairwise
 
-from loadtest.office import FIRST_PASTER, SECOND_PASTER, Arrival
+from loadtest.request import Request
+
+
+class Outcome(StrEnum):
+    """How a request ended. All but the first count against the server; an interrupted one against nobody."""
+
+    COMPLETED = "completed"
+    REJECTED = "rejected"  # 429
+    UNAVAILABLE = "unavailable"  # 503
+    HTTP_ERROR = "http_error"  # any other status but 200
+    STREAM_ERROR = "stream_error"  # an error event, or an end without an answer
+    TIMEOUT = "timeout"
+    DISCONNECTED = "disconnected"  # the server broke off
+    UNREACHABLE = "unreachable"  # no connection
+    INTERRUPTED = "interrupted"  # the run ended first
 
 
 @dataclass(slots=True)
 class Record:
-    """Seconds from the start of the run, on the clock of the machine under test; latency counts from arrival."""
+    """Seconds from the start of the run, on the clock of the machine under test.
 
-    arrival: Arrival
-    tokens: list[float] = field(default_factory=list)  # when each token came
-    failure: str | None = None
+    scheduled      when it was due, by its plan
+    sent           when it left the client: later, where the client's own cap held it, or the client lagged
+    lag            by how much the client itself was late: of `sent`, from when it might have gone
+    tokens         when each chunk of the answer came; at vLLM a token each
+    prompt_tokens, output_tokens, cached_tokens   as the server counted them; None where it did not tell
+    queue          seconds from `sent` to the begin of its prefill, where the server told: gateway and engine
+    detail         of a failure: status, code or error
+    """
+
+    request: Request
+    number: int = 0
+    scheduled: float = -1.0
+    sent: float | None = None
+    lag: float = 0.0
+    tokens: list[float] = field(default_factory=list)
+    ended: float | None = None
+    outcome: Outcome = Outcome.INTERRUPTED
+    detail: str = ""
+    prompt_tokens: int | None = None
+    output_tokens: int | None = None
+    cached_tokens: int | None = None
+    queue: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.scheduled < 0:
+            self.scheduled = self.request.at
+
+    @property
+    def completed(self) -> bool:
+        return self.outcome is Outcome.COMPLETED
 
     @property
     def failed(self) -> bool:
-        return self.failure is not None or not self.tokens
+        return self.outcome not in (Outcome.COMPLETED, Outcome.INTERRUPTED)
 
     @property
     def first_token(self) -> float:
@@ -25,18 +67,29 @@ class Record:
 
     @property
     def ttft(self) -> float:
-        return self.tokens[0] - self.arrival.at
+        """From arrival."""
+        return self.tokens[0] - self.scheduled
+
+    @property
+    def ttft_send(self) -> float:
+        return self.tokens[0] - (self.scheduled if self.sent is None else self.sent)
 
     @property
     def e2e(self) -> float:
-        return self.tokens[-1] - self.arrival.at
+        """From arrival."""
+        return self.tokens[-1] - self.scheduled
+
+    @property
+    def e2e_send(self) -> float:
+        return self.tokens[-1] - (self.scheduled if self.sent is None else self.sent)
 
     @property
     def tpot(self) -> float | None:
         """Seconds per output token after the first; None for an answer of one."""
-        if len(self.tokens) < 2:
+        tokens = self.output_tokens or len(self.tokens)
+        if tokens < 2:
             return None
-        return (self.tokens[-1] - self.tokens[0]) / (len(self.tokens) - 1)
+        return (self.tokens[-1] - self.tokens[0]) / (tokens - 1)
 
     @property
     def itls(self) -> list[float]:
@@ -51,35 +104,6 @@ def percentile(values: Iterable[float], q: float) -> float:
     position = (len(ordered) - 1) * q / 100
     below = int(position)
     above = min(below + 1, len(ordered) - 1)
+    if position == below or ordered[above] == ordered[below]:  # no arithmetic with infinities
+        return ordered[below]
     return ordered[below] + (ordered[above] - ordered[below]) * (position - below)
-
-
-def summarize(records: Sequence[Record]) -> dict[str, float]:
-    """The demo's figures. Keys end in their unit; `failed` counts."""
-    done = [record for record in records if not record.failed]
-    short = [record for record in done if record.arrival.kind == "short"]
-    long = [record for record in done if record.arrival.kind == "long"]
-    tpots = [record.tpot for record in short if record.tpot is not None]
-    return {
-        "short_ttft_p50_s": percentile((record.ttft for record in short), 50),
-        "short_ttft_p95_s": percentile((record.ttft for record in short), 95),
-        "short_e2e_p50_s": percentile((record.e2e for record in short), 50),
-        "short_e2e_p95_s": percentile((record.e2e for record in short), 95),
-        "short_tpot_p50_ms": 1e3 * percentile(tpots, 50),
-        "itl_p99_s": percentile((gap for record in done for gap in record.itls), 99),
-        "long_ttft_p50_s": percentile((record.ttft for record in long), 50),
-        "long_ttft_max_s": max((record.ttft for record in long), default=float("nan")),
-        "second_paster_ttft_s": next(
-            (record.ttft for record in long if record.arrival.user == SECOND_PASTER), float("nan")
-        ),
-        "makespan_s": max((record.tokens[-1] for record in done), default=float("nan")),
-        "failed": len(records) - len(done),
-    }
-
-
-def documents_before_second_paster(records: Sequence[Record]) -> int:
-    """How many of the first paster's documents had their first token before the second paster's one."""
-    long = [record for record in records if record.arrival.kind == "long" and not record.failed]
-    second = [record.first_token for record in long if record.arrival.user == SECOND_PASTER]
-    first = [record.first_token for record in long if record.arrival.user == FIRST_PASTER]
-    return sum(token < second[0] for token in first) if second else len(first)

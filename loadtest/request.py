@@ -104,7 +104,7 @@ class Plan:
     def only(self, wanted: Callable[[Request], bool]) -> "Plan":
         """The plan without those that are not wanted, nor those that wait for them."""
         kept: dict[int, int] = {}
-        requests = []
+        requests: list[Request] = []
         for number, request in enumerate(self.requests):
             needs = request.after if request.continues is None else (*request.after, request.continues)
             if not wanted(request) or not all(other in kept for other in needs):

@@ -1,23 +1,29 @@
 """The virtual clock: a heap of events drives the simulated engine, and in front of it the very admission, policy
-and cost model that the gateway runs.
+and cost model that the gateway runs, told of the very events.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from heapq import heappop, heappush
 from itertools import count
-from math import ceil
+from math import ceil, inf
 
 from gateway.admission import Admission
 from gateway.completion import Prompt
 from gateway.cost import CostModel
+from gateway.event import Event, tell
+from gateway.forecaster import learn
 from gateway.pace import Pace
-from gateway.sse import Usage
+from gateway.sse import PromptDetails, Usage
 from loadtest.engine import Engine, Sequence, Step
-from loadtest.office import Arrival
-from loadtest.records import Record
+from loadtest.records import Outcome, Record
+from loadtest.request import Plan, Request, Segment
+from loadtest.schedule import Schedule
 from policies.base import Job
+
+# As often as the gateway does.
+PROGRESS_CHUNKS = 64
 
 
 class Agenda:
@@ -37,22 +43,25 @@ class Agenda:
             act()
 
 
-@dataclass(eq=False)
-class _Request:
+@dataclass(eq=False, slots=True)
+class _Sent:
+    """A request on its way: at the gateway, then in the engine."""
+
     record: Record
     prompts: tuple[Prompt, ...]
-    sequence: Sequence
+    prompt_tokens: int
     job: Job | None = None
-
-    @property
-    def usage(self) -> Usage:
-        return Usage(self.sequence.prompt_tokens, self.sequence.output_tokens)
+    sequence: Sequence | None = None
 
 
 class Simulation:
     """Streamed chat requests, one prompt each. Without admission they go straight at the engine.
 
-    `pace` is told what a gateway would tell it, and `watch` of each arrival, with the time, once it is dealt with.
+    bytes_per_token  of the text that the gateway sees, which knows no tokens before the answer
+    queue_timeout    seconds after which the gateway sends away who still waits
+    priority         what each request states as vLLM's `priority`, of its prompt's tokens; lower is earlier
+    pace             is told what a gateway would tell it
+    watch            is told of each arrival at the gateway, with the time, once it is dealt with
     """
 
     def __init__(
@@ -62,6 +71,8 @@ class Simulation:
         cost_model: CostModel | None = None,
         bytes_per_token: float = 3.2,
         *,
+        queue_timeout: float = inf,
+        priority: Callable[[int], int] = lambda prompt_tokens: 0,
         pace: Pace | None = None,
         watch: Callable[[float, Job], None] = lambda now, job: None,
     ) -> None:
@@ -69,44 +80,108 @@ class Simulation:
         self._admission = admission
         self._cost_model = cost_model
         self._bytes_per_token = bytes_per_token
+        self._queue_timeout = queue_timeout
+        self._priority = priority
         self._pace = pace or Pace()
         self._watch = watch
         self._agenda = Agenda()
+        self._plan = Plan(())
+        self._schedule = Schedule(self._plan)
+        self._keys = _Keys(engine.profile.block_size)
+        self._records: list[Record] = []
         self._stepping = False
-        self._by_job: dict[Job, _Request] = {}
-        self._by_sequence: dict[Sequence, _Request] = {}
+        self._by_job: dict[Job, _Sent] = {}
+        self._by_sequence: dict[Sequence, _Sent] = {}
 
-    def run(self, arrivals: Iterable[Arrival]) -> list[Record]:
-        requests = [self._request(arrival) for arrival in arrivals]
-        for request in requests:
-            self._agenda.at(request.record.arrival.at, partial(self._arrive, request))
+    def run(self, load: Plan | Iterable[Request]) -> list[Record]:
+        """A record of each request, in the plan's order."""
+        self._plan = load if isinstance(load, Plan) else Plan(tuple(load))
+        self._schedule = Schedule(self._plan)
+        self._records = [Record(request, number) for number, request in enumerate(self._plan.requests)]
+        for when, number in self._schedule.start():
+            self._agenda.at(when, partial(self._due, number))
         self._agenda.run()
-        return [request.record for request in requests]
+        return self._records
 
-    def _request(self, arrival: Arrival) -> _Request:
-        prompt = Prompt(text_bytes=ceil(arrival.prompt_tokens * self._bytes_per_token))
-        return _Request(Record(arrival), (prompt,), Sequence(arrival.prompt_tokens, arrival.output_tokens))
+    # The client.
 
-    def _arrive(self, request: _Request) -> None:
-        if self._admission is None or self._cost_model is None:
-            self._start(request)
+    def _due(self, number: int) -> None:
+        self._records[number].scheduled = self._agenda.now
+        self._send(self._schedule.arrive(number))
+
+    def _send(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            record = self._records[number]
+            record.sent = self._agenda.now
+            tokens = record.prompt_tokens = self._plan.prompt_tokens(number)
+            sent = _Sent(record, (Prompt(text_bytes=ceil(tokens * self._bytes_per_token)),), tokens)
+            if self._admission is None or self._cost_model is None:
+                self._start(sent)
+            else:
+                self._arrive(sent, self._admission, self._cost_model)
+
+    def _end(self, record: Record, outcome: Outcome, detail: str = "") -> None:
+        record.outcome, record.detail, record.ended = outcome, detail, self._agenda.now
+        sent, due = self._schedule.end(record.number, self._agenda.now)
+        for when, number in due:
+            self._agenda.at(when, partial(self._due, number))
+        self._send(sent)
+
+    # The gateway.
+
+    def _arrive(self, sent: _Sent, admission: Admission, cost_model: CostModel) -> None:
+        request, now = sent.record.request, self._agenda.now
+        tokens, cost = cost_model.predict(sent.prompts)
+        job = sent.job = Job(
+            flow=request.user,
+            lane=admission.limits.lane(tokens),
+            tokens=tokens,
+            cost=cost,
+            arrival=now,
+            kv_tokens=tokens + self._pace.answers.expect(0, request.asks_for, 0.9),
+            session=request.session,
+        )
+        if refused := admission.refuses(job):
+            self._end(sent.record, Outcome.REJECTED, refused.value)
             return
-        tokens, cost = self._cost_model.predict(request.prompts)
-        lane = self._admission.limits.lane(tokens)
-        job = request.job = Job(request.record.arrival.user, lane, tokens, cost, self._agenda.now)
-        self._by_job[job] = request
-        self._pace.waits(job)
-        self._let_go(self._admission.arrive(job))
-        self._watch(self._agenda.now, job)
+        self._by_job[job] = sent
+        if self._queue_timeout < inf:
+            self._agenda.at(now + self._queue_timeout, partial(self._give_up, job))
+        self._tell_admission(Event("arrive", job, max_tokens=request.asks_for))
+        self._watch(now, job)
 
-    def _let_go(self, jobs: list[Job]) -> None:
-        self._pace.let_go(jobs, self._agenda.now)
-        for job in jobs:
+    def _give_up(self, job: Job) -> None:
+        sent = self._by_job.get(job)
+        if sent is not None and sent.sequence is None:
+            del self._by_job[job]
+            self._tell_admission(Event("leave", job))
+            self._end(sent.record, Outcome.REJECTED, "queue_timeout")
+
+    def _tell_admission(self, event: Event) -> None:
+        assert self._admission is not None
+        dispatched = tell(self._admission, event)
+        learn(self._pace, event, dispatched, self._agenda.now)
+        for job in dispatched:
             self._start(self._by_job[job])
 
-    def _start(self, request: _Request) -> None:
-        self._by_sequence[request.sequence] = request
-        self._engine.add(request.sequence)
+    # The engine.
+
+    def _start(self, sent: _Sent) -> None:
+        record = sent.record
+        request = record.request
+        keys: tuple[int, ...] = ()
+        if self._engine.profile.enable_prefix_caching:
+            answer = (f"answer {record.number}", request.answer_tokens)
+            keys = self._keys.of((*self._plan.segments[record.number], answer))
+        sequence = sent.sequence = Sequence(
+            sent.prompt_tokens,
+            request.answer_tokens,
+            text=request.text,
+            priority=self._priority(sent.prompt_tokens),
+            keys=keys,
+        )
+        self._by_sequence[sequence] = sent
+        self._engine.add(sequence)
         if not self._stepping:
             self._begin_step()
 
@@ -114,35 +189,71 @@ class Simulation:
         step = self._engine.begin()
         self._stepping = step is not None
         if step is not None:
-            self._agenda.at(self._agenda.now + step.duration_s, self._end_step)
+            now = self._agenda.now
+            for sequence in step.started:
+                record = self._by_sequence[sequence].record
+                if record.queue is None and record.sent is not None:
+                    record.queue = now - record.sent
+            self._agenda.at(now + step.duration_s, self._end_step)
 
     def _end_step(self) -> None:
         step = self._engine.end()
         delivered = self._agenda.now + self._engine.profile.to_s
         for sequence in step.emitted:
             self._by_sequence[sequence].record.tokens.append(delivered)
-        if self._admission is not None:
-            self._agenda.at(delivered, partial(self._tell, step))
+        if self._admission is not None or step.finished:
+            self._agenda.at(delivered, partial(self._delivered, step))
         self._begin_step()
 
-    def _tell(self, step: Step) -> None:
-        """The gateway sees what came out of the engine."""
-        assert self._admission is not None
+    def _delivered(self, step: Step) -> None:
+        """Gateway and client see what came out of the engine."""
+        if self._admission is not None:
+            self._tell_tokens(step)
+        for sequence in step.finished:
+            sent = self._by_sequence.pop(sequence)
+            record = sent.record
+            record.output_tokens, record.cached_tokens = sequence.output_tokens, sequence.cached
+            if sent.job is not None and self._cost_model is not None:
+                details = PromptDetails(sequence.cached)
+                usage = Usage(sent.prompt_tokens, sequence.output_tokens, details)
+                cost = self._cost_model.true_cost(usage)
+                del self._by_job[sent.job]
+                self._tell_admission(Event("finish", sent.job, cost, output_tokens=sequence.output_tokens))
+                self._cost_model.learn(sent.prompts, usage)
+            self._end(record, Outcome.COMPLETED)
+
+    def _tell_tokens(self, step: Step) -> None:
         assert self._cost_model is not None
         for sequence in step.emitted:
-            self._pace.token(self._job(sequence))
+            sent = self._by_sequence[sequence]
+            job = sent.job
+            assert job is not None
+            self._pace.token(job)
+            chunks = self._pace.tracks[job].tokens
+            if chunks % PROGRESS_CHUNKS == 0:
+                cost = job.cost + self._cost_model.profile.decode(chunks)
+                kv_tokens = max(job.kv_tokens, job.tokens + chunks + PROGRESS_CHUNKS)
+                self._tell_admission(Event("progress", job, cost, kv_tokens))
         for sequence in step.first:
-            job = self._job(sequence)
-            self._pace.first_token(job, self._agenda.now)
-            self._let_go(self._admission.first_token(job))
-        for sequence in step.finished:
-            request, job = self._by_sequence[sequence], self._job(sequence)
-            del self._by_sequence[sequence], self._by_job[job]
-            self._pace.ends(job, self._agenda.now, request.usage.output_tokens)
-            self._let_go(self._admission.finish(job, self._cost_model.true_cost(request.usage)))
-            self._cost_model.learn(request.prompts, request.usage)
+            self._tell_admission(Event("first_token", self._by_sequence[sequence].job))
 
-    def _job(self, sequence: Sequence) -> Job:
-        job = self._by_sequence[sequence].job
-        assert job is not None
-        return job
+
+class _Keys:
+    """Identities of cache blocks: equal where all text from the begin to the block's end is equal."""
+
+    def __init__(self, block_size: int) -> None:
+        self._block_size = block_size
+        self._chains: dict[tuple[str, ...], int] = {}
+
+    def of(self, segments: Iterable[Segment]) -> tuple[int, ...]:
+        return tuple(self._blocks(segments))
+
+    def _blocks(self, segments: Iterable[Segment]) -> Iterator[int]:
+        names: tuple[str, ...] = ()
+        end = block = 0
+        for name, tokens in segments:
+            names, end = (*names, name), end + tokens
+            chain = self._chains.setdefault(names, len(self._chains))
+            while (block + 1) * self._block_size <= end:
+                yield chain << 24 | block
+                block += 1

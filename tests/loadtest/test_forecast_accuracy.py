@@ -21,9 +21,9 @@ from gateway.limits import Limits
 from gateway.pace import Pace
 from gateway.profile import load as load_cost_profile
 from loadtest.engine import Engine
-from loadtest.office import Arrival, Kind
 from loadtest.profile import load_profile
 from loadtest.records import percentile
+from loadtest.request import Request
 from loadtest.simulate import Simulation
 from policies import POLICIES
 from policies.base import Job
@@ -40,7 +40,7 @@ QUESTION, PROMPT, DOCUMENT = (200, 1900), (3000, 9000), (15_000, 25_000)
 
 
 class Load(NamedTuple):
-    arrivals: list[Arrival]
+    arrivals: list[Request]
     limits: Limits = Limits()
     policy: str = "fair"
     threshold: int = 0  # the engine's --long-prefill-token-threshold
@@ -51,7 +51,7 @@ class Said(NamedTuple):
     came: float  # seconds from when it was said
 
 
-def stream(random: Random, rate: float, until: float, size: Size, users: int = 8) -> list[Arrival]:
+def stream(random: Random, rate: float, until: float, size: Size, users: int = 8) -> list[Request]:
     arrivals, at = [], random.expovariate(rate)
     while at < until:
         arrivals.append(arrival(random, at, size, users))
@@ -59,13 +59,13 @@ def stream(random: Random, rate: float, until: float, size: Size, users: int = 8
     return arrivals
 
 
-def flood(random: Random, at: float, jobs: int, size: Size, users: int) -> list[Arrival]:
+def flood(random: Random, at: float, jobs: int, size: Size, users: int) -> list[Request]:
     return [arrival(random, at + random.random(), size, users) for _ in range(jobs)]
 
 
-def arrival(random: Random, at: float, size: Size, users: int) -> Arrival:
-    kind: Kind = "short" if size is QUESTION else "long"
-    return Arrival(at, f"{kind}{random.randrange(users)}", kind, random.randint(*size), random.randint(100, 400))
+def arrival(random: Random, at: float, size: Size, users: int) -> Request:
+    kind = "short" if size is QUESTION else "long"
+    return Request(at, f"{kind}{random.randrange(users)}", kind, random.randint(*size), random.randint(100, 400))
 
 
 def burst(seed: int, jobs: int, size: Size, users: int, rate: float, seats: int = 256, threshold: int = 0) -> Load:

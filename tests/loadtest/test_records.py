@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.office import FIRST_PASTER, MINUTE, SECOND_PASTER, Arrival, office
-from loadtest.records import Record, documents_before_second_paster, percentile, summarize
+from loadtest.records import Outcome, Record, percentile
+from loadtest.request import Request
 
 
 @pytest.mark.parametrize(
@@ -25,42 +25,29 @@ def test_a_percentile_lies_among_its_values(values: list[float], q: float) -> No
     assert min(values) <= percentile(values, q) <= max(values)
 
 
-def record(user: str, kind: str, at: float, *tokens: float) -> Record:
-    return Record(Arrival(at, user, "short" if kind == "short" else "long", 10, len(tokens)), list(tokens))
+@pytest.mark.parametrize(("q", "expected"), [(0, 1.0), (50, 2.0), (51, math.inf), (100, math.inf)])
+def test_a_percentile_that_reaches_what_never_came_is_never(q: float, expected: float) -> None:
+    assert percentile([1.0, 2.0, math.inf], q) == expected
 
 
-def test_a_summary_counts_from_arrival_and_leaves_out_what_failed() -> None:
-    failed = record("ada", "short", 0.0, 50.0)
-    failed.failure = "status 503"
-    records = [
-        record("ada", "short", 1.0, 2.0, 2.5, 3.0),
-        record("ben", "short", 1.0, 4.0),
-        record(FIRST_PASTER, "long", 0.0, 10.0),
-        record(FIRST_PASTER, "long", 0.0, 30.0),
-        record(SECOND_PASTER, "long", 5.0, 20.0, 21.0),
-        failed,
-        record("cem", "short", 0.0),
-    ]
-    figures = summarize(records)
-    assert figures["failed"] == 2
-    assert figures["short_ttft_p50_s"] == 2.0
-    assert figures["short_e2e_p50_s"] == 2.5
-    assert figures["short_tpot_p50_ms"] == 500
-    assert figures["long_ttft_p50_s"] == 15.0
-    assert figures["long_ttft_max_s"] == 30.0
-    assert figures["second_paster_ttft_s"] == 15.0
-    assert figures["makespan_s"] == 30.0
-    assert documents_before_second_paster(records) == 1
+def test_latency_counts_from_arrival_and_from_send() -> None:
+    record = Record(Request(1.0, "ada", "chat", 10, 3), sent=1.5, tokens=[2.0, 2.5, 4.0], outcome=Outcome.COMPLETED)
+    assert (record.scheduled, record.ttft, record.ttft_send) == (1.0, 1.0, 0.5)
+    assert (record.e2e, record.e2e_send) == (3.0, 2.5)
+    assert record.tpot == 1.0
+    assert record.itls == [0.5, 1.5]
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_the_office_is_what_it_says(seed: int) -> None:
-    arrivals = office(seed)
-    assert arrivals == office(seed)
-    assert arrivals != office(seed + 1)
-    assert [arrival.at for arrival in arrivals] == sorted(arrival.at for arrival in arrivals)
-    short = [arrival for arrival in arrivals if arrival.kind == "short"]
-    assert len({arrival.user for arrival in short}) == 8
-    assert all(0 <= arrival.at < MINUTE and arrival.prompt_tokens < 2048 for arrival in short)
-    long = [(arrival.user, arrival.at) for arrival in arrivals if arrival.kind == "long"]
-    assert long == [(FIRST_PASTER, 5.0)] * 6 + [(SECOND_PASTER, 10.0)]
+def test_tpot_is_of_the_tokens_that_the_server_counted() -> None:
+    """Several tokens may come in one chunk."""
+    record = Record(Request(0.0, "ada", "chat", 10, 5), tokens=[1.0, 2.0, 3.0], output_tokens=5)
+    assert record.tpot == 0.5
+    assert Record(record.request, tokens=[1.0]).tpot is None
+
+
+def test_who_was_interrupted_has_not_failed() -> None:
+    record = Record(Request(0.0, "ada", "chat", 10, 5))
+    assert not record.completed
+    assert not record.failed
+    record.outcome = Outcome.REJECTED
+    assert record.failed

@@ -10,28 +10,29 @@ from gateway.estimator import Estimator
 from gateway.limits import Limits
 from gateway.profile import load as load_cost_profile
 from loadtest.engine import Engine, prefill_alone
-from loadtest.office import Arrival, office
+from loadtest.office import office
 from loadtest.profile import load_profile
 from loadtest.records import Record
+from loadtest.request import Request
 from loadtest.simulate import Agenda, Simulation
 from policies import POLICIES
 
 PROFILE = load_profile("gemma-4-26b-bf16")
 
 
-def simulate(arrivals: list[Arrival], policy: str | None = None, **limits: int) -> list[Record]:
+def simulate(arrivals: list[Request], policy: str | None = None, **limits: int) -> list[Record]:
     if policy is None:
         return Simulation(Engine(PROFILE)).run(arrivals)
     cost_model = CostModel(load_cost_profile("gemma-4-26b-bf16"), Estimator())
     return Simulation(Engine(PROFILE), Admission(POLICIES[policy](), Limits(**limits)), cost_model).run(arrivals)
 
 
-def long(at: float, user: str = "ida") -> Arrival:
-    return Arrival(at, user, "long", 25_000, 10)
+def long(at: float, user: str = "ida") -> Request:
+    return Request(at, user, "long", 25_000, 10)
 
 
-def short(at: float, user: str = "ada") -> Arrival:
-    return Arrival(at, user, "short", 200, 10)
+def short(at: float, user: str = "ada") -> Request:
+    return Request(at, user, "short", 200, 10)
 
 
 def test_what_falls_on_one_instant_happens_in_order() -> None:
@@ -54,7 +55,7 @@ def test_alone_a_request_takes_what_the_engine_takes(policy: str | None) -> None
 @pytest.mark.parametrize("policy", [None, *POLICIES])
 def test_everybody_gets_every_token(policy: str | None) -> None:
     for record in simulate(office(seed=4), policy):
-        assert len(record.tokens) == record.arrival.output_tokens
+        assert len(record.tokens) == record.request.output_tokens
         assert record.tokens == sorted(record.tokens)
 
 
