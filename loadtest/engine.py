@@ -26,16 +26,22 @@ a full KV cache and its preemptions, prefix caching, speculative decoding, end o
 
 from collections import defaultdict, deque
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 
-from loadtest.profile import EngineProfile
+from loadtest.profile import KINDS, EngineProfile
+from loadtest.request import TextKind
 
 
 @dataclass(eq=False, slots=True)
 class Sequence:
     """A prompt and its answer in the engine. A request with n > 1 or several prompts is several sequences.
 
+    priority    lower is earlier, where the engine schedules by priority
+    keys        identities of the full cache blocks of its prompt and of the answer to come, in order: equal keys
+                are equal text from the start
+    cached      tokens of its prompt that the prefix cache had when it was first scheduled
+    preemptions how often it lost its seat for want of cache blocks
     computed    prompt tokens prefilled, counting composed steps
     first_step  the number of the step that makes its first token; -1 until that is composed
     """
@@ -44,6 +50,11 @@ class Sequence:
     output_tokens: int
     computed: int = 0
     first_step: int = -1
+    text: TextKind = field(default="mixed", kw_only=True)
+    priority: int = field(default=0, kw_only=True)
+    keys: tuple[int, ...] = field(default=(), kw_only=True)
+    cached: int = field(default=0, kw_only=True)
+    preemptions: int = field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.prompt_tokens < 1 or self.output_tokens < 1:
@@ -59,6 +70,7 @@ class Step:
     """One forward pass. Its work is settled when it is composed; who gets a token, when it ends."""
 
     duration_s: float
+    started: list[Sequence]  # they get their seats: for the first time, not those preempted before
     chunks: list[tuple[Sequence, int]]  # parts of prompts, in tokens
     decoding: list[Sequence]
     first: list[Sequence]  # their first token comes
@@ -86,6 +98,8 @@ class Engine:
         self._prefilling: list[Sequence] = []
         self._decoding: dict[Sequence, None] = {}  # in the next step to be composed; a dict keeps their order
         self._context = 0  # tokens that they will read in it
+        self._kinds = dict.fromkeys(KINDS, 0)  # how many of them by their text
+        self._routed = 0.0  # Σ d of them
         self._ending: defaultdict[int, list[Sequence]] = defaultdict(list)  # whose last step has this number
         self._composed = 0  # steps, so the number of the next one
         self._ended = 0
@@ -118,7 +132,7 @@ class Engine:
             self._ending[sequence.last_step].remove(sequence)
             self._stop_decoding(sequence)
         composed = [step for step in (self._step, self._ahead) if step is not None]
-        getting = [each for step in composed for each in (step.decoding, step.first, step.finished)]
+        getting = [each for step in composed for each in (step.started, step.decoding, step.first, step.finished)]
         for sequences in (self._prefilling, *getting):
             with suppress(ValueError):
                 sequences.remove(sequence)
@@ -139,8 +153,9 @@ class Engine:
         return step
 
     def _compose(self) -> Step | None:
-        decoding, context = list(self._decoding), self._context
+        decoding, context, routed = list(self._decoding), self._context, self._routed
         chunks: list[tuple[Sequence, int]] = []
+        started: list[Sequence] = []
         attended = 0.0
         budget = self.profile.max_num_batched_tokens - len(decoding)
         alone = len(self._running) + len(self._waiting) == 1
@@ -149,6 +164,8 @@ class Engine:
             sequence = self._prefilling[len(chunks)]
             chunk = min(sequence.prompt_tokens - sequence.computed, threshold or budget, budget)
             attended += chunk * (sequence.computed + chunk / 2)
+            if not sequence.computed:
+                started.append(sequence)
             sequence.computed += chunk
             budget -= chunk
             chunks.append((sequence, chunk))
@@ -161,20 +178,23 @@ class Engine:
         self._prefilling = [each for each in self._prefilling if each.computed < each.prompt_tokens]
         for sequence in first:
             sequence.first_step = number
-            self._decoding[sequence] = None
-            self._context += self._next_context(sequence)
-            self._ending[sequence.last_step].append(sequence)
+            self._start_decoding(sequence)
         finished = self._ending.pop(number, [])
         for sequence in finished:
             self._stop_decoding(sequence)
 
         prefilled = self.profile.max_num_batched_tokens - len(decoding) - budget
         duration_s = self.profile.step_s(
-            decoding=len(decoding), context=context, prefilled=prefilled, attended=attended
+            decoding=len(decoding),
+            context=context,
+            prefilled=prefilled,
+            attended=attended,
+            routed=routed,
+            weighted=sum(self.profile.tt_factor.get(sequence.text, 1.0) * chunk for sequence, chunk in chunks),
         )
         if self._noise:
             duration_s *= min(2.0, max(0.5, self._random.gauss(1.0, self._noise)))
-        return Step(duration_s, chunks, decoding, first, finished)
+        return Step(duration_s, started, chunks, decoding, first, finished)
 
     def _admit(self) -> bool:
         """Seat the first in line, if there is one and there is a seat."""
@@ -189,9 +209,20 @@ class Engine:
         """Tokens that it reads decoding in the next step to be composed: its prompt, its answer so far."""
         return sequence.prompt_tokens + self._composed - sequence.first_step
 
+    def _start_decoding(self, sequence: Sequence) -> None:
+        self._decoding[sequence] = None
+        self._context += self._next_context(sequence)
+        self._ending[sequence.last_step].append(sequence)
+        self._count(sequence, 1)
+
     def _stop_decoding(self, sequence: Sequence) -> None:
         del self._decoding[sequence]
         self._context -= self._next_context(sequence)
+        self._count(sequence, -1)
+
+    def _count(self, sequence: Sequence, change: int) -> None:
+        self._kinds[sequence.text] += change
+        self._routed = sum(self.profile.d[kind] * count for kind, count in self._kinds.items())
 
 
 def prefill_alone(profile: EngineProfile, tokens: int) -> float:
