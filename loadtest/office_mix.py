@@ -1,7 +1,7 @@
 """An office for some minutes: people who ask, chat, search and paste, and somebody whose agent works for them.
 
 Of every ten people three ask questions, three chat, two search in the company's documents, one pastes long ones, and
-one has an agent. Ten of them ask six tenths of what a DGX Spark can do in bf16, so fifty are far too many for it.
+one has an agent. Ten ask about six tenths of what a DGX Spark can do in bf16, so fifty are far too many for it.
 
 People have a pace of their own. They read an answer, think, and write again: after the pause, and no sooner than their
 reading allows, however fast the machine is; a slow machine makes them later. Programs have no pace: what Open WebUI
@@ -88,11 +88,15 @@ def office_mix(options: Options) -> Plan:
         raise ValueError(f"an office that is open for {duration:g} s has no load: give a duration above 0")
     requests: list[Request] = []
     for number in range(people):
-        again = number // len(NAMES)
-        name = NAMES[number % len(NAMES)] + (f"-{again + 1}" if again else "")
+        name = name_of(number)
         # Random numbers of their own, so that one person more changes nobody's day.
         ROLES[number % len(ROLES)](_Person(name, duration, Random(f"{options.seed} {name}"), requests))
     return _in_order(requests)
+
+
+def name_of(person: int) -> str:
+    again, number = divmod(person, len(NAMES))
+    return f"{NAMES[number]}-{again + 1}" if again else NAMES[number]
 
 
 class _Person:
