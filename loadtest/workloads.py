@@ -128,7 +128,7 @@ _ALL = (
         "ten people for five minutes: questions, chats, documents searched and pasted, an agent",
         "people",
         office_mix,
-        note="Ten people ask about six tenths of what a DGX Spark can do in bf16, and fifty ask three times as much as it can.",
+        note="Ten people ask about six tenths of what a DGX Spark can do in bf16; fifty, three times what it can.",
     ),
     Workload(
         "starvation",
