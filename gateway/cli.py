@@ -4,7 +4,6 @@ import logging
 import os
 import socket
 import sys
-import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -76,7 +75,7 @@ def serve(
     }
 
     def read_settings() -> Settings:
-        return config.load(config_file, os.environ, _given(flags) | _assigned(assignments))[0]
+        return config.load(config_file, os.environ, _given(flags) | config.assigned(assignments or []))[0]
 
     with _told_plainly():
         settings = read_settings()
@@ -96,7 +95,7 @@ def serve(
 def show(config_file: ConfigFile = None, assignments: Assignments = None) -> None:
     """Print every setting: its value, its unit, where it comes from, what it is for."""
     with _told_plainly():
-        settings, sources = config.load(config_file, os.environ, _assigned(assignments))
+        settings, sources = config.load(config_file, os.environ, config.assigned(assignments or []))
     table = Table("setting", "value", "unit", "source", "what it is", box=None, pad_edge=False)
     for key, unit, description in config.fields():
         value: Any = settings
@@ -132,24 +131,6 @@ def _told_plainly() -> Iterator[None]:
 
 def _given(flags: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in flags.items() if value is not None}
-
-
-def _assigned(assignments: list[str] | None) -> dict[str, Any]:
-    assigned = {}
-    for assignment in assignments or []:
-        key, equals, value = assignment.partition("=")
-        if not equals:
-            raise ConfigError(f"--set {assignment}: write KEY=VALUE")
-        assigned[key.strip()] = _value(value.strip())
-    return assigned
-
-
-def _value(text: str) -> Any:
-    """As TOML reads it, so that lists and booleans can be given; a bare word is a string."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
 
 
 def _shown(value: object) -> str:

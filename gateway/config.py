@@ -5,7 +5,7 @@ know with what was probably meant.
 """
 
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,24 @@ def load(
         return Settings(**merged), sources
     except ValidationError as error:
         raise ConfigError("\n".join(_faults(error, sources))) from error
+
+
+def assigned(assignments: Iterable[str]) -> dict[str, Any]:
+    """Of KEY=VALUE, each value as TOML reads it, so that lists and booleans can be given; a bare word is a string."""
+    flags = {}
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {assignment}: write KEY=VALUE")
+        flags[key.strip()] = _value(value.strip())
+    return flags
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
 
 
 def fields(model: type[BaseModel] = Settings, prefix: str = "") -> Iterator[tuple[str, str, str]]:

@@ -118,3 +118,9 @@ class Plan:
                 )
             )
         return replace(self, requests=tuple(requests))
+
+    def first(self, count: int) -> "Plan":
+        return replace(self, requests=self.requests[:count])
+
+    def capped(self, max_concurrency: int | None) -> "Plan":
+        return replace(self, max_concurrency=max_concurrency)

@@ -61,8 +61,9 @@ def writing(folder: Path) -> Iterator[Writer]:
         writer.close()
 
 
-def encode(summary: Summary, *, indent: int = 2) -> bytes:
-    return msgspec.json.format(msgspec.json.encode(summary), indent=indent)
+def encode(content: object) -> bytes:
+    """JSON that a person can read, too."""
+    return msgspec.json.format(msgspec.json.encode(content), indent=2)
 
 
 def load(folder: Path, name: str = "") -> list[Result]:

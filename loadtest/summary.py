@@ -139,6 +139,7 @@ class Summary(msgspec.Struct, frozen=True):
     schedule_lag: Lag
     client_cpu: float | None = None  # cores that the load tester itself took
     note: str = ""
+    provenance: dict[str, str] = {}  # command, versions, machine, flags: whatever it takes to have it again
 
 
 class Row(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -183,6 +184,7 @@ class About(msgspec.Struct, frozen=True):
     profile: str = ""
     model: str = ""
     note: str = ""
+    provenance: dict[str, str] = {}
 
 
 def row(record: Record) -> Row:
@@ -279,6 +281,7 @@ def summarize(
         schedule_lag=_lag(counted, done),
         client_cpu=None if client_cpu is None else round(client_cpu, 3),
         note=about.note,
+        provenance=about.provenance,
     )
 
 

@@ -12,8 +12,8 @@ from gateway.profile import load as load_cost_profile
 from loadtest.engine import Engine, prefill_alone
 from loadtest.office import office
 from loadtest.profile import load_profile
-from loadtest.records import Record
-from loadtest.request import Request
+from loadtest.records import Outcome, Record
+from loadtest.request import Plan, Request
 from loadtest.simulate import Agenda, Simulation
 from policies import POLICIES
 
@@ -82,3 +82,64 @@ def test_users_take_turns() -> None:
         return sum(record.first_token < records[-1].first_token for record in records[:-1])
 
     assert (before_jon(fair), before_jon(fifo)) == (1, 4)
+
+
+def test_who_waits_longer_than_the_gateway_lets_them_is_sent_away() -> None:
+    cost_model = CostModel(load_cost_profile("gemma-4-26b-bf16"), Estimator())
+    admission = Admission(POLICIES["fifo"](), Limits(max_num_seqs=1))
+    simulation = Simulation(Engine(PROFILE), admission, cost_model, queue_timeout=3.0)
+    first, second, third = simulation.run([long(0.0), short(1.0), short(20.0)])
+    assert (first.outcome, third.outcome) == (Outcome.COMPLETED, Outcome.COMPLETED)
+    assert (second.outcome, second.detail, second.ended) == (Outcome.REJECTED, "queue_timeout", 4.0)
+    assert not any(admission.held().values())
+
+
+def test_what_admission_refuses_is_rejected_at_once() -> None:
+    records = simulate([short(0.0), short(0.0), short(0.0)], "fifo", max_num_seqs=1, max_queued=1)
+    assert [record.outcome for record in records] == [Outcome.COMPLETED, Outcome.COMPLETED, Outcome.REJECTED]
+    assert records[2].ended == 0.0
+
+
+def test_batches_go_in_lock_step() -> None:
+    batch = [Request(0.0, "ada", "short", 200, tokens) for tokens in (5, 50)]
+    again = [Request(0.0, "ada", "short", 200, 5, after=(0, 1), delay=0.25)]
+    records = Simulation(Engine(PROFILE)).run(Plan((*batch, *again)))
+    assert records[2].scheduled == records[1].tokens[-1] + 0.25
+
+
+def test_the_clients_cap_counts_as_waiting_from_arrival() -> None:
+    plan = Plan((short(0.0), short(0.0)), max_concurrency=1)
+    first, second = Simulation(Engine(PROFILE)).run(plan)
+    assert second.sent == first.tokens[-1]
+    assert second.ttft_send == pytest.approx(first.ttft_send)
+    assert second.ttft > second.ttft_send
+
+
+@pytest.mark.parametrize("policy", [None, "fair"])
+def test_the_wait_is_split_at_the_begin_of_the_prefill(policy: str | None) -> None:
+    first, second = simulate([long(0.0), long(0.0, "jon")], policy)
+    assert first.queue == 0.0
+    assert second.queue is not None
+    assert second.queue == pytest.approx(first.ttft, abs=3.0)
+
+
+def test_a_conversation_finds_its_own_beginning_in_the_cache() -> None:
+    machine = PROFILE.with_flags(enable_prefix_caching=True)
+    turn = Request(0.0, "ada", "short", 100, 60, after=(0,), continues=0)
+    stranger = Request(60.0, "ben", "short", 3260, 10)
+    plan = Plan((Request(0.0, "ada", "long", 3000, 60), turn, stranger))
+    first, second, other = Simulation(Engine(machine)).run(plan)
+    assert (first.cached_tokens, other.cached_tokens) == (0, 0)
+    assert second.prompt_tokens == 3160
+    assert second.cached_tokens in range(3060 - 32, 3060 + 1)
+    assert second.ttft < other.ttft / 2
+
+
+def test_shared_instructions_are_found_by_others() -> None:
+    machine = PROFILE.with_flags(enable_prefix_caching=True)
+    asks = [
+        Request(at, user, "rag", 100, 10, system=system, system_tokens=1600)
+        for at, user, system in ((0.0, "ada", "handbook"), (10.0, "ben", "handbook"), (20.0, "cem", "other"))
+    ]
+    records = Simulation(Engine(machine)).run(asks)
+    assert [record.cached_tokens for record in records] == [0, 1600, 0]

@@ -1,0 +1,80 @@
+"""What stands before the engine in a simulation: nobody, a semaphore, or the gateway's admission under a policy.
+
+direct     nobody: vLLM's own line, first come, first served
+priority   nobody, and vLLM's priority scheduling, the shortest prompt first
+semaphore  a first-in-first-out semaphore over whole requests, as many proxies have it; `seats` of them
+POLICY     the gateway
+"""
+
+from dataclasses import asdict, dataclass
+from math import inf
+
+from gateway.admission import Admission
+from gateway.cost import CostModel
+from gateway.estimator import Estimator
+from gateway.limits import Limits
+from gateway.profile import Profile
+from loadtest.engine import Engine
+from loadtest.profile import EngineProfile
+from loadtest.records import Record
+from loadtest.request import Plan
+from loadtest.simulate import Simulation
+from policies import find, names
+from policies.fifo import Fifo
+
+WITHOUT_GATEWAY = ("direct", "priority", "semaphore")
+
+NO_LIMIT = 1 << 40
+
+
+def fronts() -> list[str]:
+    return [*WITHOUT_GATEWAY, *names()]
+
+
+@dataclass(frozen=True)
+class Front:
+    """cost, limits, queue_timeout  the gateway's; `seats` are the semaphore's. Raises ValueError for an unknown name."""
+
+    name: str
+    cost: Profile | None = None
+    limits: Limits = Limits()
+    queue_timeout: float = inf
+    seats: int = 8
+
+    def __post_init__(self) -> None:
+        if self.name not in WITHOUT_GATEWAY:
+            find(self.name)
+        if self.cost is None and self.name not in ("direct", "priority"):
+            raise ValueError(f"{self.name} needs to know what work costs")
+
+    def simulate(self, plan: Plan, machine: EngineProfile, *, seed: int = 0, noise: float = 0.0) -> list[Record]:
+        if self.name == "priority":
+            machine = machine.with_flags(scheduling_policy="priority")
+        engine = Engine(machine, seed=seed, noise=noise)
+        match self.name:
+            case "direct":
+                simulation = Simulation(engine)
+            case "priority":
+                simulation = Simulation(engine, priority=lambda prompt_tokens: prompt_tokens)
+            case "semaphore":
+                admission = Admission(Fifo(), Limits(NO_LIMIT, NO_LIMIT, NO_LIMIT, self.seats))
+                simulation = Simulation(engine, admission, self._cost_model())
+            case policy:
+                admission = Admission(find(policy)(), self.limits)
+                simulation = Simulation(engine, admission, self._cost_model(), queue_timeout=self.queue_timeout)
+        return simulation.run(plan)
+
+    def _cost_model(self) -> CostModel:
+        assert self.cost is not None
+        return CostModel(self.cost, Estimator())
+
+    def settings(self) -> dict[str, str]:
+        """What else it takes to have its figures again."""
+        match self.name:
+            case "direct" | "priority":
+                return {}
+            case "semaphore":
+                return {"seats": str(self.seats)}
+        return {
+            "limits": " ".join(f"{name}={value}" for name, value in asdict(self.limits).items() if value is not None)
+        }
