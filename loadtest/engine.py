@@ -7,83 +7,48 @@
 
 Steps are composed as vLLM V1 does (continuous batching, chunked prefill). A step's budget is
 `max_num_batched_tokens`. Each decoding sequence takes one token of it, then prompts already begun go on in
-order, then waiting ones start, first come first served, while there are seats (`max_num_seqs`). A prompt
-takes at most `long_prefill_token_threshold` tokens a step, unless it is the only request in the engine.
+order, then waiting ones start while there are seats (`max_num_seqs`): first come, first served, or by their
+priority. A prompt takes at most `long_prefill_token_threshold` tokens a step, unless it is the only request in
+the engine.
 
 Async scheduling: step k+1 is composed when step k starts, from what step k is bound to do. So a sequence that
 arrives during step k joins step k+2; one that ends with step k is left out of k+1 but holds its seat until k
 ends; one aborted during step k still costs its part of k+1. If there was nothing to put into step k+1, it is
 composed anew when k ends.
 
-    T = tf + te·(1 − (1−q)^(d·decoding + prefilled)) + td·decoding + tk·Σ context
-           + tt·prefilled + ta·Σ chunk·(start + chunk/2)
+The KV cache: a sequence gets a seat if its whole prompt fits besides what others hold now, and its blocks as its
+tokens come. When there is none left for one with a seat, another is preempted: the last one seated, or the one
+of lowest priority, and that may be itself. It lets go of its blocks and waits in front, to be prefilled again,
+its answer so far included. With prefix caching a prompt starts behind the whole blocks of its start that are
+cached, but computes at least one token. A block is there for others as soon as the step that fills it is
+composed: vLLM relies on its being computed by the time it is read. One of an answer comes a step later with
+async scheduling, since its tokens are not known before.
+
+    T = tf + te·(1 − (1−q)^(Σ d + prefilled)) + td·decoding + tk·Σ context
+           + tt·Σ factor·chunk + ta·Σ chunk·(start + chunk/2)
 
 is a step's time (profiles.toml has the numbers and their source). The bracket is the share of a mixture's
 experts that the step touches: each user more slows every user's decode, and a prompt of 64 tokens already
 reads every expert. Tokens come at the end of their step, and all reach the client `to_s` later. Not modelled:
-a full KV cache and its preemptions, prefix caching, speculative decoding, end of sequence.
+layers that keep less than the whole context, speculative decoding, end of sequence.
 """
 
+from bisect import insort
 from collections import defaultdict, deque
 from contextlib import suppress
-from dataclasses import dataclass, field
+from itertools import count
 from random import Random
 
+from loadtest.kv_cache import KVCache
 from loadtest.profile import KINDS, EngineProfile
-from loadtest.request import TextKind
+from loadtest.sequence import Sequence, Step
 
-
-@dataclass(eq=False, slots=True)
-class Sequence:
-    """A prompt and its answer in the engine. A request with n > 1 or several prompts is several sequences.
-
-    priority    lower is earlier, where the engine schedules by priority
-    keys        identities of the full cache blocks of its prompt and of the answer to come, in order: equal keys
-                are equal text from the start
-    cached      tokens of its prompt that the prefix cache had when it was first scheduled
-    preemptions how often it lost its seat for want of cache blocks
-    computed    prompt tokens prefilled, counting composed steps
-    first_step  the number of the step that makes its first token; -1 until that is composed
-    """
-
-    prompt_tokens: int
-    output_tokens: int
-    computed: int = 0
-    first_step: int = -1
-    text: TextKind = field(default="mixed", kw_only=True)
-    priority: int = field(default=0, kw_only=True)
-    keys: tuple[int, ...] = field(default=(), kw_only=True)
-    cached: int = field(default=0, kw_only=True)
-    preemptions: int = field(default=0, kw_only=True)
-
-    def __post_init__(self) -> None:
-        if self.prompt_tokens < 1 or self.output_tokens < 1:
-            raise ValueError("a sequence has at least one prompt token, and makes at least one")
-
-    @property
-    def last_step(self) -> int:
-        return self.first_step + self.output_tokens - 1
-
-
-@dataclass(eq=False, slots=True)
-class Step:
-    """One forward pass. Its work is settled when it is composed; who gets a token, when it ends."""
-
-    duration_s: float
-    started: list[Sequence]  # they get their seats: for the first time, not those preempted before
-    chunks: list[tuple[Sequence, int]]  # parts of prompts, in tokens
-    decoding: list[Sequence]
-    first: list[Sequence]  # their first token comes
-    finished: list[Sequence]  # their last token comes
-
-    @property
-    def emitted(self) -> list[Sequence]:
-        """All that get a token."""
-        return [*self.decoding, *self.first]
+__all__ = ["Engine", "Sequence", "Step", "prefill_alone"]
 
 
 class Engine:
-    """The scheduler's state. A sequence that decodes is in every step, so its last step's number is known.
+    """The scheduler's state. A sequence that decodes is in every step, so its last step's number is known, and those
+    in which it begins a cache block.
 
     Hence a step costs what changes with it, not what runs in it: nothing is counted token by token.
     """
@@ -91,20 +56,30 @@ class Engine:
     def __init__(self, profile: EngineProfile, *, seed: int = 0, noise: float = 0.0) -> None:
         """Each step's duration is multiplied by a factor of mean 1 and sigma `noise`, between 0.5 and 2."""
         self.profile = profile
+        self.preemptions = 0
         self._noise = noise
         self._random = Random(seed)
+        self._by_priority = profile.scheduling_policy == "priority"
+        self._arrivals = count()
+        self._seats = count()
         self._waiting: deque[Sequence] = deque()
-        self._running: set[Sequence] = set()  # those with a seat
-        self._prefilling: list[Sequence] = []
+        self._running: dict[Sequence, int] = {}  # those with a seat, in the order of its number
+        self._prefilling: list[Sequence] = []  # in that order, too
         self._decoding: dict[Sequence, None] = {}  # in the next step to be composed; a dict keeps their order
         self._context = 0  # tokens that they will read in it
-        self._kinds = dict.fromkeys(KINDS, 0)  # how many of them by their text
         self._routed = 0.0  # Σ d of them
+        self._tt_factor = {kind: profile.tt_factor.get(kind, 1.0) for kind in KINDS}
         self._ending: defaultdict[int, list[Sequence]] = defaultdict(list)  # whose last step has this number
         self._composed = 0  # steps, so the number of the next one
         self._ended = 0
         self._step: Step | None = None
         self._ahead: Step | None = None
+        self._held_back: set[Sequence] = set()  # they get a token with the step that runs, but none with the next
+        # Blocks are counted only if it makes a difference.
+        finite = profile.kv_cache_tokens is not None or profile.enable_prefix_caching
+        self._cache = KVCache(profile) if finite else None
+        # Those who decode, by the steps in which they begin a block: their number modulo the size of a block.
+        self._beginning: list[dict[Sequence, None]] = [{} for _ in range(profile.block_size)]
 
     @property
     def running(self) -> int:
@@ -114,33 +89,59 @@ class Engine:
     def waiting(self) -> int:
         return len(self._waiting)
 
+    @property
+    def kv_usage(self) -> float:
+        """The share of the cache's blocks that sequences hold; 0 if there is no end of them."""
+        return self._cache.pool.usage if self._cache else 0.0
+
+    @property
+    def prefix_queries(self) -> int:
+        """Tokens of the prompts that got a seat, with prefix caching."""
+        return self._cache.queries if self._cache else 0
+
+    @property
+    def prefix_hits(self) -> int:
+        """How many of them were cached."""
+        return self._cache.hits if self._cache else 0
+
     def generated(self, sequence: Sequence) -> int:
         """Tokens that a sequence in the engine has got so far."""
-        return max(0, self._ended - sequence.first_step) if sequence.first_step >= 0 else 0
+        kept = sequence.kept - (sequence in self._held_back)
+        return max(kept, self._ended - sequence.first_step) if sequence.first_step >= 0 else kept
 
     def add(self, sequence: Sequence) -> None:
-        self._waiting.append(sequence)
+        """Raises ValueError if it could never be computed to its end."""
+        if self._cache:
+            self._cache.check(sequence)
+        if self._by_priority:
+            sequence.arrival = next(self._arrivals)
+            insort(self._waiting, sequence, key=_precedence)
+        else:
+            self._waiting.append(sequence)
 
     def abort(self, sequence: Sequence) -> None:
         """Leave at once, without the token of the step that runs; one that has left already is no error."""
-        if sequence not in self._running:
+        if sequence in self._running:
+            self._unseat(sequence)
+        else:
             with suppress(ValueError):
                 self._waiting.remove(sequence)
-            return
-        self._running.remove(sequence)
-        if sequence in self._decoding:
-            self._ending[sequence.last_step].remove(sequence)
-            self._stop_decoding(sequence)
-        composed = [step for step in (self._step, self._ahead) if step is not None]
-        getting = [each for step in composed for each in (step.started, step.decoding, step.first, step.finished)]
-        for sequences in (self._prefilling, *getting):
-            with suppress(ValueError):
-                sequences.remove(sequence)
+            if sequence not in self._held_back:
+                return
+        for step in (self._step, self._ahead):
+            if step is not None:
+                for sequences in (step.started, step.decoding, step.first, step.resumed, step.finished):
+                    with suppress(ValueError):
+                        sequences.remove(sequence)
 
     def begin(self) -> Step | None:
         """Start the next step; None if there is nothing to do."""
         assert self._step is None, "a step is running"
-        self._step = self._ahead or self._compose()
+        self._step = self._ahead
+        preemptions = -1
+        while self._step is None and preemptions != self.preemptions:  # who lost its seat may have made room
+            preemptions = self.preemptions
+            self._step = self._compose()
         self._ahead = self._compose() if self._step and self.profile.async_scheduling else None
         return self._step
 
@@ -149,80 +150,193 @@ class Engine:
         assert self._step is not None, "no step is running"
         step, self._step = self._step, None
         self._ended += 1
-        self._running.difference_update(step.finished)
+        self._held_back.clear()
+        if self._cache is None:
+            for sequence in step.finished:
+                del self._running[sequence]
+            return step
+        for sequence in sorted(step.finished, key=self._seat):
+            if sequence in self._running:
+                self._cache.fill(sequence, sequence.prompt_tokens + sequence.output_tokens - 1)
+                self._unseat(sequence)
+            else:  # preempted while its last token was under way
+                self._waiting.remove(sequence)
         return step
 
     def _compose(self) -> Step | None:
-        decoding, context, routed = list(self._decoding), self._context, self._routed
-        chunks: list[tuple[Sequence, int]] = []
-        started: list[Sequence] = []
-        attended = 0.0
-        budget = self.profile.max_num_batched_tokens - len(decoding)
+        """The next step; None if it would be empty."""
+        preemptions = self.preemptions
         alone = len(self._running) + len(self._waiting) == 1
-        threshold = 0 if alone else self.profile.long_prefill_token_threshold
-        while budget and (len(chunks) < len(self._prefilling) or self._admit()):
-            sequence = self._prefilling[len(chunks)]
-            chunk = min(sequence.prompt_tokens - sequence.computed, threshold or budget, budget)
-            attended += chunk * (sequence.computed + chunk / 2)
-            if not sequence.computed:
-                started.append(sequence)
-            sequence.computed += chunk
-            budget -= chunk
-            chunks.append((sequence, chunk))
+        cap = 0 if alone else self.profile.long_prefill_token_threshold
+        chunks: dict[Sequence, int] = {}
+        idle = self._go_on(chunks, cap) if self._prefilling or self._cache else []
+        decoding, context, routed = list(self._decoding), self._context, self._routed
+        started = self._start(chunks, cap) if self._waiting and self.preemptions == preemptions else []
         if not decoding and not chunks:
+            for sequence in idle:
+                self._start_decoding(sequence)
             return None
 
+        for sequence in idle:
+            self._hold_back(sequence)
         number, self._composed = self._composed, self._composed + 1
         self._context += len(decoding)  # in the step after, each reads one token more
-        first = [sequence for sequence, _ in chunks if sequence.computed == sequence.prompt_tokens]
-        self._prefilling = [each for each in self._prefilling if each.computed < each.prompt_tokens]
-        for sequence in first:
-            sequence.first_step = number
+        for sequence in idle:
+            sequence.first_step += 1
             self._start_decoding(sequence)
+        prefilled, attended, weighted = 0, 0.0, 0.0
+        first: list[Sequence] = []
+        resumed: list[Sequence] = []
+        for sequence, chunk in chunks.items():
+            prefilled += chunk
+            attended += chunk * (sequence.computed - chunk / 2)
+            weighted += chunk * self._tt_factor[sequence.text]
+            if sequence.computed == sequence.prompt_tokens + sequence.kept:
+                (resumed if sequence.kept else first).append(sequence)
+                sequence.first_step = number - sequence.kept
+                self._start_decoding(sequence)
+        if first or resumed:
+            self._prefilling = [sequence for sequence in self._prefilling if sequence.first_step < 0]
         finished = self._ending.pop(number, [])
         for sequence in finished:
             self._stop_decoding(sequence)
 
-        prefilled = self.profile.max_num_batched_tokens - len(decoding) - budget
         duration_s = self.profile.step_s(
             decoding=len(decoding),
             context=context,
             prefilled=prefilled,
             attended=attended,
             routed=routed,
-            weighted=sum(self.profile.tt_factor.get(sequence.text, 1.0) * chunk for sequence, chunk in chunks),
+            weighted=weighted,
         )
         if self._noise:
             duration_s *= min(2.0, max(0.5, self._random.gauss(1.0, self._noise)))
-        return Step(duration_s, started, chunks, decoding, first, finished)
+        return Step(duration_s, started, list(chunks.items()), decoding, first, resumed, finished)
 
-    def _admit(self) -> bool:
-        """Seat the first in line, if there is one and there is a seat."""
-        if not self._waiting or len(self._running) == self.profile.max_num_seqs:
-            return False
-        sequence = self._waiting.popleft()
-        self._running.add(sequence)
-        self._prefilling.append(sequence)
-        return True
+    def _go_on(self, chunks: dict[Sequence, int], cap: int) -> list[Sequence]:
+        """Parts of the prompts already begun, and blocks for all; who decodes, but not in this step.
+
+        As in vLLM, those are the ones seated after one that lost its own seat while it asked for a block.
+        """
+        cache, left = self._cache, self.profile.max_num_batched_tokens - len(self._decoding)
+        for sequence in self._in_need() if cache else self._prefilling:
+            chunk = 0
+            if sequence.first_step < 0:
+                chunk = min(sequence.prompt_tokens + sequence.kept - sequence.computed, cap or left, left)
+            if cache:
+                if sequence not in self._running:  # it made room for one before it
+                    continue
+                decodes, seat = sequence in self._decoding, self._running[sequence]
+                tokens = self._next_context(sequence) if decodes else sequence.computed + chunk
+                while cache.lacks(sequence, tokens):
+                    victim = max(self._running, key=_precedence) if self._by_priority else next(reversed(self._running))
+                    left += chunks.pop(victim, 0) + (victim in self._decoding)
+                    self._preempt(victim)
+                    if victim is sequence:
+                        idle = [each for each in self._decoding if self._running[each] > seat]
+                        for each in idle:
+                            self._leave_decoding(each)
+                        return idle
+                cache.grow(sequence, tokens, tokens - (decodes and self.profile.async_scheduling))
+            if chunk:
+                sequence.computed += chunk
+                chunks[sequence] = chunk
+                left -= chunk
+        return []
+
+    def _in_need(self) -> list[Sequence]:
+        """Whose blocks change in the next step, in the order of their seats: who prefills, who begins a block of its
+        answer, and who fills one, if it may be shared at once."""
+        size = self.profile.block_size
+        changing = [*self._prefilling, *self._beginning[self._composed % size]]
+        if size > 1 and self.profile.enable_prefix_caching and not self.profile.async_scheduling:
+            changing += self._beginning[(self._composed + 1) % size]
+        return sorted(changing, key=self._seat)
+
+    def _start(self, chunks: dict[Sequence, int], cap: int) -> list[Sequence]:
+        """Those who wait begin, while there are seats, tokens and blocks; who of them had no seat before."""
+        started = []
+        cache, left = self._cache, self.profile.max_num_batched_tokens - len(self._decoding) - sum(chunks.values())
+        while left and self._waiting and len(self._running) < self.profile.max_num_seqs:
+            sequence = self._waiting[0]
+            if cache and not cache.admit(sequence):
+                break
+            self._waiting.popleft()
+            self._running[sequence] = next(self._seats)
+            self._prefilling.append(sequence)
+            if not sequence.preemptions:
+                started.append(sequence)
+            chunk = min(sequence.prompt_tokens + sequence.kept - sequence.computed, cap or left, left)
+            sequence.computed += chunk
+            if cache:
+                cache.grow(sequence, sequence.computed, sequence.computed)
+            chunks[sequence] = chunk
+            left -= chunk
+        return started
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Its seat and its blocks go to others; it will be prefilled anew."""
+        self.preemptions += 1
+        sequence.preemptions += 1
+        self._unseat(sequence)
+        self._hold_back(sequence)
+        sequence.first_step = -1
+        sequence.computed = 0
+        if self._by_priority:
+            insort(self._waiting, sequence, key=_precedence)
+        else:
+            self._waiting.appendleft(sequence)
+
+    def _hold_back(self, sequence: Sequence) -> None:
+        """If it decodes, it does not in the step that is being composed."""
+        if sequence.first_step >= 0:
+            sequence.kept = self._composed - sequence.first_step
+            if self._step is not None and sequence in self._step.emitted:
+                self._held_back.add(sequence)
+
+    def _unseat(self, sequence: Sequence) -> None:
+        del self._running[sequence]
+        if sequence in self._decoding:
+            self._leave_decoding(sequence)
+        elif sequence.first_step < 0:
+            self._prefilling.remove(sequence)
+        if self._cache:
+            self._cache.release(sequence)
+
+    def _start_decoding(self, sequence: Sequence) -> None:
+        self._decoding[sequence] = None
+        self._context += sequence.prompt_tokens + self._composed - sequence.first_step
+        self._ending[sequence.first_step + sequence.output_tokens - 1].append(sequence)
+        self._routed += self.profile.d[sequence.text]
+        if self._cache:
+            self._beginning[self._phase(sequence)][sequence] = None
+
+    def _stop_decoding(self, sequence: Sequence) -> None:
+        del self._decoding[sequence]
+        self._context -= sequence.prompt_tokens + self._composed - sequence.first_step
+        self._routed = self._routed - self.profile.d[sequence.text] if self._decoding else 0.0  # not to drift away
+        if self._cache:
+            del self._beginning[self._phase(sequence)][sequence]
+
+    def _leave_decoding(self, sequence: Sequence) -> None:
+        """Before its last step."""
+        self._ending[sequence.last_step].remove(sequence)
+        self._stop_decoding(sequence)
 
     def _next_context(self, sequence: Sequence) -> int:
         """Tokens that it reads decoding in the next step to be composed: its prompt, its answer so far."""
         return sequence.prompt_tokens + self._composed - sequence.first_step
 
-    def _start_decoding(self, sequence: Sequence) -> None:
-        self._decoding[sequence] = None
-        self._context += self._next_context(sequence)
-        self._ending[sequence.last_step].append(sequence)
-        self._count(sequence, 1)
+    def _phase(self, sequence: Sequence) -> int:
+        """Of the steps in which it begins a block."""
+        return (sequence.first_step + 1 - sequence.prompt_tokens) % self.profile.block_size
 
-    def _stop_decoding(self, sequence: Sequence) -> None:
-        del self._decoding[sequence]
-        self._context -= self._next_context(sequence)
-        self._count(sequence, -1)
+    def _seat(self, sequence: Sequence) -> int:
+        return self._running.get(sequence, -1)
 
-    def _count(self, sequence: Sequence, change: int) -> None:
-        self._kinds[sequence.text] += change
-        self._routed = sum(self.profile.d[kind] * count for kind, count in self._kinds.items())
+
+def _precedence(sequence: Sequence) -> tuple[int, int]:
+    return sequence.priority, sequence.arrival
 
 
 def prefill_alone(profile: EngineProfile, tokens: int) -> float:
