@@ -88,6 +88,7 @@ class Gateway:
         parts.settings = settings
         parts.callers = _callers(settings)
         parts.cost_model.profile = profile
+        parts.waiting.forecaster.pace.shares_steps = settings.engine.long_prefill_threshold > 0
         if settings.policy != before.policy:
             parts.waiting.tell(Event("use", policy=settings.policy))
         parts.waiting.tell(Event("relimit", limits=limits))

@@ -10,6 +10,7 @@ HTTP_STATUS = "http.response.status_code"
 URL_PATH = "url.path"
 URL_SCHEME = "url.scheme"
 SERVER_ADDRESS = "server.address"
+SERVER_PORT = "server.port"
 ERROR_TYPE = "error.type"
 
 OPERATION = "gen_ai.operation.name"

@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Thread
+from urllib.parse import urlsplit
 
 from opentelemetry import trace
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
@@ -62,7 +63,7 @@ class RequestTrace:
 
     def call_engine(self, base_url: str) -> Headers:
         """Begin the CLIENT span; the headers that make the engine's spans its children."""
-        exchange = self._exchange
+        exchange, engine = self._exchange, urlsplit(base_url)
         operation = _OPERATIONS[exchange.route]
         attributes: dict[str, AttributeValue | None] = {
             semconv.OPERATION: operation,
@@ -70,7 +71,8 @@ class RequestTrace:
             semconv.REQUEST_MODEL: exchange.model,
             semconv.REQUEST_STREAM: exchange.stream,
             semconv.REQUEST_MAX_TOKENS: exchange.max_tokens,
-            semconv.SERVER_ADDRESS: base_url,
+            semconv.SERVER_ADDRESS: engine.hostname,
+            semconv.SERVER_PORT: engine.port,
         }
         self._client = self._tracer.start_span(
             f"{operation} {exchange.model or ''}".strip(),

@@ -22,12 +22,12 @@ a quantum and the largest job of anybody, over the weight; head starts and what 
 `fair`: bursts of up to a quantum for each user, and no sessions.
 """
 
-from bisect import bisect_left, insort
 from itertools import count
 from math import ceil
 from typing import Self
 
-from policies.base import LANES, Job, Lane, Policy
+from policies.backlog import Backlog
+from policies.base import Job, Lane, Policy
 from policies.turns import Party, Turns
 
 # Engine seconds a round: some short prompts on a Spark, a good part of a long one.
@@ -36,18 +36,18 @@ QUANTUM = 1.0
 
 class Drr(Policy):
     def __init__(self) -> None:
-        self._flows: Turns[_Flow] = Turns(_round)
+        self._flows: Turns[Backlog] = Turns(_round)  # a tag is what the flow has used, a turn its place in the ring
         self._pushed: dict[Job, int] = {}
         self._charged: dict[Job, float] = {}
         self._count = count()
 
     def push(self, job: Job) -> None:
-        flow = self._flows.party(job.flow) or self._flows.join(job.flow, _Flow())
+        flow = self._flows.party(job.flow) or self._flows.join(job.flow, Backlog())
         order = self._pushed[job] = next(self._count)
         if not flow.backlogged:
             flow.turn = order
         self._flows.lift(flow)
-        insort(flow.queues[job.lane], (_key(job), order, job))
+        flow.add(job, _key(job), order)
         self._flows.rank(flow, job.lane)
 
     def peek(self, lane: Lane) -> Job | None:
@@ -58,7 +58,7 @@ class Drr(Policy):
         flow = self._flows.first(lane)
         if flow is None:
             raise IndexError(f"pop from an empty {lane} lane")
-        _, _, job = flow.queues[lane].pop(0)
+        job = flow.take(lane)
         del self._pushed[job]
         self._charged[job] = job.cost
         self._flows.serve(flow, job.cost / job.weight)
@@ -66,8 +66,7 @@ class Drr(Policy):
 
     def remove(self, job: Job) -> None:
         flow = self._flows.parties[job.flow]
-        queue = flow.queues[job.lane]
-        del queue[bisect_left(queue, (_key(job), self._pushed.pop(job)), key=lambda entry: entry[:2])]
+        flow.drop(job, _key(job), self._pushed.pop(job))
         self._flows.rank(flow, job.lane)
 
     def charge(self, job: Job, cost: float) -> None:
@@ -86,23 +85,6 @@ class Drr(Policy):
         twin._pushed = self._pushed.copy()
         twin._charged = self._charged.copy()
         twin._count = count(next(self._count))
-        return twin
-
-
-class _Flow(Party):
-    """Its tag is what it has used; its turn is its place in the ring."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.queues: dict[Lane, list[tuple[float, int, Job]]] = {lane: [] for lane in LANES}
-
-    def head(self, lane: Lane) -> Job | None:
-        queue = self.queues[lane]
-        return queue[0][2] if queue else None
-
-    def copy(self) -> Self:
-        twin = super().copy()
-        twin.queues = {lane: queue.copy() for lane, queue in self.queues.items()}
         return twin
 
 

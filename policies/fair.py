@@ -24,14 +24,12 @@ was in flight unsettled at either end. A flow that comes to one lane while the l
 higher than that: in its own lane it goes first for the difference.
 """
 
-from bisect import bisect_left, insort
 from itertools import count
 from typing import Self
 
-from policies.base import LANES, Job, Lane, Policy, aged
+from policies.backlog import Backlog
+from policies.base import Job, Lane, Policy, aged
 from policies.turns import Party, Turns
-
-_Entry = tuple[float, int, Job]  # key, push order, job
 
 
 class Fair(Policy):
@@ -43,11 +41,11 @@ class Fair(Policy):
 
     def push(self, job: Job) -> None:
         user = self._users.party(job.flow) or self._users.join(job.flow, _User())
-        session = user.sessions.party(job.session) or user.sessions.join(job.session, _Session())
+        session = user.sessions.party(job.session) or user.sessions.join(job.session, Backlog())
         self._users.lift(user)
         user.sessions.lift(session)
         order = self._pushed[job] = next(self._count)
-        insort(session.queues[job.lane], (aged(job), order, job))
+        session.add(job, aged(job), order)
         user.sessions.rank(session, job.lane)
         self._users.rank(user, job.lane)
 
@@ -60,7 +58,7 @@ class Fair(Policy):
         session = user.sessions.first(lane) if user else None
         if user is None or session is None:
             raise IndexError(f"pop from an empty {lane} lane")
-        _, _, job = session.queues[lane].pop(0)
+        job = session.take(lane)
         del self._pushed[job]
         self._charged[job] = job.cost
         session.turn = user.turn = next(self._count)
@@ -71,8 +69,7 @@ class Fair(Policy):
 
     def remove(self, job: Job) -> None:
         user, session = self._parties(job)
-        queue = session.queues[job.lane]
-        del queue[bisect_left(queue, (aged(job), self._pushed.pop(job)), key=lambda entry: entry[:2])]
+        session.drop(job, aged(job), self._pushed.pop(job))
         user.sessions.rank(session, job.lane)
         self._users.rank(user, job.lane)
         user.rest()
@@ -100,30 +97,15 @@ class Fair(Policy):
         twin._count = count(next(self._count))
         return twin
 
-    def _parties(self, job: Job) -> "tuple[_User, _Session]":
+    def _parties(self, job: Job) -> "tuple[_User, Backlog]":
         user = self._users.parties[job.flow]
         return user, user.sessions.parties[job.session]
-
-
-class _Session(Party):
-    def __init__(self) -> None:
-        super().__init__()
-        self.queues: dict[Lane, list[_Entry]] = {lane: [] for lane in LANES}
-
-    def head(self, lane: Lane) -> Job | None:
-        queue = self.queues[lane]
-        return queue[0][2] if queue else None
-
-    def copy(self) -> Self:
-        twin = super().copy()
-        twin.queues = {lane: queue.copy() for lane, queue in self.queues.items()}
-        return twin
 
 
 class _User(Party):
     def __init__(self) -> None:
         super().__init__()
-        self.sessions: Turns[_Session] = Turns(_start)
+        self.sessions: Turns[Backlog] = Turns(_start)
 
     def head(self, lane: Lane) -> Job | None:
         session = self.sessions.first(lane)

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("policies", "gateway", "loadtest")
 
 PURE = {
-    *("policies", "policies.base", "policies.deadline", "policies.drr", "policies.fair", "policies.fifo"),
+    *("policies", "policies.backlog", "policies.base", "policies.deadline", "policies.drr", "policies.fair", "policies.fifo"),
     *("policies.ordered", "policies.shortest", "policies.turns"),
     *("gateway", "gateway.admission", "gateway.callers", "gateway.completion", "gateway.config", "gateway.cost"),
     *("gateway.decision_log", "gateway.errors", "gateway.estimator", "gateway.event", "gateway.exchange"),

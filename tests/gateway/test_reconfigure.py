@@ -80,3 +80,11 @@ def test_settings_that_cannot_be_used_change_nothing(gateway: RunningGateway) ->
         reconfigure(gateway, profile="nonsense", queue_timeout=7.0)
     assert gateway.gateway.parts.waiting.queue_timeout != 7.0
     assert gateway.gateway.parts.settings.profile != "nonsense"
+
+
+def test_forecasts_follow_the_engines_flag(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
+    gateway = start_gateway(engine.url)
+    pace = gateway.gateway.parts.waiting.forecaster.pace
+    assert not pace.shares_steps
+    reconfigure(gateway, engine={"long_prefill_threshold": 2560})
+    assert pace.shares_steps

@@ -91,6 +91,8 @@ def test_the_spans_of_a_request(
         assert span["duration_s"] == pytest.approx(span["end"] - span["start"], abs=2e-6)
         assert span["status"] == "UNSET"
 
+    host, _, port = engine.url.removeprefix("http://").partition(":")
+    assert (client["attributes"]["server.address"], client["attributes"]["server.port"]) == (host, int(port))
     attributes = server["attributes"]
     assert attributes["http.request.method"] == "POST"
     assert attributes["http.route"] == CHAT
