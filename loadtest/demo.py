@@ -15,18 +15,18 @@ from pathlib import Path
 from threading import Event
 
 import anyio
-import httpx
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from gateway.profile import Profile
-from loadtest.client import LoadClient
+from loadtest import office
+from loadtest.client import LoadClient, served_model
 from loadtest.engine import Engine
-from loadtest.office import Arrival, office
 from loadtest.process import running
 from loadtest.profile import EngineProfile
-from loadtest.records import Record, documents_before_second_paster, summarize
+from loadtest.records import Record
+from loadtest.request import Plan, Request
 from loadtest.simulate import Simulation
 
 # The engine flags of deploy/; `tests/test_deploy.py` holds the two together.
@@ -54,8 +54,8 @@ class Demo:
     speed: float
 
     @property
-    def arrivals(self) -> list[Arrival]:
-        return office(self.seed)
+    def arrivals(self) -> list[Request]:
+        return office.office(self.seed)
 
     def best_threshold(self) -> int:
         """By simulation under a virtual clock, which takes a fraction of a second."""
@@ -63,7 +63,7 @@ class Demo:
         def short_p95(threshold: int) -> float:
             engine = self.engine.with_flags(long_prefill_token_threshold=threshold)
             records = Simulation(Engine(engine, seed=self.seed, noise=NOISE)).run(self.arrivals)
-            return summarize(records)["short_ttft_p95_s"]
+            return office.figures(records)["short_ttft_p95_s"]
 
         return min(THRESHOLDS, key=short_p95)
 
@@ -104,8 +104,8 @@ def show(demo: Demo, console: Console) -> Iterator[Shown]:
 
             def load(name: str, url: str) -> None:
                 progress.start_task(bars[name])
-                client = LoadClient(url, _served_model(url), demo.speed)
-                runs[name] = anyio.run(client.run, demo.arrivals, lambda _: progress.advance(bars[name]))
+                client = LoadClient(url, served_model(url), speed=demo.speed)
+                runs[name] = anyio.run(client.run, Plan(tuple(demo.arrivals)), lambda _: progress.advance(bars[name]))
 
             with _simulated_spark(demo, 0) as url:
                 load("direct", url)
@@ -119,7 +119,7 @@ def show(demo: Demo, console: Console) -> Iterator[Shown]:
 
 def figures(runs: Runs) -> dict[str, dict[str, float]]:
     """What `--json` prints."""
-    return {name: summarize(records) for name, records in runs.items()}
+    return {name: office.figures(records) for name, records in runs.items()}
 
 
 def table(runs: Runs) -> Table:
@@ -145,7 +145,7 @@ def table(runs: Runs) -> Table:
         digits = 0 if key.endswith("_ms") else 1
         cells = [f"{value:.{digits}f}" for value in values]
         drawn.add_row(title, *cells, f"{values[2] / values[0]:.2f} x")
-    before = [str(documents_before_second_paster(records)) for records in runs.values()]
+    before = [str(office.documents_before_second_paster(records)) for records in runs.values()]
     drawn.add_row("documents before the second paster's", *before, "")
     drawn.add_row("failed", *(f"{row['failed']:.0f}" for row in rows.values()), "")
     return drawn
@@ -183,11 +183,6 @@ def _gateway(demo: Demo, engine: str) -> Iterator[str]:
         flags = ["--set", f"engine.long_prefill_threshold={DEPLOY_THRESHOLD}"]
         with running([*command, *flags]) as url:
             yield url
-
-
-def _served_model(url: str) -> str:
-    answer = httpx.get(f"{url}/v1/models", timeout=10, trust_env=False)
-    return str(answer.json()["data"][0]["id"])
 
 
 def hold(console: Console, shown: Shown) -> None:
