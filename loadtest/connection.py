@@ -114,17 +114,22 @@ class _Exchange(asyncio.Protocol):
         framed = {b"content-length", b"transfer-encoding"} & self._headers.keys()
         self._end(whole=exc is None and not framed)
 
+    def on_message_begin(self) -> None:
+        self._headers = {}
+
     def on_header(self, name: bytes, value: bytes) -> None:
         self._headers[name.lower()] = value
 
     def on_headers_complete(self) -> None:
-        self._answer.begin(self._parser.get_status_code(), self._headers)
+        status = self._parser.get_status_code()
+        if status >= 200:  # below, it only says that there is more to come
+            self._answer.begin(status, self._headers)
 
     def on_body(self, body: bytes) -> None:
         self._answer.feed(body, self._now)
 
     def on_message_complete(self) -> None:
-        if self._answer.status >= 200:  # else it only said that there is more to come
+        if self._answer.status:
             self._end(whole=True)
 
     def _end(self, *, whole: bool) -> None:
