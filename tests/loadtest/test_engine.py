@@ -458,6 +458,33 @@ def test_of_equal_priority_the_one_that_came_last_makes_room() -> None:
     assert (early.preemptions, late.preemptions) == (0, 1)
 
 
+def test_what_the_loser_had_of_a_step_goes_to_those_after_it() -> None:
+    engine = Engine(small(10, PRIORITY, long_prefill_token_threshold=8, max_num_batched_tokens=20))
+    loser, one, two = Sequence(30, 1, priority=1), Sequence(16, 1), Sequence(16, 1)
+    engine.add(Sequence(1, 1))  # not alone, the loser gets the threshold's share
+    engine.add(loser)
+    one_step(engine)
+    engine.add(one)
+    engine.add(two)
+    assert one_step(engine).chunks == [(loser, 8), (one, 8), (two, 4)]
+    assert one_step(engine).chunks == [(one, 8), (two, 8)]  # 6 blocks of 10 were the loser's, and `one` wants 4
+    assert loser.computed == 0
+
+
+def test_so_does_the_token_that_it_would_have_decoded() -> None:
+    profile = PRIORITY.with_flags(max_num_seqs=3, max_num_batched_tokens=8, long_prefill_token_threshold=4)
+    engine = Engine(profile.with_flags(kv_cache_tokens=22, block_size=2))
+    loser, one, two = Sequence(4, 9, priority=1), Sequence(12, 1), Sequence(12, 1)
+    engine.add(Sequence(1, 1))
+    engine.add(loser)
+    one_step(engine)
+    engine.add(one)
+    engine.add(two)
+    steps = [one_step(engine) for _ in range(3)]
+    assert [step.chunks for step in steps] == [[(one, 4), (two, 3)], [(one, 4), (two, 3)], [(one, 4), (two, 4)]]
+    assert [step.decoding for step in steps] == [[loser], [loser], []]
+
+
 def test_nobody_starts_in_a_step_in_which_one_lost_its_seat() -> None:
     engine = Engine(small(5, PRIORITY))
     first, second = Sequence(8, 9), Sequence(4, 9)
@@ -610,20 +637,40 @@ def test_an_answer_is_cached_but_for_its_last_token(profile: EngineProfile) -> N
         assert follower.cached == cached
 
 
-@pytest.mark.parametrize(("profile", "found"), [(CACHED, [4, 8, 8]), (CACHED_ASYNC, [4, 4, 8])])
-def test_a_block_of_an_answer_is_there_when_vllm_knows_its_tokens(profile: EngineProfile, found: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("profile", "size", "found"),
+    [(CACHED, 4, [4, 8, 8]), (CACHED_ASYNC, 4, [4, 4, 8]), (CACHED, 1, [7, 8, 9]), (CACHED_ASYNC, 1, [6, 7, 8])],
+)
+def test_a_block_of_an_answer_is_there_when_vllm_knows_its_tokens(
+    profile: EngineProfile, size: int, found: list[int]
+) -> None:
     """Its eighth token is computed in step 3. Followers start in step 2, 3 and 4."""
     for start, cached in zip((2, 3, 4), found, strict=True):
-        engine = Engine(profile)
-        engine.add(Sequence(5, 9, keys=(1, 2, 3)))
+        engine = Engine(profile.with_flags(block_size=size))
+        keys = tuple(range(14 // size))
+        engine.add(Sequence(5, 9, keys=keys))
         for _ in range(start - 1 - profile.async_scheduling):
             one_step(engine)
         engine.begin()
-        follower = Sequence(20, 1, keys=(1, 2, 9))
+        follower = Sequence(20, 1, keys=keys)
         engine.add(follower)
         engine.end()
         starts = [follower in step.started for step in drain(engine)]
         assert starts.index(True) == profile.async_scheduling
+        assert follower.cached == cached
+
+
+def test_of_two_who_end_together_the_first_seated_is_forgotten_first() -> None:
+    engine = Engine(small(4, enable_prefix_caching=True, long_prefill_token_threshold=4))
+    engine.add(Sequence(8, 1, keys=(1, 2)))  # it ends in step 1
+    engine.add(Sequence(4, 2, keys=(7,)))  # so does this, though its answer began in step 0
+    drain(engine)
+    engine.add(Sequence(8, 1))  # of its 2 blocks one was cached
+    drain(engine)
+    for keys, cached in (((7, 8), 4), ((1, 2), 4)):
+        follower = Sequence(9, 1, keys=keys)
+        engine.add(follower)
+        drain(engine)
         assert follower.cached == cached
 
 
