@@ -34,6 +34,7 @@ TICKS_S = {
     86_400: "24 h",
 }
 MOST_STEPS = 200  # of a distribution
+LONGEST_NAME = 16
 PIXELS = (600, 360)  # dots that fall on the same of these are one
 DASHES = ("-", "-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 
@@ -112,14 +113,14 @@ def stages(key: str, label: str, bars: Sequence[Bar]) -> str:
             if bar.part != part:
                 part = bar.part
                 place += 0.9 if part else 0
-                axes.text(0, place - 0.85, part, color=INK, weight="bold", va="center", clip_on=False)
+                axes.text(0, place - 0.85, _brief(part), color=INK, weight="bold", va="center", clip_on=False)
             left = 0.0
             for length, colour in zip(bar.stages, STAGES, strict=True):
                 axes.barh(place, length, 0.7, left=left, color=colour, linewidth=0)
                 left += length
             axes.annotate(seconds(left, 2), (left, place), (4, 0), textcoords="offset points", va="center", color=INK)
             places.append(place)
-            names.append(bar.name)
+            names.append(_brief(bar.name))
             place += 1
         axes.set_yticks(places, names)
         axes.set_ylim(place - 0.4, -0.45 if bars[0].part else -0.6)
@@ -160,7 +161,7 @@ def people(key: str, label: str, waits: Sequence[tuple[str, Sequence[tuple[int, 
                     style = "o" if isfinite(wait) else ">"
                     face = side(number) if filled else PAPER
                     axes.plot([at], [y], style, ms=4.5, color=side(number), mfc=face, mew=1.2, clip_on=False)
-        axes.set_yticks(range(len(waits)), [name for name, _ in waits])
+        axes.set_yticks(range(len(waits)), [_brief(name) for name, _ in waits])
         axes.set_ylim(len(waits) - 0.4, -0.6)
         axes.grid(False, axis="y")
 
@@ -210,6 +211,12 @@ def by_size(key: str, label: str, curves: Sequence[Curve], unit: str, *, waits: 
         _named_at_their_ends(axes, [curve for curve in curves if curve.name])
 
     return drawn(key, label, draw)
+
+
+def _brief(name: str) -> str:
+    """In one line, and short enough to leave room for what it names."""
+    line = "".join(letter if letter.isprintable() else " " for letter in name)
+    return line if len(line) <= LONGEST_NAME else f"{line[: LONGEST_NAME - 1]}…"
 
 
 def _marked(axes: "Axes", share: float, found: Sequence[tuple[float, int]]) -> None:

@@ -1,13 +1,15 @@
 """Which charts a report has, and what is in them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import inf, isfinite
 from statistics import fmean
 
 from loadtest import charts
 from loadtest.charts import Bar, Curve, Dots
-from loadtest.comparison import Comparison, Group, counted, long_kinds, wait
+from loadtest.comparison import Comparison
+from loadtest.figures import wait
+from loadtest.groups import Group, counted, long_kinds
 from loadtest.points import batches, rates
 from loadtest.records import percentile
 from loadtest.sentence import called
@@ -19,8 +21,10 @@ BINS = 60  # of a run, of its throughput
 
 @dataclass(frozen=True)
 class Chart:
-    """`title` and `plain` are for everybody, `technical` for engineers; `colours` are
-    what its colours mean: class and name."""
+    """`title` and `plain` are for everybody, `technical` for engineers.
+
+    colours  what its colours mean: class of the page and name
+    """
 
     title: str
     plain: str
@@ -59,7 +63,7 @@ def gallery(groups: Sequence[Group], compared: Comparison) -> list[Chart]:
     return [
         *_distributions(sides, long),
         *_over_time(sides, long),
-        *_stages(sides, compared),
+        *_stages(sides),
         *_people(sides),
         *_throughput(sides),
     ]
@@ -70,13 +74,12 @@ def keys(sides: Iterable[Drawn]) -> tuple[tuple[str, str], ...]:
 
 
 def _distributions(sides: Sequence[Drawn], long: set[str]) -> Iterable[Chart]:
-    parts = {"short prompts": False, "long prompts": True} if long else {"": None}
-    for part, is_long in parts.items():
-        waits = [
-            (side.number, [wait(row) for row in side.rows if is_long in (None, row.kind in long)]) for side in sides
-        ]
-        title = f"Wait for the first word{f', {part}' if part else ''}"
-        svg = charts.distribution(f"distribution{part[:5].strip()}", title, waits)
+    for part, chosen in _sizes(long):
+        waits = [(side.number, [wait(row) for row in side.rows if chosen(row)]) for side in sides]
+        if not any(isfinite(each) for _, found in waits for each in found):
+            continue
+        title = f"Wait for the first word{f', {part} prompts' if part else ''}"
+        svg = charts.distribution(f"distribution{part}", title, waits)
         plain = "The further left, the sooner. A line that ends below the top: the rest never got an answer."
         yield Chart(title, plain, "TTFT from arrival, cumulative", svg, keys(sides))
 
@@ -87,12 +90,9 @@ def _over_time(sides: Sequence[Drawn], long: set[str]) -> Iterable[Chart]:
     waits = [wait(row) for side in sides for row in side.rows if isfinite(wait(row))] or [1.0]
     room = (min(waits), max(waits))
     for side in sides:
-        sizes = ((False, "short"), (True, "long")) if long else ((None, ""),)
         dots = [
-            Dots(
-                [(row.scheduled, wait(row)) for row in side.rows if is_long in (None, row.kind in long)], bool(is_long)
-            )
-            for is_long, _ in sizes
+            Dots([(row.scheduled, wait(row)) for row in side.rows if chosen(row)], pale=part == "long")
+            for part, chosen in _sizes(long)
         ]
         title = f"Every wait, by when it began: {side.name}"
         svg = charts.over_time(f"time{side.number}", title, side.number, dots, until or 1.0, room)
@@ -101,7 +101,13 @@ def _over_time(sides: Sequence[Drawn], long: set[str]) -> Iterable[Chart]:
         yield Chart(title, what + crosses, "TTFT from arrival, by arrival", svg, keys([side]))
 
 
-def _stages(sides: Sequence[Drawn], compared: Comparison) -> Iterable[Chart]:
+def _sizes(long: set[str]) -> list[tuple[str, Callable[[Row], bool]]]:
+    if not long:
+        return [("", lambda row: True)]
+    return [("short", lambda row: row.kind not in long), ("long", lambda row: row.kind in long)]
+
+
+def _stages(sides: Sequence[Drawn]) -> Iterable[Chart]:
     kinds = sorted({row.kind for side in sides for row in side.rows})
     bars = []
     for kind in kinds:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from math import inf
 from statistics import fmean
 
-from loadtest.comparison import Group, counted
+from loadtest.groups import Group, counted
 from loadtest.records import Outcome, percentile
 from loadtest.summary import PointSummary
+from loadtest.units import NOTHING
 
 LIMITS_S = (2.0, 5.0, 10.0)
 
@@ -61,6 +62,14 @@ def rates(group: Group) -> list[Rate]:
 def capacity(found: Iterable[Rate], limit_s: float) -> float | None:
     """None if no rate is slow enough."""
     return max((rate.rps for rate in found if rate.p95_s <= limit_s), default=None)
+
+
+def highest(found: Sequence[Rate], limit_s: float) -> str:
+    """In signs; the highest rate that was tried may not be the highest there is."""
+    rps = capacity(found, limit_s)
+    if rps is None:
+        return f"< {found[0].rps:g} /s" if found else NOTHING
+    return f"{'≥ ' if rps == found[-1].rps else ''}{rps:g} /s"
 
 
 def batches(group: Group) -> list[Batch]:

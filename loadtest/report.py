@@ -10,12 +10,16 @@ from dataclasses import dataclass, replace
 from importlib.resources import files
 from math import inf, isfinite
 
-from loadtest.comparison import FAILED, Cell, Comparison, Figure, Group, compare, slo_text
+from loadtest.comparison import Cell, Comparison, compare
+from loadtest.differences import slo_text
+from loadtest.figures import FAILED, Figure
 from loadtest.gallery import gallery
-from loadtest.points import LIMITS_S, Rate, batches, capacity, rates
+from loadtest.groups import Group
+from loadtest.points import LIMITS_S, batches, highest, rates
 from loadtest.sentence import called, sentence
+from loadtest.strips import named, strips
 from loadtest.summary import Summary
-from loadtest.units import NOTHING, Unit, number, shown, span, times
+from loadtest.units import Unit, number, shown, span, times
 
 TEMPLATE = "report.html.j2"
 BATCH_MEASURES: tuple[tuple[str, str, str, Unit], ...] = (
@@ -26,23 +30,6 @@ BATCH_MEASURES: tuple[tuple[str, str, str, Unit], ...] = (
 )
 A_LITTLE = 1.2  # factor below which it is told in percent
 SAME = 0.005  # of a ratio: what is written as the same figure
-
-
-@dataclass(frozen=True)
-class Strip:
-    """One bar of the first screen, in percent of the longest; `pale` goes on to what one in twenty exceeds."""
-
-    name: str
-    css: str
-    text: str
-    solid: float
-    pale: float
-
-
-@dataclass(frozen=True)
-class Strips:
-    title: str
-    bars: tuple[Strip, ...]
 
 
 @dataclass(frozen=True)
@@ -84,8 +71,8 @@ def html(groups: Sequence[Group]) -> str:
         repeated=max(side.runs for side in sides) > 1,
         faults=compared.faults,
         notes=compared.notes,
-        sides=_named(compared),
-        strips=list(_strips(groups, compared)),
+        sides=named(compared),
+        strips=list(strips(groups, compared)),
         two_tones=not groups[0][0].summary.points,
         headline=_headline(groups, compared),
         charts=gallery(groups, compared),
@@ -110,98 +97,6 @@ def _origin(groups: Sequence[Group], compared: Comparison) -> str:
         return f"Simulated: computed with {machine}, not measured on one."
     names = [called(side, compared.sides) for side, each in zip(compared.sides, virtual, strict=True) if each]
     return f"Partly simulated: {', '.join(names)} computed with {machine}, the rest measured."
-
-
-# The first screen.
-
-
-def _strips(groups: Sequence[Group], compared: Comparison) -> Iterable[Strips]:
-    """Sides against each other; of a side alone, what it has to tell apart itself."""
-    points = groups[0][0].summary.points
-    if any(point.concurrency is not None for point in points):
-        yield from _batch_strips(groups, compared)
-    elif any(point.rate is not None for point in points):
-        yield _rate_strips(groups, compared)
-    elif len(groups) > 1:
-        for part, title in _sizes(compared):
-            names = _named(compared)
-            yield _wait_strips(
-                f"{title}: wait for the first word" if part else WAIT, compared, [part] * len(names), names
-            )
-    else:
-        parts = [part for part, _ in _sizes(compared)]
-        yield _wait_strips(WAIT, compared, parts, [(ALONE, title) for _, title in _sizes(compared)])
-
-
-WAIT = "Wait for the first word"
-ALONE = "side1"
-
-
-def _sizes(compared: Comparison) -> list[tuple[str, str]]:
-    """Parts, and what they are called here."""
-    if not compared.short:
-        return [("", "all requests")]
-    return [(compared.short, "Short prompts"), (compared.long, "Long prompts")]
-
-
-def _named(compared: Comparison) -> list[tuple[str, str]]:
-    if len(compared.sides) == 1:
-        return [(ALONE, called(compared.sides[0], compared.sides))]
-    return [(f"side{place}", called(side, compared.sides)) for place, side in enumerate(compared.sides)]
-
-
-def _wait_strips(title: str, compared: Comparison, parts: Sequence[str], names: Sequence[tuple[str, str]]) -> Strips:
-    """A bar for each name: its side's, of its part."""
-    halves, tails = [], []
-    for place, part in enumerate(parts):
-        side = place if len(compared.sides) > 1 else 0
-        halves.append(compared.cells("ttft_arrival_p50", part)[side].value)
-        tails.append(compared.cells("ttft_arrival_p95", part)[side].value)
-    longest = max((wait for wait in (*halves, *tails) if wait and isfinite(wait)), default=1.0)
-    bars = []
-    for half, tail, (css, name) in zip(halves, tails, names, strict=True):
-        text = f"{shown(half, 's', 2)} · {shown(tail, 's', 2)}"
-        bars.append(Strip(name, css, text, _percent(half, longest), _percent(tail, longest)))
-    return Strips(title, tuple(bars))
-
-
-def _rate_strips(groups: Sequence[Group], compared: Comparison) -> Strips:
-    limit = LIMITS_S[1]
-    if len(groups) > 1:
-        found = [(rates(group), css, name) for group, (css, name) in zip(groups, _named(compared), strict=True)]
-        highest = [(name, css, capacity(each, limit) or 0.0, _highest(each, limit)) for each, css, name in found]
-        return _strips_of(f"Requests a second with 95 of 100 first words within {limit:g} s (more is better)", highest)
-    waits = [(f"at {rate.rps:g} a second", ALONE, rate.p95_s, shown(rate.p95_s, "s", 2)) for rate in rates(groups[0])]
-    return _strips_of(f"{WAIT}: 95 of 100 within", waits)
-
-
-def _batch_strips(groups: Sequence[Group], compared: Comparison) -> Iterable[Strips]:
-    """Of the longest prompts: of a side alone by size, else of the largest batch by side."""
-    names = _named(compared)
-    longest = max(batch.pp for batch in batches(groups[0]))
-    found = [[batch for batch in batches(group) if batch.pp == longest] for group in groups]
-    prompts = f"prompts of {longest:,} tokens"
-    if len(groups) == 1:
-        chosen = [(f"{batch.size} at once", ALONE, batch) for batch in found[0]]
-    else:
-        most = max(batch.size for batch in found[0])
-        prompts = f"{most} at once, {prompts}"
-        each = [[batch for batch in batches if batch.size == most] for batches in found]
-        chosen = [(name, css, batch[0]) for batch, (css, name) in zip(each, names, strict=True) if batch]
-    waits = [(name, css, batch.ttft_s or 0.0, shown(batch.ttft_s, "s", 2)) for name, css, batch in chosen]
-    yield _strips_of(f"{WAIT}: {prompts}", waits)
-    speeds = [(name, css, batch.tps_each or 0.0, shown(batch.tps_each, "", 2)) for name, css, batch in chosen]
-    yield _strips_of(f"Words a second, each user: {prompts} (more is better)", speeds)
-
-
-def _strips_of(title: str, bars: Sequence[tuple[str, str, float, str]]) -> Strips:
-    longest = max((value for _, _, value, _ in bars if isfinite(value)), default=0.0) or 1.0
-    strips = [(name, css, text, _percent(value, longest)) for name, css, value, text in bars]
-    return Strips(title, tuple(Strip(name, css, text, percent, percent) for name, css, text, percent in strips))
-
-
-def _percent(value: float | None, longest: float) -> float:
-    return 0.0 if value is None else round(100 * min(value / longest, 1.0), 1)
 
 
 # Tables.
@@ -292,18 +187,11 @@ def _batch_tables(groups: Sequence[Group], measures: Sequence[tuple[str, str, st
 def _capacity_table(groups: Sequence[Group]) -> Table:
     rows = []
     for limit in LIMITS_S:
-        entries = tuple(Entry(_highest(rates(group), limit)) for group in groups)
+        entries = tuple(Entry(highest(rates(group), limit)) for group in groups)
         rows.append(
             Row(f"95 of 100 first words within {limit:g} s, up to", f"highest rate, TTFT p95 ≤ {limit:g} s", entries)
         )
     return Table("How fast requests may come", tuple(rows))
-
-
-def _highest(found: Sequence[Rate], limit_s: float) -> str:
-    rps = capacity(found, limit_s)
-    if rps is None:
-        return f"< {found[0].rps:g} /s" if found else NOTHING
-    return f"{'≥ ' if rps == found[-1].rps else ''}{rps:g} /s"
 
 
 def _rate_table(groups: Sequence[Group]) -> Table:

@@ -7,7 +7,8 @@ medians, from arrival, with failures as waits without an end.
 from collections.abc import Iterable, Sequence
 from math import inf
 
-from loadtest.comparison import LONG, SHORT, Cell, Comparison, Group, Side
+from loadtest.comparison import LONG, SHORT, Cell, Comparison, Side
+from loadtest.groups import Group
 from loadtest.points import LIMITS_S, Batch, Rate, batches, capacity, rates
 from loadtest.units import number, spoken
 from policies import names
@@ -252,7 +253,7 @@ def _failed(side: Side) -> str:
     many = f"{side.failed:,} of {side.offered:,} requests"
     if side.rejected == side.failed:
         return f"{many} were turned away"
-    return f"{many} failed{f' ({side.rejected:,} of them were turned away)' if side.rejected else ''}"
+    return f"{many} failed{f' ({side.rejected:,} of them turned away)' if side.rejected else ''}"
 
 
 # Small words.

@@ -7,7 +7,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from loadtest.comparison import FAILED, Cell, Comparison, Figure, spoiled
+from loadtest.comparison import Cell, Comparison
+from loadtest.differences import spoiled
+from loadtest.figures import FAILED, Figure
 from loadtest.summary import PointSummary, Stat, Summary, UserSummary
 from loadtest.units import shown, span, times
 
@@ -59,7 +61,7 @@ def _run(summary: Summary) -> Iterable[RenderableType]:
     if why := spoiled(summary):
         yield Text(why, style="bold red")
     yield _latencies(summary)
-    yield Text(", ".join(_rates(summary)))
+    yield from map(Text, _rates(summary))
     if len(summary.kinds) > 1:
         yield _groups("kind", summary.kinds)
     if len(summary.users) > 1 and not summary.points:
@@ -96,12 +98,12 @@ def _latencies(summary: Summary) -> Table:
 
 
 def _rates(summary: Summary) -> Iterable[str]:
-    yield f"{shown(summary.rps, '/s')} answered of {shown(summary.offered_rps, '/s')} offered"
-    yield f"{shown(summary.output_tps, '/s')} tokens"
-    yield f"goodput {shown(summary.goodput, '%')}"
-    yield f"Jain {shown(summary.jain, '')}"
-    if summary.worst_user is not None and len(summary.users) > 1:
-        yield f"least favoured {summary.worst_user}"
+    requests = f"{shown(summary.rps, '/s')} answered of {shown(summary.offered_rps, '/s')} offered"
+    yield f"{requests}, {shown(summary.output_tps, '/s')} tokens"
+    fairness = (
+        f", Jain {shown(summary.jain, '')}, least favoured {summary.worst_user}" if len(summary.users) > 1 else ""
+    )
+    yield f"goodput {shown(summary.goodput, '%')}{fairness}"
 
 
 def _groups(what: str, groups: Mapping[str, UserSummary]) -> Table:
