@@ -17,12 +17,13 @@ ends; one aborted during step k still costs its part of k+1. If there was nothin
 composed anew when k ends.
 
 The KV cache: a sequence gets a seat if its whole prompt fits besides what others hold now, and its blocks as its
-tokens come. When there is none left for one with a seat, another is preempted: the last one seated, or the one
-of lowest priority, and that may be itself. It lets go of its blocks and waits in front, to be prefilled again,
-its answer so far included. With prefix caching a prompt starts behind the whole blocks of its start that are
-cached, but computes at least one token. A block is there for others as soon as the step that fills it is
-composed: vLLM relies on its being computed by the time it is read. One of an answer comes a step later with
-async scheduling, since its tokens are not known before.
+tokens come. When there is none left for one with a seat, the last one seated is preempted, or by priority the
+least urgent, and that may be itself. It lets go of its blocks and waits in front of the others, to be prefilled
+again, its answer so far included. Nobody gets a seat in a step that took one.
+
+With prefix caching a prompt starts behind those whole blocks of its start that are cached, but computes at least
+one token. A block is there for others as soon as the step that fills it is composed, as it will be computed by
+the time it is read. One of an answer comes a step later with async scheduling: vLLM does not know its tokens.
 
     T = tf + te·(1 − (1−q)^(Σ d + prefilled)) + td·decoding + tk·Σ context
            + tt·Σ factor·chunk + ta·Σ chunk·(start + chunk/2)
@@ -34,11 +35,12 @@ layers that keep less than the whole context, speculative decoding, end of seque
 """
 
 from bisect import insort
-from collections import defaultdict, deque
+from collections import deque
 from contextlib import suppress
 from itertools import count
 from random import Random
 
+from loadtest.decoding import Decoding
 from loadtest.kv_cache import KVCache
 from loadtest.profile import KINDS, EngineProfile
 from loadtest.sequence import Sequence, Step
@@ -47,11 +49,7 @@ __all__ = ["Engine", "Sequence", "Step", "prefill_alone"]
 
 
 class Engine:
-    """The scheduler's state. A sequence that decodes is in every step, so its last step's number is known, and those
-    in which it begins a cache block.
-
-    Hence a step costs what changes with it, not what runs in it: nothing is counted token by token.
-    """
+    """The scheduler's state."""
 
     def __init__(self, profile: EngineProfile, *, seed: int = 0, noise: float = 0.0) -> None:
         """Each step's duration is multiplied by a factor of mean 1 and sigma `noise`, between 0.5 and 2."""
@@ -59,27 +57,21 @@ class Engine:
         self.preemptions = 0
         self._noise = noise
         self._random = Random(seed)
+        self._tt_factor = {kind: profile.tt_factor.get(kind, 1.0) for kind in KINDS}
         self._by_priority = profile.scheduling_policy == "priority"
         self._arrivals = count()
         self._seats = count()
         self._waiting: deque[Sequence] = deque()
         self._running: dict[Sequence, int] = {}  # those with a seat, in the order of its number
         self._prefilling: list[Sequence] = []  # in that order, too
-        self._decoding: dict[Sequence, None] = {}  # in the next step to be composed; a dict keeps their order
-        self._context = 0  # tokens that they will read in it
-        self._routed = 0.0  # Σ d of them
-        self._tt_factor = {kind: profile.tt_factor.get(kind, 1.0) for kind in KINDS}
-        self._ending: defaultdict[int, list[Sequence]] = defaultdict(list)  # whose last step has this number
-        self._composed = 0  # steps, so the number of the next one
-        self._ended = 0
+        # Blocks are counted only if that makes a difference.
+        finite = profile.kv_cache_tokens is not None or profile.enable_prefix_caching
+        self._cache = KVCache(profile) if finite else None
+        self._decoding = Decoding(profile, counts_blocks=finite)
+        self._ended = 0  # steps, so the number of the one that runs
         self._step: Step | None = None
         self._ahead: Step | None = None
         self._held_back: set[Sequence] = set()  # they get a token with the step that runs, but none with the next
-        # Blocks are counted only if it makes a difference.
-        finite = profile.kv_cache_tokens is not None or profile.enable_prefix_caching
-        self._cache = KVCache(profile) if finite else None
-        # Those who decode, by the steps in which they begin a block: their number modulo the size of a block.
-        self._beginning: list[dict[Sequence, None]] = [{} for _ in range(profile.block_size)]
 
     @property
     def running(self) -> int:
@@ -170,20 +162,20 @@ class Engine:
         cap = 0 if alone else self.profile.long_prefill_token_threshold
         chunks: dict[Sequence, int] = {}
         idle = self._go_on(chunks, cap) if self._prefilling or self._cache else []
-        decoding, context, routed = list(self._decoding), self._context, self._routed
+        context, routed, members = self._decoding.context, self._decoding.routed, list(self._decoding.members)
         started = self._start(chunks, cap) if self._waiting and self.preemptions == preemptions else []
-        if not decoding and not chunks:
+        if not members and not chunks:
             for sequence in idle:
-                self._start_decoding(sequence)
+                self._decoding.start(sequence)
             return None
 
         for sequence in idle:
             self._hold_back(sequence)
-        number, self._composed = self._composed, self._composed + 1
-        self._context += len(decoding)  # in the step after, each reads one token more
+        number = self._decoding.number
+        self._decoding.advance()
         for sequence in idle:
             sequence.first_step += 1
-            self._start_decoding(sequence)
+            self._decoding.start(sequence)
         prefilled, attended, weighted = 0, 0.0, 0.0
         first: list[Sequence] = []
         resumed: list[Sequence] = []
@@ -194,15 +186,13 @@ class Engine:
             if sequence.computed == sequence.prompt_tokens + sequence.kept:
                 (resumed if sequence.kept else first).append(sequence)
                 sequence.first_step = number - sequence.kept
-                self._start_decoding(sequence)
+                self._decoding.start(sequence)
         if first or resumed:
             self._prefilling = [sequence for sequence in self._prefilling if sequence.first_step < 0]
-        finished = self._ending.pop(number, [])
-        for sequence in finished:
-            self._stop_decoding(sequence)
+        finished = self._decoding.end()
 
         duration_s = self.profile.step_s(
-            decoding=len(decoding),
+            decoding=len(members),
             context=context,
             prefilled=prefilled,
             attended=attended,
@@ -211,14 +201,15 @@ class Engine:
         )
         if self._noise:
             duration_s *= min(2.0, max(0.5, self._random.gauss(1.0, self._noise)))
-        return Step(duration_s, started, list(chunks.items()), decoding, first, resumed, finished)
+        return Step(duration_s, started, list(chunks.items()), members, first, resumed, finished)
 
     def _go_on(self, chunks: dict[Sequence, int], cap: int) -> list[Sequence]:
         """Parts of the prompts already begun, and blocks for all; who decodes, but not in this step.
 
         As in vLLM, those are the ones seated after one that lost its own seat while it asked for a block.
         """
-        cache, left = self._cache, self.profile.max_num_batched_tokens - len(self._decoding)
+        cache, decoding = self._cache, self._decoding
+        left = self.profile.max_num_batched_tokens - len(decoding.members)
         for sequence in self._in_need() if cache else self._prefilling:
             chunk = 0
             if sequence.first_step < 0:
@@ -226,16 +217,16 @@ class Engine:
             if cache:
                 if sequence not in self._running:  # it made room for one before it
                     continue
-                decodes, seat = sequence in self._decoding, self._running[sequence]
-                tokens = self._next_context(sequence) if decodes else sequence.computed + chunk
+                decodes, seat = sequence in decoding.members, self._running[sequence]
+                tokens = decoding.tokens(sequence) if decodes else sequence.computed + chunk
                 while cache.lacks(sequence, tokens):
                     victim = max(self._running, key=_precedence) if self._by_priority else next(reversed(self._running))
-                    left += chunks.pop(victim, 0) + (victim in self._decoding)
+                    left += chunks.pop(victim, 0) + (victim in decoding.members)
                     self._preempt(victim)
                     if victim is sequence:
-                        idle = [each for each in self._decoding if self._running[each] > seat]
+                        idle = [each for each in decoding.members if self._running[each] > seat]
                         for each in idle:
-                            self._leave_decoding(each)
+                            decoding.leave(each)
                         return idle
                 cache.grow(sequence, tokens, tokens - (decodes and self.profile.async_scheduling))
             if chunk:
@@ -247,16 +238,16 @@ class Engine:
     def _in_need(self) -> list[Sequence]:
         """Whose blocks change in the next step, in the order of their seats: who prefills, who begins a block of its
         answer, and who fills one, if it may be shared at once."""
-        size = self.profile.block_size
-        changing = [*self._prefilling, *self._beginning[self._composed % size]]
-        if size > 1 and self.profile.enable_prefix_caching and not self.profile.async_scheduling:
-            changing += self._beginning[(self._composed + 1) % size]
+        changing = [*self._prefilling, *self._decoding.beginning()]
+        if self.profile.enable_prefix_caching and not self.profile.async_scheduling and self.profile.block_size > 1:
+            changing += self._decoding.beginning(ahead=1)
         return sorted(changing, key=self._seat)
 
     def _start(self, chunks: dict[Sequence, int], cap: int) -> list[Sequence]:
         """Those who wait begin, while there are seats, tokens and blocks; who of them had no seat before."""
         started = []
-        cache, left = self._cache, self.profile.max_num_batched_tokens - len(self._decoding) - sum(chunks.values())
+        cache = self._cache
+        left = self.profile.max_num_batched_tokens - len(self._decoding.members) - sum(chunks.values())
         while left and self._waiting and len(self._running) < self.profile.max_num_seqs:
             sequence = self._waiting[0]
             if cache and not cache.admit(sequence):
@@ -290,46 +281,18 @@ class Engine:
     def _hold_back(self, sequence: Sequence) -> None:
         """If it decodes, it does not in the step that is being composed."""
         if sequence.first_step >= 0:
-            sequence.kept = self._composed - sequence.first_step
+            sequence.kept = self._decoding.number - sequence.first_step
             if self._step is not None and sequence in self._step.emitted:
                 self._held_back.add(sequence)
 
     def _unseat(self, sequence: Sequence) -> None:
         del self._running[sequence]
-        if sequence in self._decoding:
-            self._leave_decoding(sequence)
+        if sequence in self._decoding.members:
+            self._decoding.leave(sequence)
         elif sequence.first_step < 0:
             self._prefilling.remove(sequence)
         if self._cache:
             self._cache.release(sequence)
-
-    def _start_decoding(self, sequence: Sequence) -> None:
-        self._decoding[sequence] = None
-        self._context += sequence.prompt_tokens + self._composed - sequence.first_step
-        self._ending[sequence.first_step + sequence.output_tokens - 1].append(sequence)
-        self._routed += self.profile.d[sequence.text]
-        if self._cache:
-            self._beginning[self._phase(sequence)][sequence] = None
-
-    def _stop_decoding(self, sequence: Sequence) -> None:
-        del self._decoding[sequence]
-        self._context -= sequence.prompt_tokens + self._composed - sequence.first_step
-        self._routed = self._routed - self.profile.d[sequence.text] if self._decoding else 0.0  # not to drift away
-        if self._cache:
-            del self._beginning[self._phase(sequence)][sequence]
-
-    def _leave_decoding(self, sequence: Sequence) -> None:
-        """Before its last step."""
-        self._ending[sequence.last_step].remove(sequence)
-        self._stop_decoding(sequence)
-
-    def _next_context(self, sequence: Sequence) -> int:
-        """Tokens that it reads decoding in the next step to be composed: its prompt, its answer so far."""
-        return sequence.prompt_tokens + self._composed - sequence.first_step
-
-    def _phase(self, sequence: Sequence) -> int:
-        """Of the steps in which it begins a block."""
-        return (sequence.first_step + 1 - sequence.prompt_tokens) % self.profile.block_size
 
     def _seat(self, sequence: Sequence) -> int:
         return self._running.get(sequence, -1)

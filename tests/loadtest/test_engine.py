@@ -753,11 +753,13 @@ def check_blocks(engine: Engine) -> None:
     for sequence, holding in cache._holdings.items():
         tokens = sequence.computed
         if sequence.first_step >= 0:  # up to its last step, whose token is never computed itself
-            tokens = sequence.prompt_tokens + min(engine._composed - sequence.first_step, sequence.output_tokens) - 1
+            tokens = (
+                sequence.prompt_tokens + min(engine._decoding.number - sequence.first_step, sequence.output_tokens) - 1
+            )
         assert len(holding) == ceil(tokens / engine.profile.block_size)
 
 
-@settings(max_examples=300)
+@settings(max_examples=200)
 @given(
     profile=flags,
     arriving=st.lists(st.lists(sequences, max_size=3), max_size=12),
