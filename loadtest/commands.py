@@ -11,7 +11,7 @@ from rich.console import Console
 
 from gateway.profile import load as load_cost_profile
 from loadtest import demo as demonstration
-from loadtest import policy_table
+from loadtest import load_commands, policy_table
 from loadtest.profile import EngineProfile, load_profile
 from loadtest.replay import Divergence
 from loadtest.replay import replay as replay_log
@@ -28,6 +28,7 @@ def register(app: typer.Typer) -> None:
     app.command()(sim)
     app.command()(replay)
     app.command()(policies)
+    app.add_typer(load_commands.app, name="load")
 
 
 def demo(

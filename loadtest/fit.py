@@ -24,6 +24,7 @@ from loadtest.workload import Workload
 from loadtest.workloads import find
 
 FITTED = tuple("ABCDEFGH")
+PARTLY = tuple("CDG")
 HELD_OUT = tuple("IJ")
 
 COEFFICIENTS = ("tf_s", "te_s", "td_s", "tt_s_per_token", "ta_s_per_token2", "tk_s_per_token", "to_s")
@@ -110,6 +111,8 @@ def toml(machine: EngineProfile) -> str:
         f"long_prefill_token_threshold = {machine.long_prefill_token_threshold}",
         f"async_scheduling = {str(machine.async_scheduling).lower()}",
     ]
+    if machine.kv_cache_tokens is not None:
+        lines.append(f"kv_cache_tokens = {machine.kv_cache_tokens}")
     return "\n".join(lines) + "\n"
 
 

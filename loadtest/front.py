@@ -25,6 +25,7 @@ from policies.fifo import Fifo
 WITHOUT_GATEWAY = ("direct", "priority", "semaphore")
 
 NO_LIMIT = 1 << 40
+DEFAULT_LIMITS = Limits()
 
 
 def fronts() -> list[str]:
@@ -33,11 +34,14 @@ def fronts() -> list[str]:
 
 @dataclass(frozen=True)
 class Front:
-    """cost, limits, queue_timeout  the gateway's; `seats` are the semaphore's. Raises ValueError for an unknown name."""
+    """`cost`, `limits` and `queue_timeout` are the gateway's, `seats` the semaphore's.
+
+    Raises ValueError for an unknown name.
+    """
 
     name: str
     cost: Profile | None = None
-    limits: Limits = Limits()
+    limits: Limits = DEFAULT_LIMITS
     queue_timeout: float = inf
     seats: int = 8
 

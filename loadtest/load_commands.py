@@ -14,11 +14,13 @@ from rich.table import Table
 
 from gateway import config
 from gateway.profile import load as load_cost_profile
-from loadtest import comparison, report, suite, terminal, vllm_json
-from loadtest.client import served_model
+from loadtest import comparison, fit, report, suite, terminal, vllm_json
+from loadtest.accuracy import accuracies
 from loadtest.cost_fit import cost_profile
 from loadtest.front import Front, fronts
 from loadtest.live_display import displaying
+from loadtest.measurements import measurements
+from loadtest.probe import served_model
 from loadtest.profile import EngineProfile, load_profile
 from loadtest.records import Record
 from loadtest.results import Result, encode, load, writing
@@ -255,6 +257,34 @@ def run_suite(
         console.print(f"wrote {page}")
 
 
+@app.command("fit")
+def fit_machine(
+    measured: Annotated[str, typer.Argument(metavar="MACHINE", help=f"Of {', '.join(measurements())}.")],
+    start: Annotated[str, typer.Option(help="Profile to start from.", show_default="the machine's own")] = "",
+    tries: Annotated[int, typer.Option(min=1, help="Steps; each simulates every test a dozen times.")] = 20,
+) -> None:
+    """Fit a simulated machine to what a real one measured, and print its profile; a minute or more.
+
+    Tests I and J stay out of the fit: their figures are predictions.
+    """
+    with _told_plainly():
+        console = Console(stderr=True)
+        if measured not in measurements():
+            raise ValueError(f"nothing was measured on {measured!r}: name one of {', '.join(measurements())}")
+        with console.status("fitting") as status:
+            fitted = fit.fit(
+                load_profile(start or measured),
+                measurements()[measured],
+                lambda error: status.update(f"fitting: median error now {100 * error:.2f} %"),
+                tries=tries,
+            )
+        print(fit.toml(fitted.machine))
+        table = Table("test", "", "figures", "median error / 90th percentile", box=None, pad_edge=False)
+        for test, accuracy in accuracies(fitted.errors).items():
+            table.add_row(test, "held out" if test in fit.HELD_OUT else "", str(accuracy.figures), str(accuracy))
+        console.print(table)
+
+
 def front(name: str, machine: EngineProfile, assignments: list[str] | None = None, seats: int = 8) -> Front:
     """A gateway that knows how this engine was started, and the settings that were given."""
     engine = {
@@ -282,7 +312,7 @@ def _load(
     workload = find_workload(name)
     options = Options(workload.seed if seed is None else seed, users, duration, dataset=dataset)
     plan = workload.plan(options)
-    if duration is not None:
+    if duration is not None and workload.loop != "people":
         plan = plan.only(lambda request: request.at < duration)
     if requests is not None:
         plan = plan.first(requests)
@@ -363,5 +393,5 @@ def _told_plainly() -> Iterator[None]:
     """What a person got wrong, or a server that is not there, is told in a line."""
     try:
         yield
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
         raise typer.BadParameter(str(error)) from error

@@ -9,7 +9,8 @@ from signal import SIGINT
 import anyio
 
 from gateway.profile import Profile
-from loadtest import client
+from loadtest import probe
+from loadtest.client import LoadClient
 from loadtest.engine import prefill_alone
 from loadtest.front import Front
 from loadtest.profile import EngineProfile
@@ -95,8 +96,8 @@ async def _run(load: Load, target: Target, on_end: OnEnd, nonce: str) -> Run:
     texts = await _texts(target, nonce)
     latency = 0.0
     if load.workload.loop == "closed":
-        latency = target.speed * await client.latency(target.base_url, target.model, target.api_key)
-    loader = client.LoadClient(
+        latency = target.speed * await probe.latency(target.base_url, target.model, target.api_key)
+    loader = LoadClient(
         target.base_url,
         target.model,
         speed=target.speed,
@@ -120,7 +121,7 @@ async def _run(load: Load, target: Target, on_end: OnEnd, nonce: str) -> Run:
         model=target.model,
         note=load.workload.note,
         provenance=provenance(
-            server=await client.server_version(target.base_url, target.api_key),
+            server=await probe.server_version(target.base_url, target.api_key),
             bytes_per_token=f"{texts.bytes_per_token:.3f}",
             speed="" if target.speed == 1 else f"{target.speed:g}",
         ),
@@ -141,7 +142,7 @@ async def _texts(target: Target, nonce: str) -> Texts:
     """In the server's own measure, unless it was given."""
     if target.bytes_per_token is not None:
         return Texts(bytes_per_token=target.bytes_per_token, nonce=nonce)
-    return await client.measure(target.base_url, target.model, target.api_key, nonce=nonce)
+    return await probe.measure(target.base_url, target.model, target.api_key, nonce=nonce)
 
 
 def flags(machine: EngineProfile) -> str:

@@ -183,7 +183,9 @@ class Simulation:
         self._by_sequence[sequence] = sent
         self._engine.add(sequence)
         if not self._stepping:
-            self._begin_step()
+            # After all that comes in this instant: vLLM composes a step of what is there.
+            self._stepping = True
+            self._agenda.at(self._agenda.now, self._begin_step)
 
     def _begin_step(self) -> None:
         step = self._engine.begin()

@@ -66,6 +66,10 @@ class Test:
     def errors(self) -> list[float]:
         return [abs(line.error) for line in self.lines if line.error is not None]
 
+    @property
+    def median_error(self) -> float:
+        return median(self.errors)
+
 
 @dataclass(frozen=True)
 class Headline:

@@ -19,7 +19,7 @@ from gateway.profile import load as load_cost_profile
 from loadtest.demo import DEPLOY_THRESHOLD, NOISE, Demo, Runs, figures, sentence, table
 from loadtest.engine import Engine
 from loadtest.profile import load_profile
-from loadtest.records import documents_before_second_paster
+from loadtest.office import documents_before_second_paster
 from loadtest.simulate import Simulation
 from policies import POLICIES
 
