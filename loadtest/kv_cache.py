@@ -82,9 +82,9 @@ class BlockPool:
         self._plain -= count - evicted
         holding.plain += count
 
-    def cache(self, holding: Holding, keys: tuple[int, ...]) -> None:
-        """As many blocks of the holding as there are keys are full, and found by them from now on."""
-        for key in keys[len(holding.keyed) :]:
+    def cache(self, holding: Holding, keys: tuple[int, ...], full: int) -> None:
+        """So many blocks of the holding are full, and found by their keys from now on."""
+        for key in keys[len(holding.keyed) : full]:
             block = Block(key)
             self._cached.setdefault(key, []).append(block)
             holding.keyed.append(block)
@@ -148,7 +148,7 @@ class KVCache:
 
     def fill(self, sequence: Sequence, known: int) -> None:
         if self._caching:
-            self.pool.cache(self._holdings[sequence], sequence.keys[: known // self._size])
+            self.pool.cache(self._holdings[sequence], sequence.keys, known // self._size)
 
     def release(self, sequence: Sequence) -> None:
         self.pool.release(self._holdings.pop(sequence))

@@ -13,7 +13,7 @@ def hold(pool: BlockPool, keys: tuple[int, ...] = (), plain: int = 0) -> Holding
     """What a sequence has that finds what it can, and computes the rest of its full blocks."""
     holding = pool.share(pool.find(keys, len(keys)))
     pool.take(holding, len(keys) + plain - len(holding))
-    pool.cache(holding, keys)
+    pool.cache(holding, keys, len(keys))
     return holding
 
 
@@ -81,7 +81,7 @@ def test_two_who_compute_the_same_have_a_block_each() -> None:
     for holding in (one, two):
         pool.take(holding, 1)
     for holding in (one, two):
-        pool.cache(holding, (1,))
+        pool.cache(holding, (1, 2), 1)
     assert pool.free == 2
     pool.release(one)
     pool.take(Holding(), 3)  # the first one's block goes, the second one's is still there
@@ -171,7 +171,7 @@ def test_against_a_naive_pool(total: int, actions: list[tuple[str, tuple[int, ..
                 naive.idle = [block for block in naive.idle if block not in same]
                 pool.take(holdings[-1], wanted - len(found))
                 naive.take(same, wanted - len(same))
-                pool.cache(holdings[-1], keys)
+                pool.cache(holdings[-1], keys, len(keys))
                 naive.key |= {block: key for block, key in zip(same, keys, strict=False) if block not in naive.key}
         elif action == "grow" and holdings and pool.free:
             pool.take(holdings[number % len(holdings)], 1)
