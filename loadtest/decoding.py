@@ -11,8 +11,9 @@ from loadtest.sequence import Sequence
 
 
 class Decoding:
-    """
-    number   of the next step to be composed
+    """The sums of the next step, kept as they change.
+
+    number   which step that is: the next to be composed
     members  who decodes in it; a dict keeps their order
     context  tokens that they will read in it
     routed   Σ d of them

@@ -228,7 +228,8 @@ class Engine:
                         for each in idle:
                             decoding.leave(each)
                         return idle
-                cache.grow(sequence, tokens, tokens - (decodes and self.profile.async_scheduling))
+                known = tokens - 1 if decodes and self.profile.async_scheduling else tokens
+                cache.grow(sequence, tokens, known)
             if chunk:
                 sequence.computed += chunk
                 chunks[sequence] = chunk
