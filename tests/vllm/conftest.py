@@ -40,10 +40,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @dataclass(frozen=True)
 class Vllm:
-    """A vLLM server: where it answers, the model it serves, and what its metrics say."""
+    """A vLLM server: where it answers, the model it serves, the model's folder, and what its metrics say."""
 
     url: str
     model: str
+    folder: Path
 
     def metric(self, name: str) -> float:
         return metric(self.url, name)
@@ -92,7 +93,7 @@ def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vllm]:
             command, env=environment, cwd=folder, stdout=output, stderr=output, start_new_session=True
         )
     try:
-        engine = Vllm(f"http://127.0.0.1:{port}", MODEL)
+        engine = Vllm(f"http://127.0.0.1:{port}", MODEL, model)
         wait_until(lambda: server.poll() is not None or _healthy(engine.url), STARTUP)
         if server.poll() is not None or not _healthy(engine.url):
             what = "is not healthy in time" if server.poll() is None else f"ended with {server.returncode}"

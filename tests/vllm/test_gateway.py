@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from itertools import count, pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import anyio
@@ -13,10 +14,10 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from loadtest.client import LoadClient
-from loadtest.office import Arrival
+from loadtest.client import LoadClient, measure
 from loadtest.process import running
-from loadtest.records import Record, summarize
+from loadtest.records import Record
+from loadtest.request import Plan, Request
 from tests.vllm.conftest import Vllm, metric, wait_until
 from tests.vllm.tiny_model import words
 
@@ -164,33 +165,40 @@ def test_spans_are_complete(gateway: str, trace_file: Path) -> None:
     assert all(span["duration_s"] > 0 for span in found.values())
 
 
-def starvation() -> list[Arrival]:
-    long = [Arrival(0.0, f"paster {i}", "long", 3000, 8) for i in range(4)]
-    short = [Arrival(0.1 + 0.1 * i, f"asker {i}", "short", 200, 8) for i in range(10)]
+def load(url: str, *requests: Request) -> list[Record]:
+    """Send them, in vLLM's own tokens; prompts are always fresh."""
+
+    async def run() -> list[Record]:
+        texts = await measure(url, "tiny", nonce=f"fresh-{next(fresh_seed)}")
+        return await LoadClient(url, "tiny", texts=texts).run(Plan(requests))
+
+    return anyio.run(run)
+
+
+def starvation() -> list[Request]:
+    long = [Request(0.0, f"paster {i}", "long", 3000, 8) for i in range(4)]
+    short = [Request(0.1 + 0.1 * i, f"asker {i}", "short", 200, 8) for i in range(10)]
     return long + short
 
 
 @pytest.mark.timeout(240, func_only=True)
 def test_long_prompts_do_not_starve_short_ones(vllm: Vllm, gateway: str) -> None:
-    """The same load, straight and through the gateway, taking turns in one run; prompts are always fresh.
+    """The same load, straight and through the gateway, taking turns in one run.
 
     The second run of each is measured against the first of the other too: what is compared are sums.
     """
-
-    def run(url: str) -> list[Record]:
-        client = LoadClient(url, "tiny", text=lambda arrival: words(arrival.prompt_tokens, seed=next(fresh_seed)))
-        return anyio.run(client.run, starvation())
-
-    run(gateway)  # the engine's and the gateway's first requests pay for what they load
+    load(gateway, *starvation())  # the engine's and the gateway's first requests pay for what they load
     rows: dict[str, list[Record]] = {"direct": [], "gateway": []}
     last_long: dict[str, float] = {"direct": 0.0, "gateway": 0.0}
     for name, url in [("direct", vllm.url), ("gateway", gateway)] * 3:
-        records = run(url)
+        records = load(url, *starvation())
         rows[name] += records
-        last_long[name] += max(record.e2e for record in records if record.arrival.kind == "long")
+        last_long[name] += max(record.e2e for record in records if record.request.kind == "long")
 
-    assert not any(record.failed for records in rows.values() for record in records)
-    direct, ours = (summarize(rows[name])["short_ttft_p50_s"] for name in ("direct", "gateway"))
+    assert all(record.completed for records in rows.values() for record in records)
+    direct, ours = (
+        median(record.ttft for record in rows[name] if record.request.kind == "short") for name in ("direct", "gateway")
+    )
     print(f"short TTFT p50: direct {direct:.2f} s, gateway {ours:.2f} s, {direct / ours:.1f} times better")
     print(f"last long prompt: {last_long['gateway'] / last_long['direct']:.2f} times as late")
     assert direct / ours >= 5
@@ -213,10 +221,8 @@ def test_forecasts_are_held_against_what_came(gateway: str) -> None:
 
     before = compared()
     for _ in range(4):
-        arrivals = [Arrival(0.05 * i, f"paster {i % 3}", "long", 3000, 8) for i in range(8)]
-        client = LoadClient(gateway, "tiny", text=lambda arrival: words(arrival.prompt_tokens, seed=next(fresh_seed)))
-        records = anyio.run(client.run, arrivals)
-        assert not any(record.failed for record in records)
+        records = load(gateway, *(Request(0.05 * i, f"paster {i % 3}", "long", 3000, 8) for i in range(8)))
+        assert all(record.completed for record in records)
     counts = {bound: value - before[bound] for bound, value in compared().items()}
     waited = counts[float("inf")]
     within = counts[1.25] - counts[0.75]

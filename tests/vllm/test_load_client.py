@@ -1,0 +1,179 @@
+"""The load generator against a real vLLM: what it reads there, and that it measures what `vllm bench serve` does."""
+
+import json
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from itertools import combinations, count, pairwise
+from math import log
+from statistics import median
+from typing import Any
+
+import anyio
+import pytest
+
+from loadtest.client import LoadClient, latency, measure, served_model, server_version
+from loadtest.records import Outcome, Record
+from loadtest.request import Plan, Request
+from tests.vllm.conftest import ENVIRONMENT, HERE, MODEL, Vllm
+
+fresh_seed = count(1)
+
+Bench = Callable[[], dict[str, Any]]
+
+# One request has mostly ended when the next comes: what is compared are clients, not queues.
+PROMPT_TOKENS, ANSWER_TOKENS = 600, 30
+REQUESTS, RATE = 20, 2.0
+PAIRS = 5
+
+
+def load(url: str, plan: Plan, **options: Any) -> list[Record]:
+    async def run() -> list[Record]:
+        texts = await measure(url, MODEL, nonce=f"load-{next(fresh_seed)}")
+        return await LoadClient(url, MODEL, texts=texts, ignore_eos=True, **options).run(plan)
+
+    return anyio.run(run, backend_options={"use_uvloop": True})
+
+
+def request(at: float = 0.0, prompt_tokens: int = 200, output_tokens: int = 8, **fields: Any) -> Request:
+    return Request(at, "ada", "short", prompt_tokens, output_tokens, **fields)
+
+
+def test_what_vllm_tells_of_itself(vllm: Vllm) -> None:
+    assert served_model(f"{vllm.url}/v1") == MODEL
+    assert anyio.run(server_version, vllm.url).startswith("0.")
+    assert anyio.run(latency, vllm.url, MODEL) > 0
+    texts = anyio.run(measure, vllm.url, MODEL)
+    assert 1 < texts.bytes_per_token < 3  # a vocabulary that has no English
+    assert 0 < texts.overhead < 40
+
+
+@pytest.mark.parametrize("text", ["mixed", "random"])
+def test_prompts_are_as_long_as_they_should_be(vllm: Vllm, text: Any) -> None:
+    plan = Plan(tuple(request(prompt_tokens=tokens, text=text) for tokens in (150, 600, 2500)))
+    for record in load(vllm.url, plan):
+        assert record.completed
+        assert record.prompt_tokens == pytest.approx(record.request.prompt_tokens, rel=0.03, abs=12)
+
+
+def test_every_token_is_a_stamp(vllm: Vllm) -> None:
+    """But where vLLM was too busy to send each by itself. And the queue that it had is told."""
+    records = load(vllm.url, Plan((request(), *(request(after=(turn,)) for turn in range(9)))))
+    for record in records:
+        assert (record.outcome, record.output_tokens) == (Outcome.COMPLETED, 8)
+        assert 1 <= len(record.tokens) <= 8
+        assert record.queue is not None
+        assert 0 <= record.queue < record.ttft_send
+    assert max(len(record.tokens) for record in records) == 8
+
+
+def test_a_conversation_is_found_in_the_prefix_cache(vllm: Vllm) -> None:
+    """For it is what was really said, but for blocks of 128 tokens and an answer that is cut into other tokens when it
+    is read than when it was written. Another run of the same plan finds nothing."""
+    first = request(prompt_tokens=500, system="handbook", system_tokens=600)
+    turns = [request(prompt_tokens=500, after=(turn,), continues=turn) for turn in range(2)]
+    for _ in range(2):
+        records = load(vllm.url, Plan((first, *turns)))
+        assert all(record.completed for record in records)
+        cached = [record.cached_tokens or 0 for record in records]
+        assert cached[0] == 0
+        for before, turn in pairwise(range(3)):
+            assert cached[turn] > (records[before].prompt_tokens or 0) - 128 - 8
+
+
+def test_a_prompt_that_is_too_long_is_vllms_to_refuse(vllm: Vllm) -> None:
+    (record,) = load(vllm.url, Plan((request(prompt_tokens=20_000),)))
+    assert record.outcome is Outcome.HTTP_ERROR
+    assert record.detail.startswith("400 This model's maximum context length is 16384")
+
+
+@pytest.fixture(scope="module")
+def bench(vllm: Vllm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    """`vllm bench serve`, with other prompts each time, for vLLM would find the same ones in its cache."""
+    folder = tmp_path_factory.mktemp("bench")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | ENVIRONMENT
+    command = [os.path.abspath(os.environ["FAIRLANE_VLLM_PYTHON"]), str(HERE / "bench_serve.py")]
+    with (folder / "bench.log").open("w") as log:
+        process = subprocess.Popen(
+            command, env=environment, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+        )
+    assert process.stdin
+    assert process.stdout
+    stdin, stdout = process.stdin, process.stdout
+    options = (
+        *("--backend", "openai-chat", "--base-url", vllm.url, "--endpoint", "/v1/chat/completions"),
+        *("--model", MODEL, "--tokenizer", str(vllm.folder), "--dataset-name", "random", "--random-range-ratio", "0"),
+        *("--random-input-len", str(PROMPT_TOKENS), "--random-output-len", str(ANSWER_TOKENS), "--ignore-eos"),
+        *("--num-prompts", str(REQUESTS), "--request-rate", str(RATE), "--burstiness", "inf"),
+        *("--ready-check-timeout-sec", "0", "--save-detailed"),
+    )
+
+    def run() -> dict[str, Any]:
+        stdin.write(json.dumps([*options, "--seed", str(next(fresh_seed))]) + "\n")
+        stdin.flush()
+        line = stdout.readline()
+        assert line, (folder / "bench.log").read_text()[-2000:]
+        result: dict[str, Any] = json.loads(line)
+        assert result["completed"] == REQUESTS
+        return result
+
+    with process:
+        yield run
+        stdin.close()
+
+
+@pytest.mark.timeout(300, func_only=True)
+def test_it_measures_what_vllms_own_benchmark_measures(vllm: Vllm, bench: Bench) -> None:
+    """In turns, each run of ours with the arrivals and lengths of one of vLLM's: medians of the runs' medians, in ms,
+    agree within 5 %. On a machine that is busy with something else not even vLLM's own do: there they may be as far
+    apart as chance alone puts them."""
+    theirs: dict[str, list[float]] = {"ttft": [], "tpot": []}
+    ours: dict[str, list[float]] = {"ttft": [], "tpot": []}
+
+    def one_of_theirs() -> dict[str, Any]:
+        result = bench()
+        for name, medians in theirs.items():
+            medians.append(result[f"median_{name}_ms"])
+        return result
+
+    def one_of_ours(result: dict[str, Any]) -> None:
+        begin = result["start_times"][0]
+        rows = zip(result["start_times"], result["input_lens"], result["output_lens"], strict=True)
+        plan = Plan(tuple(request(0.1 + start - begin, *lengths) for start, *lengths in rows))
+        records = load(vllm.url, plan)
+        assert all(record.completed for record in records)
+        assert [record.output_tokens for record in records] == result["output_lens"]
+        lengths = median(record.prompt_tokens or 0 for record in records)
+        assert lengths == pytest.approx(median(result["input_lens"]), rel=0.02)
+        ours["ttft"].append(1e3 * median(record.ttft_send for record in records))
+        ours["tpot"].append(1e3 * median(record.tpot or 0.0 for record in records))
+
+    result = bench()  # what vLLM does for the first time takes longer
+    for pair in range(PAIRS):
+        if pair % 2:  # whatever grows during the test favours neither
+            one_of_ours(result)
+            result = one_of_theirs()
+        else:
+            result = one_of_theirs()
+            one_of_ours(result)
+
+    for name in ("ttft", "tpot"):
+        ratio = median(ours[name]) / median(theirs[name])
+        chance = by_chance(ours[name], theirs[name])
+        runs = [" ".join(f"{one:.2f}" for one in side[name]) for side in (theirs, ours)]
+        print(f"{name}: {ratio:.3f} of vLLM's, by chance in {chance:.0%}; vLLM's {runs[0]}; ours {runs[1]}")
+        assert abs(ratio - 1) <= 0.05 or chance > 0.05
+
+
+def by_chance(some: list[float], others: list[float]) -> float:
+    """How often the medians of two sides are as far apart as these, if their runs are dealt out anew: of all deals."""
+
+    def apart(side: list[float], other: list[float]) -> float:
+        return abs(log(median(side) / median(other)))
+
+    runs = some + others
+    deals = [
+        apart([runs[at] for at in dealt], [run for at, run in enumerate(runs) if at not in dealt])
+        for dealt in combinations(range(len(runs)), len(some))
+    ]
+    return sum(each >= apart(some, others) - 1e-9 for each in deals) / len(deals)
