@@ -247,23 +247,26 @@ class Engine:
     def _start(self, chunks: dict[Sequence, int], cap: int) -> list[Sequence]:
         """Those who wait begin, while there are seats, tokens and blocks; who of them had no seat before."""
         started = []
-        cache = self._cache
+        cache, waiting = self._cache, self._waiting
         left = self.profile.max_num_batched_tokens - len(self._decoding.members) - sum(chunks.values())
-        while left and self._waiting and len(self._running) < self.profile.max_num_seqs:
-            sequence = self._waiting[0]
+        seats = self.profile.max_num_seqs - len(self._running)
+        while left and seats and waiting:
+            sequence = waiting[0]
             if cache and not cache.admit(sequence):
                 break
-            self._waiting.popleft()
+            waiting.popleft()
             self._running[sequence] = next(self._seats)
             self._prefilling.append(sequence)
             if not sequence.preemptions:
                 started.append(sequence)
-            chunk = min(sequence.prompt_tokens + sequence.kept - sequence.computed, cap or left, left)
+            chunks[sequence] = chunk = min(
+                sequence.prompt_tokens + sequence.kept - sequence.computed, cap or left, left
+            )
             sequence.computed += chunk
             if cache:
                 cache.grow(sequence, sequence.computed, sequence.computed)
-            chunks[sequence] = chunk
             left -= chunk
+            seats -= 1
         return started
 
     def _preempt(self, sequence: Sequence) -> None:
