@@ -2,37 +2,17 @@
 
 import json
 import socket
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
 
 import httpx
 import openai
 import pytest
-import uvicorn
 
+from gateway.feedback import EngineState
 from loadtest.engine import prefill_alone
-from loadtest.profile import EngineProfile, load_profile
-from loadtest.sim_server import create_app
-
-BF16 = load_profile("gemma-4-26b-bf16")
-
-
-@contextmanager
-def simulated_spark(profile: EngineProfile = BF16, **options: Any) -> Iterator[str]:
-    """A server's address. Its socket listens before the server runs, so nobody has to wait for it."""
-    app = create_app(profile, **{"noise": 0.0, "speed": 50.0, **options})
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", ws="none"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
+from tests.conftest import until
+from tests.loadtest.spark import BF16, HTTP, answered, chat, simulated_spark
 
 
 @pytest.fixture(scope="module")
@@ -53,24 +33,12 @@ def sdk(spark: str) -> Iterator[openai.OpenAI]:
         yield client
 
 
-def chat(text: str, **fields: Any) -> dict[str, Any]:
-    return {"messages": [{"role": "user", "content": text}], **fields}
+def seconds_until(url: str, running: int, waiting: int) -> float:
+    def there() -> bool:
+        state = EngineState.read(HTTP.get(f"{url}/metrics").content)
+        return state is not None and (state.running, state.waiting) == (running, waiting)
 
-
-def gauges(client: httpx.Client) -> tuple[int, int]:
-    """Running and waiting."""
-    samples = dict(line.rsplit(" ", 1) for line in client.get("/metrics").text.splitlines() if line[0] != "#")
-    labels = '{engine="0",model_name="gemma-4-26b-bf16"}'
-    running, waiting = (samples[f"vllm:num_requests_{state}{labels}"] for state in ("running", "waiting"))
-    return int(running), int(waiting)
-
-
-def seconds_until(client: httpx.Client, expected: tuple[int, int]) -> float:
-    """Ask for the gauges until they are what they should be; the test's time limit ends it if they never are."""
-    start = time.perf_counter()
-    while gauges(client) != expected:
-        pass
-    return time.perf_counter() - start
+    return until(there)
 
 
 # The SDK
@@ -168,49 +136,23 @@ def test_the_events(http: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "status", "kind", "param"),
-    [
-        ("chat/completions", b"{", 400, "Bad Request", None),
-        ("chat/completions", b"{}", 400, "BadRequestError", "messages"),
-        ("chat/completions", b'{"messages": []}', 400, "BadRequestError", "messages"),
-        ("chat/completions", b'{"messages": "hi"}', 400, "Bad Request", None),
-        ("chat/completions", json.dumps(chat("hi", max_tokens=0)).encode(), 400, "Bad Request", None),
-        (
-            "chat/completions",
-            json.dumps(chat("hi", max_tokens=131072)).encode(),
-            400,
-            "BadRequestError",
-            "input_tokens",
-        ),
-        ("chat/completions", json.dumps(chat("hi", model="gpt-5")).encode(), 404, "NotFoundError", "model"),
-        ("completions", b'{"prompt": []}', 400, "BadRequestError", "prompt"),
-        ("completions", b'{"prompt": ["a", 1]}', 400, "BadRequestError", "prompt"),
-        ("completions", b'{"prompt": ["a", ""]}', 400, "BadRequestError", "prompt"),
-        ("embeddings", b"{}", 404, "Not Found", None),
-    ],
+    ("headers", "fields", "id"),
+    [({"x-request-id": "abc"}, {"request_id": "def"}, "abc"), ({}, {"request_id": "def"}, "def")],
 )
-def test_refusals(http: httpx.Client, path: str, body: bytes, status: int, kind: str, param: str | None) -> None:
-    response = http.post(f"/v1/{path}", content=body)
-    error = response.json()["error"]
-    assert error.pop("message")
-    assert (response.status_code, error) == (status, {"type": kind, "param": param, "code": status})
+def test_an_answer_has_the_requests_id(spark: str, headers: dict[str, str], fields: dict[str, str], id: str) -> None:
+    assert answered(spark, chat("hi", max_tokens=1, **fields), **headers)["id"] == f"chatcmpl-{id}"
 
 
-def test_the_longest_prompt_is_taken(http: httpx.Client) -> None:
-    with simulated_spark(max_model_len=1000, speed=1000.0) as url:
-        assert httpx.post(f"{url}/v1/completions", json={"prompt": [1] * 990, "max_tokens": 10}).status_code == 200
-        assert httpx.post(f"{url}/v1/completions", json={"prompt": [1] * 991, "max_tokens": 10}).status_code == 400
-
-
-def test_a_name_of_its_own(http: httpx.Client) -> None:
+def test_a_name_of_its_own() -> None:
     with simulated_spark(served_model_name='my "spark"') as url:
         assert httpx.get(f"{url}/v1/models").json()["data"][0]["id"] == 'my "spark"'
         assert 'model_name="my \\"spark\\""' in httpx.get(f"{url}/metrics").text
 
 
 def test_health_and_version(http: httpx.Client) -> None:
-    assert http.get("/health").status_code == 200
-    assert http.get("/version").json()["version"].startswith("0.20.1")
+    assert http.get("/health").status_code == http.get("/ping").status_code == http.post("/ping").status_code == 200
+    assert http.get("/version").json()["version"].startswith("0.32.0")
+    assert http.get("/load").json() == {"server_load": 0}
 
 
 # Time
@@ -237,20 +179,27 @@ def test_headers_leave_at_once_and_tokens_in_their_time() -> None:
 def test_a_client_that_leaves_takes_its_sequences_along(stream: bool) -> None:
     """One in prefill and one that waits for its seat: both leave the engine within 100 ms, minutes early."""
     body = json.dumps({"prompt": [1] * 100_000, "max_tokens": 1000, "stream": stream, "n": 1}).encode()
-    request = b"POST /v1/completions HTTP/1.1\r\nhost: spark\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)
-    with (
-        simulated_spark(BF16.with_flags(max_num_seqs=1), speed=1.0) as url,
-        httpx.Client(base_url=url) as client,
-    ):
+    head = (
+        b"POST /v1/completions HTTP/1.1\r\nhost: spark\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+    )
+    request = head % len(body) + body
+    with simulated_spark(BF16.with_flags(max_num_seqs=1), speed=1.0) as url:
         address = (httpx.URL(url).host, httpx.URL(url).port or 0)
         with socket.create_connection(address) as runs:
             runs.sendall(request)
-            seconds_until(client, (1, 0))
+            seconds_until(url, 1, 0)
             with socket.create_connection(address) as waits:
                 waits.sendall(request)
-                seconds_until(client, (1, 1))
-            assert seconds_until(client, (1, 0)) < 0.1
-        assert seconds_until(client, (0, 0)) < 0.1
+                seconds_until(url, 1, 1)
+            assert seconds_until(url, 1, 0) < 0.1
+        assert seconds_until(url, 0, 0) < 0.1
+
+
+def test_a_client_that_leaves_while_it_asks_is_forgotten(spark: str, caplog: pytest.LogCaptureFixture) -> None:
+    with socket.create_connection((httpx.URL(spark).host, httpx.URL(spark).port or 0)) as asks:
+        asks.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: spark\r\ncontent-length: 100\r\n\r\n{")
+    assert answered(spark, chat("hi", max_tokens=1))
+    assert not caplog.records
 
 
 def test_one_users_prefill_is_anothers_stall() -> None:
