@@ -7,7 +7,7 @@ drawn at the edge, not left out.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from loadtest.points import LIMITS_S, Rate
 from loadtest.records import percentile
@@ -36,7 +36,12 @@ TICKS_S = {
 MOST_STEPS = 200  # of a distribution
 LONGEST_NAME = 16
 PIXELS = (600, 360)  # dots that fall on the same of these are one
-DASHES = ("-", "-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+DASHES = ("-", "-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)))
+
+
+def dash(number: int) -> Any:
+    """The line of the side of that number, so that colour is not all that tells."""
+    return DASHES[number % len(DASHES)]
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,7 @@ def distribution(key: str, label: str, waits: Sequence[tuple[int, Sequence[float
             count = sum(map(isfinite, ordered))
             places = sorted({round(step * (count - 1) / MOST_STEPS) for step in range(MOST_STEPS + 1)}) if count else []
             shares = [100 * (place + 1) / len(ordered) for place in places]
-            axes.step([ordered[place] for place in places], shares, where="post", color=side(number), ls=DASHES[number])
+            axes.step([ordered[place] for place in places], shares, where="post", color=side(number), ls=dash(number))
         for q in (50, 95):
             found = [(percentile(each, q), number) for number, each in waits if each]
             _marked(axes, q, sorted((max(at, SHORTEST_S), number) for at, number in found if isfinite(at)))
@@ -138,7 +143,7 @@ def going_on(key: str, label: str, curves: Sequence[Curve], unit: str) -> str:
     def draw(axes: "Axes") -> None:
         for curve in curves:
             times, values = zip(*curve.points, strict=True)
-            axes.step(times, values, where="post", color=side(curve.side), ls=DASHES[curve.side], lw=1.5)
+            axes.step(times, values, where="post", color=side(curve.side), ls=dash(curve.side), lw=1.5)
         axes.set_ylim(0, None)
         axes.set_ylabel(unit)
         _clock(axes, max(curve.points[-1][0] for curve in curves))
@@ -182,7 +187,7 @@ def capacities(key: str, label: str, sides: Sequence[tuple[int, Sequence[Rate]]]
             axes.axhline(limit, color=FAINT, lw=1, ls=(0, (1, 2)))
         for number, found in sides:
             shape = [(rate.rps, min(rate.p95_s, high)) for rate in found]
-            axes.plot(*zip(*shape, strict=True), "o", ls=DASHES[number], color=side(number), ms=5, mec=PAPER)
+            axes.plot(*zip(*shape, strict=True), "o", ls=dash(number), color=side(number), ms=5, mec=PAPER)
         axes.set_xticks(sorted({rate.rps for _, found in sides for rate in found}))
         axes.xaxis.set_major_formatter("{x:g}")
         axes.grid(False)
@@ -198,7 +203,7 @@ def by_size(key: str, label: str, curves: Sequence[Curve], unit: str, *, waits: 
         sizes = sorted({int(size) for curve in curves for size, _ in curve.points})
         for curve in curves:
             shape = list(zip(*curve.points, strict=True))
-            axes.plot(*shape, "o", ls=DASHES[curve.side], color=side(curve.side), ms=5, mec=PAPER)
+            axes.plot(*shape, "o", ls=dash(curve.side), color=side(curve.side), ms=5, mec=PAPER)
         if waits:
             _waits(axes, "y", [value for curve in curves for _, value in curve.points])
         else:

@@ -23,7 +23,7 @@ from loadtest.measurements import measurements
 from loadtest.probe import served_model
 from loadtest.profile import EngineProfile, load_profile
 from loadtest.records import Record
-from loadtest.results import Result, encode, load, writing
+from loadtest.results import Result, encode, load_apart, writing
 from loadtest.runs import Load, Run, Target, simulate
 from loadtest.runs import run as run_real
 from loadtest.summary import Slo, row
@@ -198,7 +198,7 @@ def compare_runs(
 ) -> None:
     """Put runs side by side: ratios to the first, with 95 % bootstrap intervals; with --html as a page."""
     with _told_plainly():
-        groups = [load(folder) for folder in folders]
+        groups = load_apart(folders)
         compared = comparison.compare(groups)
         if as_json:
             print(msgspec.json.format(msgspec.json.encode(compared), indent=2).decode())

@@ -4,9 +4,9 @@ A run that was interrupted has the rows of all that had ended. A folder that hol
 of repeated runs.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -66,20 +66,31 @@ def encode(content: object) -> bytes:
     return msgspec.json.format(msgspec.json.encode(content), indent=2)
 
 
-def load(folder: Path, name: str = "") -> list[Result]:
-    """The run in a folder, or the runs in its folders, in the order of their names. Raises ResultError."""
+def load(folder: Path) -> list[Result]:
+    """The run in a folder, or the runs in its folders, in the order of their names; each called as its summary calls
+    what was measured. Raises ResultError."""
     if (folder / SUMMARY).is_file():
-        return [_run(folder, name or folder.name)]
-    runs = [_run(each, name or folder.name) for each in sorted(folder.glob("*")) if (each / SUMMARY).is_file()]
+        return [_run(folder)]
+    runs = [_run(each) for each in sorted(folder.glob("*")) if (each / SUMMARY).is_file()]
     if not runs:
         raise ResultError(f"{folder} holds no results: there is no {SUMMARY} in it, nor in a folder of it")
     return runs
 
 
-def _run(folder: Path, name: str) -> Result:
+def load_apart(folders: Sequence[Path]) -> list[list[Result]]:
+    """Of several folders; where two have the same name, they are called by their folders."""
+    groups = [load(folder) for folder in folders]
+    names = [group[0].name for group in groups]
+    if len({*names}) == len(names):
+        return groups
+    named = zip(folders, groups, strict=True)
+    return [[replace(run, name=f"{run.name} ({folder.name})") for run in group] for folder, group in named]
+
+
+def _run(folder: Path) -> Result:
     try:
         summary = msgspec.json.decode((folder / SUMMARY).read_bytes(), type=Summary)
         lines = (folder / ROWS).read_bytes().splitlines()
-        return Result(name, summary, tuple(msgspec.json.decode(line, type=Row) for line in lines))
+        return Result(summary.policy, summary, tuple(msgspec.json.decode(line, type=Row) for line in lines))
     except (OSError, msgspec.DecodeError) as error:
         raise ResultError(f"{folder}: {error}") from error

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 WIDTH, HEIGHT = 4.6, 2.9  # inches of 72 units: a phone's width at a legible size of letters
 LETTERS = 10.0
 
-SIDES = 6
+SIDES = 8
 INK, FAINT, GRID, PAPER = "#010101", "#020202", "#030303", "#040404"
 STAGES = ("#050501", "#050502", "#050503")
 _VARIABLES = {

@@ -15,6 +15,7 @@ from loadtest.units import shown, span, times
 
 STATS = ("mean", "p50", "p90", "p95", "p99", "max")
 MOST_USERS = 12
+FEW = 3  # sides whose intervals have room
 FOREVER = Stat(inf, inf, inf, inf, inf, inf)
 
 
@@ -25,7 +26,10 @@ def summary_table(summary: Summary) -> RenderableType:
 
 def comparison_table(compared: Comparison) -> RenderableType:
     """Bold is what chance does not explain, for better or worse; below stands in what else the sides differ."""
-    beside = len(compared.sides) == 2  # of more sides, a ratio stands below its figure
+    beside = (
+        len(compared.sides) == 2
+    )  # of more sides, a ratio stands below its figure, and of many without its interval
+    few = len(compared.sides) <= FEW
     table = _table("", *(side.name for side in compared.sides), *(["ratio (95 %)"] if beside else []))
     part = ""
     for line in compared.lines:
@@ -33,7 +37,7 @@ def comparison_table(compared: Comparison) -> RenderableType:
             part = line.part
             table.add_row()
             table.add_row(Text(part, style="italic"))
-        ratios = [_ratio(cell, in_words=beside) for cell in line.cells]
+        ratios = [_ratio(cell, in_words=beside, interval=few) for cell in line.cells]
         cells = [_value(line.figure, cell) for cell in line.cells]
         if line.figure == FAILED:
             counts = [f"{side.failed:,} of {side.offered:,}" for side in compared.sides]
@@ -174,9 +178,9 @@ def _value(figure: Figure, cell: Cell) -> Text:
     return Text(shown(cell.value, figure.unit), "bold" if cell.verdict else "")
 
 
-def _ratio(cell: Cell, *, in_words: bool) -> Text:
+def _ratio(cell: Cell, *, in_words: bool, interval: bool) -> Text:
     if cell.ratio is None:
         return Text()
-    within = f" ({span(cell.interval)})" if cell.interval else ""
+    within = f" ({span(cell.interval)})" if cell.interval and interval else ""
     verdict = (f" {cell.verdict}" if in_words else "*") if cell.verdict else ""
     return Text(f"{times(cell.ratio)}{within}{verdict}", "bold" if cell.verdict else "dim")

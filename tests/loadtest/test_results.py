@@ -4,7 +4,7 @@ import pytest
 
 from loadtest.records import Outcome, Record
 from loadtest.request import Plan, Request
-from loadtest.results import ResultError, load, writing
+from loadtest.results import ResultError, load, load_apart, writing
 from loadtest.summary import About, Summary, summarize
 
 RECORDS = [
@@ -28,7 +28,7 @@ def write(folder: Path) -> None:
 def test_what_was_written_is_read(tmp_path: Path) -> None:
     write(tmp_path / "run")
     (result,) = load(tmp_path / "run")
-    assert (result.name, result.summary) == ("run", summary())
+    assert (result.name, result.summary) == ("fair", summary())
     assert [(row.user, row.outcome, row.detail) for row in result.rows] == [
         ("ada", Outcome.COMPLETED, ""),
         ("ben", Outcome.REJECTED, "queue_full"),
@@ -60,3 +60,11 @@ def test_what_holds_no_results_is_said_so(tmp_path: Path) -> None:
     (tmp_path / "results.jsonl").write_text("{not json\n")
     with pytest.raises(ResultError, match=str(tmp_path)):
         load(tmp_path)
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    write(tmp_path / "before")
+    write(tmp_path / "after")
+    groups = load_apart([tmp_path / "before", tmp_path / "after"])
+    assert [group[0].name for group in groups] == ["fair (before)", "fair (after)"]
+    assert load_apart([tmp_path / "before"])[0][0].name == "fair"
