@@ -75,14 +75,46 @@ def sim(
     max_num_batched_tokens: Annotated[int | None, typer.Option(help="vLLM's flag of that name.")] = None,
     max_num_seqs: Annotated[int | None, typer.Option(help="vLLM's flag of that name.")] = None,
     long_prefill_token_threshold: Annotated[int | None, typer.Option(help="vLLM's flag of that name.")] = None,
+    enable_prefix_caching: Annotated[
+        bool | None,
+        typer.Option(
+            "--enable-prefix-caching/--no-enable-prefix-caching", help="vLLM's flag.", show_default="as measured, off"
+        ),
+    ] = None,
+    scheduling_policy: Annotated[str, typer.Option(help="vLLM's flag: fcfs or priority.")] = "fcfs",
+    kv_cache_tokens: Annotated[
+        int | None, typer.Option(min=16, help="Size of the cache.", show_default="the profile's")
+    ] = None,
+    max_num_queued_reqs: Annotated[int | None, typer.Option(help="vLLM's flag: 503 above so many requests.")] = None,
+    max_num_queued_tokens: Annotated[int | None, typer.Option(help="vLLM's flag: 503 above so many tokens.")] = None,
+    served_model_name: Annotated[str | None, typer.Option(help="vLLM's flag.", show_default="the profile's")] = None,
+    bytes_per_token: Annotated[float, typer.Option(min=1, max=6, help="Of its tokenizer.")] = 3.2,
 ) -> None:
     """Serve a simulated DGX Spark: an OpenAI server that takes as long as vLLM would there."""
-    engine = _engine(profile).with_flags(
-        max_num_batched_tokens=max_num_batched_tokens,
-        max_num_seqs=max_num_seqs,
-        long_prefill_token_threshold=long_prefill_token_threshold,
+    if scheduling_policy not in ("fcfs", "priority"):
+        raise typer.BadParameter(f"--scheduling-policy is fcfs or priority, not {scheduling_policy!r}")
+    engine = _engine(profile)
+    try:
+        engine = engine.with_flags(
+            max_num_batched_tokens=max_num_batched_tokens,
+            max_num_seqs=max_num_seqs,
+            long_prefill_token_threshold=long_prefill_token_threshold,
+            enable_prefix_caching=enable_prefix_caching,
+            scheduling_policy="priority" if scheduling_policy == "priority" else "fcfs",
+            kv_cache_tokens=kv_cache_tokens,
+        )
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    server = create_app(
+        engine,
+        speed=speed,
+        seed=seed,
+        noise=noise,
+        bytes_per_token=bytes_per_token,
+        served_model_name=served_model_name,
+        max_num_queued_reqs=max_num_queued_reqs,
+        max_num_queued_tokens=max_num_queued_tokens,
     )
-    server = create_app(engine, speed=speed, seed=seed, noise=noise)
     print(f"simulated Spark, {engine.name}, {speed:g} times as fast as life: http://{host}:{port}/v1", file=sys.stderr)
     uvicorn.run(server, host=host, port=port, log_level="warning", timeout_graceful_shutdown=1)
 
