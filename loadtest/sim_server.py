@@ -35,7 +35,7 @@ from loadtest.sim_api import Chat, Detokenize, TextCompletion, Tokenize
 from loadtest.sim_body import Refused, read
 from loadtest.sim_front import Front
 from loadtest.sim_metrics import SimMetrics
-from loadtest.sim_tokens import Ids, Text, decode
+from loadtest.sim_tokens import Ids, decode, prepare
 
 VERSION = "0.32.0+simulated"  # the API's; the profiles were measured with an earlier vLLM
 
@@ -129,7 +129,7 @@ def create_app(
     max_num_queued_reqs           in the engine, running ones too; above, requests are refused with 503
     max_num_queued_tokens         of prompts without an answer yet; when they are so many, requests are refused too
     """
-    Text([], bytes_per_token)  # now, if it can never be cut that way
+    prepare(bytes_per_token)
     engine = Engine(profile, seed=seed, noise=noise)
     model = served_model_name or profile.name
     metrics = SimMetrics(engine, model)

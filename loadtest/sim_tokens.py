@@ -16,6 +16,8 @@ from typing import Protocol
 # An id of six bytes and the 1 in front is still a number that any JSON reader reads exactly.
 MOST_BYTES_PER_TOKEN = 6
 
+_CUT_AT_ONCE = 1 << 15
+
 _SAID = b"the spark reads every expert once and says the same few words to all who wait in its line and "
 _SAID_TWICE = _SAID + _SAID
 
@@ -67,7 +69,7 @@ class Text:
         found: list[bytes] = []
         for message in self.messages:
             count = self._count(message)
-            slices = _slices(self.bytes_per_token, 1 << count.bit_length())
+            slices = _slices(self.bytes_per_token, max(_CUT_AT_ONCE, 1 << count.bit_length()))
             found += map(message.__getitem__, islice(slices, count))
         return found
 
@@ -112,6 +114,11 @@ class Ids:
 
     def ends(self, every: int, before: int = 0) -> list[int]:
         return list(accumulate(map(len, self.spans)))[every - before % every - 1 :: every]
+
+
+def prepare(bytes_per_token: float) -> None:
+    """Cut once what takes longest, so that no stream has to wait for it; raises ValueError if it cannot be cut."""
+    assert Text([b"x"], bytes_per_token).spans
 
 
 @lru_cache

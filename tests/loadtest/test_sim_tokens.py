@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.sim_tokens import Ids, Text, answer, answer_token, block_keys, decode, token_bytes
+from loadtest.sim_tokens import Ids, Text, answer, answer_token, block_keys, decode, prepare, token_bytes
 
 texts = st.text(st.characters(codec="utf-8"), min_size=1)
 sizes = st.floats(min_value=1, max_value=6)
@@ -80,4 +80,4 @@ def test_an_id_of_another_vocabulary_has_no_text_but_is_a_token(token: int) -> N
 @pytest.mark.parametrize("size", [0.0, 0.99, 6.01, float("nan")])
 def test_a_token_has_one_to_six_bytes(size: float) -> None:
     with pytest.raises(ValueError, match="from 1 to 6"):
-        text("x", size=size)
+        prepare(size)
