@@ -14,6 +14,7 @@ from loadtest.points import batches, rates
 from loadtest.records import percentile
 from loadtest.sentence import called
 from loadtest.summary import Row
+from loadtest.svg import SIDES
 
 MOST_PEOPLE = 14
 BINS = 60  # of a run, of its throughput
@@ -70,7 +71,7 @@ def gallery(groups: Sequence[Group], compared: Comparison) -> list[Chart]:
 
 
 def keys(sides: Iterable[Drawn]) -> tuple[tuple[str, str], ...]:
-    return tuple((f"side{side.number}", side.name) for side in sides)
+    return tuple((f"side{side.number % SIDES}", side.name) for side in sides)
 
 
 def _distributions(sides: Sequence[Drawn], long: set[str]) -> Iterable[Chart]:

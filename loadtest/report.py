@@ -19,6 +19,7 @@ from loadtest.points import LIMITS_S, batches, highest, rates
 from loadtest.sentence import called, sentence
 from loadtest.strips import named, strips
 from loadtest.summary import Summary
+from loadtest.svg import SIDES
 from loadtest.units import Unit, number, shown, span, times
 
 TEMPLATE = "report.html.j2"
@@ -77,6 +78,7 @@ def html(groups: Sequence[Group]) -> str:
         headline=_headline(groups, compared),
         charts=gallery(groups, compared),
         svg=Markup,
+        colours=SIDES,
         figures=list(_all_figures(groups, compared)),
         outcomes=_outcomes(groups),
         slo=slo_text(groups[0][0]),

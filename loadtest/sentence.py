@@ -75,7 +75,8 @@ def _waits(by: Sequence[str], compared: Comparison) -> Iterable[str]:
         if inf not in (waits[0].value, waits[1].value):
             yield _two_tails(*tails)
         if documents:
-            yield _two_documents(papers, by[0], *documents)
+            slow = _but_some(documents[1], *compared.cells("ttft_arrival_p95", long))
+            yield f"{_two_documents(papers, by[0], *documents)}{slow}"
         yield _two_answers(answers, by[0], *ends)
     else:
         told = _told(waits)
@@ -126,6 +127,16 @@ def _two_documents(plural: str, before: str, base: Cell, now: Cell) -> str:
     if now.ratio is not None and now.ratio > 1:
         return f"the {plural}' first words came {number(now.ratio, 2)} times later ({_s(now)}, not {_s(base)})"
     return f"the {plural}' first words came sooner, after {_s(now)} instead of {_s(base)}"
+
+
+def _but_some(median: Cell, base: Cell, now: Cell) -> str:
+    """Where the median hides who pays."""
+    told = not _alike(median) and median.ratio is not None and median.ratio > 1
+    if told or now.verdict != "worse" or _alike(now):
+        return ""
+    return (
+        f", but one in twenty {'never got any' if now.value == inf else f'more than {_s(now)} instead of {_s(base)}'}"
+    )
 
 
 def _two_answers(noun: str, before: str, base: Cell, now: Cell) -> str:

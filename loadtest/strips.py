@@ -8,6 +8,7 @@ from loadtest.comparison import Comparison
 from loadtest.groups import Group
 from loadtest.points import LIMITS_S, batches, capacity, highest, rates
 from loadtest.sentence import called
+from loadtest.svg import SIDES
 from loadtest.units import shown
 
 WAIT = "Wait for the first word"
@@ -116,4 +117,4 @@ def _percent(value: float | None, longest: float) -> float:
 def named(compared: Comparison) -> list[tuple[str, str]]:
     if len(compared.sides) == 1:
         return [(ALONE, called(compared.sides[0], compared.sides))]
-    return [(f"side{place}", called(side, compared.sides)) for place, side in enumerate(compared.sides)]
+    return [(f"side{place % SIDES}", called(side, compared.sides)) for place, side in enumerate(compared.sides)]

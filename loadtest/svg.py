@@ -2,7 +2,7 @@
 
 Colours go through matplotlib as numbers that nobody uses and come out as the page's variables, so that a chart turns
 dark with its page. Text stays text. What a piece of SVG may not bring into a page is taken out: its prolog, its style
-sheet, and ids that another drawing has too.
+sheet, the time of day, and ids that another drawing has too.
 """
 
 import re
@@ -75,7 +75,7 @@ def drawn(key: str, label: str, draw: Callable[["Axes"], None], *, height: float
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         draw(figure.subplots())
         written = StringIO()
-        figure.savefig(written, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        figure.savefig(written, format="svg")
     return _inline(written.getvalue(), key, label)
 
 

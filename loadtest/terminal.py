@@ -25,11 +25,11 @@ def summary_table(summary: Summary) -> RenderableType:
 
 
 def comparison_table(compared: Comparison) -> RenderableType:
-    """Bold is what chance does not explain, for better or worse; below stands in what else the sides differ."""
-    beside = (
-        len(compared.sides) == 2
-    )  # of more sides, a ratio stands below its figure, and of many without its interval
-    few = len(compared.sides) <= FEW
+    """Bold is what chance does not explain, for better or worse.
+
+    Of two sides a ratio stands beside its figures, of more below each, and of many without its interval.
+    """
+    beside, few = len(compared.sides) == 2, len(compared.sides) <= FEW
     table = _table("", *(side.name for side in compared.sides), *(["ratio (95 %)"] if beside else []))
     part = ""
     for line in compared.lines:

@@ -257,8 +257,10 @@ def test_prompts_are_long_by_the_median_of_their_kind() -> None:
 
 
 def test_several_short_kinds_are_told_together_and_one_by_one() -> None:
-    asked = [("chat", SHORT, 1.0), ("ask", SHORT, 3.0), ("paste", LONG, 9.0)] * 9
-    compared = compare([[mixed(asked)]])
+    asked = [("chat", SHORT, 1.0), ("ask", SHORT, 3.0), ("paste", LONG, 9.0), *((f"{n}", SHORT, 2.0) for n in range(5))]
+    compared = compare([[mixed(asked * 9)]])
+    kinds = ["0", "1", "2", "3", "4", "ask", "chat"]
+    assert list(dict.fromkeys(line.part for line in compared.lines)) == ["", "short prompts", "paste", *kinds]
     assert (compared.short, compared.long) == ("short prompts", "paste")
     assert compared.cells("ttft_arrival_p50", "short prompts")[0].value == 2.0
     assert [compared.cells("ttft_arrival_p50", kind)[0].value for kind in ("ask", "chat", "paste")] == [3.0, 1.0, 9.0]

@@ -286,7 +286,7 @@ def test_the_page_does_not_hang_on_how_python_hashes(tmp_path: Path) -> None:
     script.write_text(
         f"import importlib.util, sys\nspec = importlib.util.spec_from_file_location('made', {__file__!r})\n"
         "made = importlib.util.module_from_spec(spec)\nspec.loader.exec_module(made)\n"
-        "sys.stdout.write(made.html(made.LOADS['three, repeated']))\n"
+        "for load in ('three, repeated', 'all failed'):\n    sys.stdout.write(made.html(made.LOADS[load]))\n"
     )
     pages = {
         subprocess.run(
@@ -336,8 +336,9 @@ def test_names_from_files_are_text() -> None:
         ElementTree.fromstring(each)
 
 
-def test_a_drawing_may_have_letters_that_matplotlib_has_not() -> None:
-    assert "寿司" in html([[office(users=("寿司", "🙂"))]])
+def test_a_drawing_may_have_letters_that_matplotlib_has_not_and_no_formulas() -> None:
+    page = html([[office(users=("寿司", "🙂", "$x_1$"))]])
+    assert all(name in drawings(page)[-2] for name in ("寿司", "🙂", "$x_1$"))
 
 
 def test_a_page_stays_small() -> None:
@@ -369,8 +370,8 @@ WRAPPER = """<!doctype html><body style="margin:0">
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")
 @pytest.mark.parametrize("load", ["two", "hostile"])
 def test_on_a_phone_nothing_is_cut_off_and_the_sentence_is_seen_at_once(load: str, tmp_path: Path) -> None:
-    names = ("direct", "fair", "a-name-without-a-break-that-is-far-too-long-for-a-phone", "d", "e")
-    many = [[office(name, users=("x" * 80, HOSTILE, "ada"), note="y" * 300, fail=3)] for name in names]
+    names = ("direct", "fair", "a_name_without_a_break_that_is_far_too_long_for_a_phone", *map(str, range(7)))
+    many = [[office(name, slow=9 - len(name) % 9, users=("x" * 80, HOSTILE), note="y" * 300)] for name in names]
     page = html(LOADS["two"] if load == "two" else many)
     wrapper = tmp_path / "phone.html"
     wrapper.write_text(WRAPPER.format(page=escape(page)))

@@ -81,6 +81,24 @@ def test_chance_is_called_no_clear_difference() -> None:
     one = run("direct", *[(SHORT, 1.0 + n / 10) for n in range(20)])
     two = run("fair", *[(SHORT, 1.1 + (n * 7 % 20) / 10) for n in range(20)], seed=2)
     assert "waited 2.0 s for its first word, no clear difference from 1.9 s" in said(one, two)
+    few, more = ([(SHORT, 1.0)] * 9 + [(LONG, long + n) for n in range(9)] for long in (1.0, 2.0))
+    assert "long documents waited 6.0 s, no clear difference from 5.0 s" in said(
+        run("a", *few), run("b", *more, seed=2)
+    )
+
+
+def test_a_tail_that_the_median_hides_is_told() -> None:
+    short, half = [(SHORT, 1.0)] * 20, [(LONG, 20.0)] * 30
+    one = run("direct", *short, *half, *[(LONG, 30.0)] * 20)
+    two = run("fair", *short, *half, *[(LONG, 60.0)] * 20)
+    assert "; long documents waited 20 s either way, but one in twenty more than 60 s instead of 30 s; " in said(
+        one, two
+    )
+    assert "one in twenty more than" not in said(two, one)
+    lost = run("fair", *short, *half, *[(LONG, -1.0)] * 20)
+    assert "; long documents waited 20 s either way, but one in twenty never got any; " in said(one, lost)
+    later = run("fair", *short, *[(LONG, 40.0)] * 30, *[(LONG, 60.0)] * 20)
+    assert "; the long documents' first words came 2.0 times later (40 s, not 20 s); " in said(one, later)
 
 
 def test_without_two_sizes_of_prompts_it_is_about_requests() -> None:

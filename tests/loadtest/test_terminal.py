@@ -133,9 +133,9 @@ def test_what_may_be_chance_is_not_bold() -> None:
     assert "worse" not in first
 
 
-@pytest.mark.parametrize("sides", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("sides", [1, 2, 3, 4, 5, 8])
 def test_all_fits_on_a_hundred_columns(sides: int) -> None:
-    names = ["direct", "a-long-name-of-a-policy", "fair", "semaphore", "priority"]
+    names = ["direct", "a-long-name-of-a-policy", "fair", "semaphore", "priority", "fifo", "drr", "shortest"]
     groups = [[run(name, SLOW if number % 2 else FAST, kinds=2)] for number, name in enumerate(names[:sides])]
     text = printed(comparison_table(compare(groups)))
     assert max(map(len, text.splitlines())) <= WIDTH

@@ -80,6 +80,13 @@ def test_the_arrays_are_of_all_requests_in_their_order() -> None:
     assert found["errors"] == ["", "", "", "429 queue_full"]
 
 
+def test_of_an_answer_that_was_broken_off_nothing_counts() -> None:
+    broken = result(record(0, 0.0, 0.0, 1.0, 2.0, outcome=Outcome.DISCONNECTED))
+    found = bench(broken.summary, broken.rows)
+    assert found["ttfts"] == found["latencies"] == found["output_lens"] == [0]
+    assert found["max_concurrent_requests"] == 0
+
+
 def test_rates_are_over_the_whole_run() -> None:
     found = bench(RUN.summary, RUN.rows)
     duration = RUN.summary.duration_s
