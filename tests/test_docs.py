@@ -3,11 +3,15 @@
 import re
 from pathlib import Path
 
+import msgspec
 import pytest
 from typer.testing import CliRunner
 
 from gateway.cli import app
 from gateway.config import fields
+from loadtest import accuracy
+from loadtest.load_commands import app as load_app
+from loadtest.summary import Lag, PointSummary, Row, Stat, Summary, UserSummary
 from policies import POLICIES
 
 ROOT = Path(__file__).parents[1]
@@ -20,6 +24,17 @@ def test_the_table_of_policies_is_what_the_command_prints() -> None:
     _, table, _ = re.split(r"<!-- table:(?:begin|end) -->\n", text)
     assert table == printed
     assert all(f"| {name} |" in table for name in POLICIES)
+
+
+def test_the_table_of_errors_is_what_the_machines_are_off_by() -> None:
+    _, table, _ = re.split(r"<!-- table:(?:begin|end) -->\n", (ROOT / "docs" / "loadtest.md").read_text())
+    assert table == accuracy.markdown() + "\n"
+
+
+@pytest.mark.parametrize("schema", [Summary, Row, PointSummary, UserSummary, Stat, Lag])
+def test_every_field_of_the_results_is_in_the_docs(schema: type[msgspec.Struct]) -> None:
+    text = (ROOT / "docs" / "loadtest.md").read_text()
+    assert [name for name in schema.__struct_fields__ if f"`{name}`" not in text] == []
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -41,8 +56,11 @@ def test_links_lead_somewhere(document: Path) -> None:
 @pytest.mark.parametrize("document", DOCS, ids=lambda path: path.name)
 def test_commands_that_are_shown_exist(document: Path) -> None:
     commands = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    commands |= {group.name or "" for group in app.registered_groups}
     shown = set(re.findall(r"(?:^|`)fairlane ([a-z]+)\b", document.read_text(), re.MULTILINE))
-    assert shown <= commands | {"config"}
+    assert shown <= commands
+    loads = {command.name for command in load_app.registered_commands}
+    assert set(re.findall(r"fairlane load ([a-z]+)\b", document.read_text())) <= loads
 
 
 def test_settings_that_are_shown_exist() -> None:
