@@ -150,6 +150,13 @@ def test_of_many_sides_a_star_says_what_bold_says() -> None:
     assert "bold, *:" in text
 
 
+def test_of_many_sides_there_is_no_room_for_intervals() -> None:
+    for sides, has_one in ((3, True), (4, False)):
+        text = printed(comparison_table(compare([[run(str(n), FAST if n else SLOW)] for n in range(sides)])))
+        assert ("0.10× (0.10)*" in text) == has_one
+        assert ("0.10×*" in text) != has_one
+
+
 def test_faults_and_notes_come_first_and_markup_is_text() -> None:
     late = run("[red]fair", FAST, schedule_lag=Lag(1.0, 400.0, 900.0, valid=False), clock="real")
     text = printed(comparison_table(compare([[run("direct", SLOW)], [late]])), colours=True)
