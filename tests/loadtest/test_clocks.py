@@ -1,0 +1,33 @@
+"""Two clocks, one load: the simulated Spark as a server and under the virtual clock come to the same figures."""
+
+from loadtest.cost_fit import cost_profile
+from loadtest.front import Front
+from loadtest.probe import served_model
+from loadtest.process import running
+from loadtest.profile import load_profile
+from loadtest.runs import Load, Target, run, simulate
+from loadtest.summary import Slo
+from loadtest.workload import Options
+from loadtest.workloads import find
+
+
+SPEED = 4.0
+
+
+def test_real_time_and_virtual_time_agree() -> None:
+    """An office minute, in which everybody queues: half a minute here."""
+    workload = find("office-minute")
+    load = Load(workload, Options(seed=1), workload.plan(Options(seed=1)), Slo())
+    machine = load_profile("gemma-4-26b-bf16")
+    virtual = simulate(load, Front("direct"), machine).summary
+    with running(["sim", "--speed", str(SPEED), "--noise", "0"]) as url:
+        target = Target(url, served_model(url), "direct", cost_profile(machine), speed=SPEED)
+        real = run(load, target, lambda record: None, nonce="clocks").summary
+    assert (real.completed, real.output_tokens, real.input_tokens) == (
+        *(virtual.completed, virtual.output_tokens, virtual.input_tokens),
+    )
+    assert real.schedule_lag.valid
+    for figure in ("ttft_send_ms", "ttft_arrival_ms", "tpot_ms"):
+        for quantile in ("p50", "p95"):
+            ratio = getattr(getattr(real, figure), quantile) / getattr(getattr(virtual, figure), quantile)
+            assert 0.95 < ratio < 1.05, f"{figure} {quantile}: {ratio:.3f}"
