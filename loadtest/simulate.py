@@ -16,10 +16,10 @@ from gateway.event import Event, tell
 from gateway.forecaster import learn
 from gateway.pace import Pace
 from gateway.sse import PromptDetails, Usage
-from loadtest.engine import Engine, Sequence, Step
 from loadtest.records import Outcome, Record
 from loadtest.request import Plan, Request, Segment
 from loadtest.schedule import Schedule
+from loadtest.spark.engine import Engine, Sequence, Step
 from policies.base import Job
 
 # As often as the gateway does.

@@ -25,12 +25,12 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from loadtest.answer import Answer
-from loadtest.client import LoadClient, ServerError, latency, measure, served_model, server_version
+from loadtest.client.answer import Answer
+from loadtest.client.load_client import LoadClient, ServerError, latency, measure, served_model, server_version
+from loadtest.client.texts import Texts, read_heading
 from loadtest.process import running
 from loadtest.records import Outcome, Record, percentile
 from loadtest.request import Plan, Request
-from loadtest.texts import Texts, read_heading
 from tests.conftest import DONE, Call, ScriptedEngine, serve, sse, token, until, usage
 from tests.conftest import running as serving
 

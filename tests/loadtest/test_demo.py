@@ -17,10 +17,10 @@ from gateway.estimator import Estimator
 from gateway.limits import Limits
 from gateway.profile import load as load_cost_profile
 from loadtest.demo import DEPLOY_THRESHOLD, NOISE, Demo, Runs, figures, sentence, table
-from loadtest.engine import Engine
-from loadtest.profile import load_profile
-from loadtest.office import documents_before_second_paster
 from loadtest.simulate import Simulation
+from loadtest.spark.engine import Engine
+from loadtest.spark.profile import load_profile
+from loadtest.workloads.office import documents_before_second_paster
 from policies import POLICIES
 
 BF16, NVFP4 = "gemma-4-26b-bf16", "gemma-4-26b-nvfp4"

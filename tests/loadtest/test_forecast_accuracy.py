@@ -20,11 +20,11 @@ from gateway.forecast import Eta, forecast
 from gateway.limits import Limits
 from gateway.pace import Pace
 from gateway.profile import load as load_cost_profile
-from loadtest.engine import Engine
-from loadtest.profile import load_profile
 from loadtest.records import percentile
 from loadtest.request import Request
 from loadtest.simulate import Simulation
+from loadtest.spark.engine import Engine
+from loadtest.spark.profile import load_profile
 from policies import POLICIES
 from policies.base import Job
 

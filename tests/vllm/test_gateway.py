@@ -14,7 +14,7 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from loadtest.client import LoadClient, measure
+from loadtest.client.load_client import LoadClient, measure
 from loadtest.process import running
 from loadtest.records import Record
 from loadtest.request import Plan, Request

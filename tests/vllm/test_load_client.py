@@ -12,7 +12,7 @@ from typing import Any
 import anyio
 import pytest
 
-from loadtest.client import LoadClient, latency, measure, served_model, server_version
+from loadtest.client.load_client import LoadClient, latency, measure, served_model, server_version
 from loadtest.records import Outcome, Record
 from loadtest.request import Plan, Request
 from tests.vllm.conftest import ENVIRONMENT, HERE, MODEL, Vllm
