@@ -147,7 +147,7 @@ class Simulation:
         self._by_job[job] = sent
         if self._queue_timeout < inf:
             self._agenda.at(now + self._queue_timeout, partial(self._give_up, job))
-        self._tell_admission(Event("arrive", job, max_tokens=request.asks_for))
+        self._tell_admission(Event("arrive", job, max_tokens=request.max_tokens))
         self._watch(now, job)
 
     def _give_up(self, job: Job) -> None:

@@ -107,7 +107,7 @@ def test_the_demo_runs_for_real(tmp_path: Path) -> None:
 
     The profile is a copy, given by its path, as a user would.
     """
-    text = (Path(__file__).parents[2] / "loadtest" / "profiles.toml").read_text()
+    text = (Path(__file__).parents[2] / "loadtest" / "spark" / "profiles.toml").read_text()
     start = text.index(f"[{BF16}]")
     copy = tmp_path / "mine.toml"
     copy.write_text(text[start : text.index("[", start + 1)] if "[" in text[start + 1 :] else text[start:])
