@@ -12,10 +12,10 @@ from rich.console import Console
 from gateway.profile import load as load_cost_profile
 from loadtest import demo as demonstration
 from loadtest import load_commands, policy_table
-from loadtest.profile import EngineProfile, load_profile
 from loadtest.replay import Divergence
 from loadtest.replay import replay as replay_log
-from loadtest.sim_server import create_app
+from loadtest.spark.profile import EngineProfile, load_profile
+from loadtest.spark.server import create_app
 from policies import find, names
 
 BF16, NVFP4 = "gemma-4-26b-bf16", "gemma-4-26b-nvfp4"

@@ -20,14 +20,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from gateway.profile import Profile
-from loadtest import office
-from loadtest.client import LoadClient, served_model
-from loadtest.engine import Engine
+from loadtest.client.load_client import LoadClient
+from loadtest.client.probe import served_model
 from loadtest.process import running
-from loadtest.profile import EngineProfile
 from loadtest.records import Record
 from loadtest.request import Plan, Request
 from loadtest.simulate import Simulation
+from loadtest.spark.engine import Engine
+from loadtest.spark.profile import EngineProfile
+from loadtest.workloads import office
 
 # The engine flags of deploy/; `tests/test_deploy.py` holds the two together.
 DEPLOY_THRESHOLD = 2560

@@ -14,11 +14,11 @@ from gateway.cost import CostModel
 from gateway.estimator import Estimator
 from gateway.limits import Limits
 from gateway.profile import Profile
-from loadtest.engine import Engine
-from loadtest.profile import EngineProfile
 from loadtest.records import Record
 from loadtest.request import Plan
 from loadtest.simulate import Simulation
+from loadtest.spark.engine import Engine
+from loadtest.spark.profile import EngineProfile
 from policies import find, names
 from policies.fifo import Fifo
 

@@ -14,22 +14,25 @@ from rich.table import Table
 
 from gateway import config
 from gateway.profile import load as load_cost_profile
-from loadtest import comparison, fit, report, suite, terminal, vllm_json
-from loadtest.accuracy import accuracies
-from loadtest.cost_fit import cost_profile
+from loadtest import suite
+from loadtest.calibration import fit
+from loadtest.calibration.accuracy import accuracies
+from loadtest.calibration.cost_fit import cost_profile
+from loadtest.calibration.measurements import measurements
+from loadtest.client.probe import served_model
 from loadtest.front import Front, fronts
 from loadtest.live_display import displaying
-from loadtest.measurements import measurements
-from loadtest.probe import served_model
-from loadtest.profile import EngineProfile, load_profile
 from loadtest.records import Record
+from loadtest.report import comparison, terminal, vllm_json
+from loadtest.report import page as report
 from loadtest.results import Result, encode, load_apart, writing
 from loadtest.runs import Load, Run, Target, simulate
 from loadtest.runs import run as run_real
+from loadtest.spark.profile import EngineProfile, load_profile
 from loadtest.summary import Slo, row
-from loadtest.workload import Options
 from loadtest.workloads import PRESETS, WORKLOADS
 from loadtest.workloads import find as find_workload
+from loadtest.workloads.workload import Options
 
 BF16 = "gemma-4-26b-bf16"
 DEFAULT_SLO = "ttft=2s,tpot=150ms"

@@ -12,11 +12,11 @@ from gateway.cost import CostModel
 from gateway.estimator import Estimator
 from gateway.limits import Limits
 from gateway.profile import Profile
-from loadtest import office
-from loadtest.engine import Engine, prefill_alone
-from loadtest.profile import EngineProfile
 from loadtest.records import Record
 from loadtest.simulate import Simulation
+from loadtest.spark.engine import Engine, prefill_alone
+from loadtest.spark.profile import EngineProfile
+from loadtest.workloads import office
 from policies import find
 
 NOISE = 0.1

@@ -9,17 +9,17 @@ from signal import SIGINT
 import anyio
 
 from gateway.profile import Profile
-from loadtest import probe
-from loadtest.client import LoadClient
-from loadtest.engine import prefill_alone
+from loadtest.client import probe
+from loadtest.client.load_client import LoadClient
+from loadtest.client.texts import Texts
 from loadtest.front import Front
-from loadtest.profile import EngineProfile
 from loadtest.provenance import provenance
 from loadtest.records import Record
 from loadtest.request import Plan
+from loadtest.spark.engine import prefill_alone
+from loadtest.spark.profile import EngineProfile
 from loadtest.summary import About, Slo, Summary, summarize
-from loadtest.texts import Texts
-from loadtest.workload import Options, Workload
+from loadtest.workloads.workload import Options, Workload
 
 A_WORD = 12  # tokens of a prompt of a word, its template included
 

@@ -16,10 +16,10 @@ from gateway.event import Event, tell
 from gateway.forecaster import learn
 from gateway.pace import Pace
 from gateway.sse import PromptDetails, Usage
-from loadtest.engine import Engine, Sequence, Step
 from loadtest.records import Outcome, Record
 from loadtest.request import Plan, Request, Segment
 from loadtest.schedule import Schedule
+from loadtest.spark.engine import Engine, Sequence, Step
 from policies.base import Job
 
 # As often as the gateway does.
@@ -147,7 +147,7 @@ class Simulation:
         self._by_job[job] = sent
         if self._queue_timeout < inf:
             self._agenda.at(now + self._queue_timeout, partial(self._give_up, job))
-        self._tell_admission(Event("arrive", job, max_tokens=request.asks_for))
+        self._tell_admission(Event("arrive", job, max_tokens=request.max_tokens))
         self._watch(now, job)
 
     def _give_up(self, job: Job) -> None:

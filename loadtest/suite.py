@@ -6,13 +6,13 @@ from importlib.resources import files
 from pathlib import Path
 from statistics import median
 
-from loadtest.fit import HELD_OUT
-from loadtest.measurements import Figures, Measured, figures, measured
+from loadtest.calibration.fit import HELD_OUT
+from loadtest.calibration.measurements import Figures, Measured, figures, measured
 from loadtest.records import percentile
 from loadtest.results import SUMMARY, load
 from loadtest.runs import Load
 from loadtest.summary import Summary
-from loadtest.workload import Workload
+from loadtest.workloads.workload import Workload
 
 # What the article says, in which test, and the figures that it stands on.
 HEADLINES = (

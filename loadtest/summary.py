@@ -23,12 +23,12 @@ class Slo(msgspec.Struct, frozen=True):
     tpot: float | None = 0.15
 
     def met(self, record: Record) -> bool:
+        if not record.completed:
+            return False
         tpot = record.tpot
-        return (
-            record.completed
-            and (self.ttft is None or record.ttft <= self.ttft)
-            and (self.tpot is None or tpot is None or tpot <= self.tpot)
-        )
+        late = self.ttft is not None and record.ttft > self.ttft
+        slow = self.tpot is not None and tpot is not None and tpot > self.tpot
+        return not late and not slow
 
 
 class Stat(msgspec.Struct, frozen=True):

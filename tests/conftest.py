@@ -32,8 +32,8 @@ from gateway.app import Gateway, create_gateway
 from gateway.profile import Profile
 from gateway.server import Server
 from gateway.settings import Settings
-from loadtest.profile import load_profile
-from loadtest.sim_server import create_app
+from loadtest.spark.profile import load_profile
+from loadtest.spark.server import create_app
 
 # How long an example takes says more of what else the machine does than of the code; pytest has a time limit.
 hypothesis.settings.register_profile("fairlane", deadline=None)

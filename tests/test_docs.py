@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from gateway.cli import app
 from gateway.config import fields
-from loadtest import accuracy
+from loadtest.calibration import accuracy
 from loadtest.load_commands import app as load_app
 from loadtest.summary import Lag, PointSummary, Row, Stat, Summary, UserSummary
 from policies import POLICIES

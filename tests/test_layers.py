@@ -20,23 +20,35 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("policies", "gateway", "loadtest")
 
 PURE = {
-    *("policies", "policies.backlog", "policies.base", "policies.deadline", "policies.drr", "policies.fair", "policies.fifo"),
-    *("policies.ordered", "policies.shortest", "policies.turns"),
-    *("gateway", "gateway.admission", "gateway.callers", "gateway.completion", "gateway.config", "gateway.cost"),
-    *("gateway.decision_log", "gateway.errors", "gateway.estimator", "gateway.event", "gateway.exchange"),
-    *("gateway.feedback", "gateway.forecast", "gateway.forecaster", "gateway.learners", "gateway.ledger"),
-    *("gateway.limits", "gateway.line", "gateway.outcome", "gateway.pace", "gateway.places", "gateway.profile"),
-    *("gateway.semconv", "gateway.settings", "gateway.sse", "gateway.timeline", "gateway.wishes"),
-    *("loadtest", "loadtest.engine", "loadtest.office", "loadtest.profile", "loadtest.records"),
-    *("loadtest.policy_table",),
-    *("loadtest.replay", "loadtest.simulate"),
+    *("policies", "policies.backlog", "policies.base", "policies.deadline", "policies.drr", "policies.fair"),
+    *("policies.fifo", "policies.ordered", "policies.shortest", "policies.turns", "gateway", "gateway.admission"),
+    *("gateway.callers", "gateway.completion", "gateway.config", "gateway.cost", "gateway.decision_log"),
+    *("gateway.errors", "gateway.estimator", "gateway.event", "gateway.exchange", "gateway.feedback"),
+    *("gateway.forecast", "gateway.forecaster", "gateway.learners", "gateway.ledger", "gateway.limits"),
+    *("gateway.line", "gateway.outcome", "gateway.pace", "gateway.places", "gateway.profile", "gateway.semconv"),
+    *("gateway.settings", "gateway.sse", "gateway.timeline", "gateway.wishes", "loadtest", "loadtest.calibration"),
+    *("loadtest.calibration.accuracy", "loadtest.calibration.cost_fit", "loadtest.calibration.fit"),
+    *("loadtest.calibration.measurements", "loadtest.client", "loadtest.client.answer", "loadtest.client.texts"),
+    *("loadtest.front", "loadtest.policy_table", "loadtest.records", "loadtest.replay", "loadtest.report"),
+    *("loadtest.report.bootstrap", "loadtest.report.charts", "loadtest.report.comparison"),
+    *("loadtest.report.differences", "loadtest.report.figures", "loadtest.report.gallery", "loadtest.report.groups"),
+    *("loadtest.report.page", "loadtest.report.points", "loadtest.report.sentence", "loadtest.report.strips"),
+    *("loadtest.report.svg", "loadtest.report.terminal", "loadtest.report.units", "loadtest.report.vllm_json"),
+    *("loadtest.request", "loadtest.results", "loadtest.schedule", "loadtest.simulate", "loadtest.spark"),
+    *("loadtest.spark.api", "loadtest.spark.body", "loadtest.spark.decoding", "loadtest.spark.engine"),
+    *("loadtest.spark.kv_cache", "loadtest.spark.profile", "loadtest.spark.sequence", "loadtest.spark.timing"),
+    *("loadtest.spark.tokens", "loadtest.summary", "loadtest.workloads", "loadtest.workloads.closed_loops"),
+    *("loadtest.workloads.office", "loadtest.workloads.office_mix", "loadtest.workloads.open_loops"),
+    *("loadtest.workloads.sharegpt", "loadtest.workloads.starvation", "loadtest.workloads.workload"),
 }
 
 SHELL = {
     *("gateway.__main__", "gateway.app", "gateway.cli", "gateway.client", "gateway.metrics", "gateway.proxy"),
-    *("gateway.parts", "gateway.server", "gateway.telemetry", "gateway.tracing", "gateway.upstream", "gateway.waiting"),
-    *("loadtest.client", "loadtest.commands", "loadtest.demo", "loadtest.live_engine", "loadtest.process"),
-    *("loadtest.sim_server",),
+    *("gateway.parts", "gateway.server", "gateway.telemetry", "gateway.tracing", "gateway.upstream"),
+    *("gateway.waiting", "loadtest.client.connection", "loadtest.client.load_client", "loadtest.client.probe"),
+    *("loadtest.commands", "loadtest.demo", "loadtest.load_commands", "loadtest.process", "loadtest.live_display"),
+    *("loadtest.provenance", "loadtest.runs", "loadtest.spark.answer", "loadtest.spark.front"),
+    *("loadtest.spark.live_engine", "loadtest.spark.metrics", "loadtest.spark.server", "loadtest.suite"),
 }
 
 IMPURE = {
@@ -157,7 +169,7 @@ def test_nothing_is_pure_and_a_shell() -> None:
 @pytest.mark.parametrize(
     "source", ["import time", "from time import monotonic", "import anyio.abc", "def f():\n import socket"]
 )
-@pytest.mark.parametrize("module", ["policies.fair", "gateway.admission", "loadtest.engine"])
+@pytest.mark.parametrize("module", ["policies.fair", "gateway.admission", "loadtest.spark.engine"])
 def test_an_impure_import_is_found(module: str, source: str) -> None:
     (fault,) = impurities({module: source})
     assert fault.startswith(f"{module} is pure and imports ")
@@ -180,7 +192,7 @@ def test_a_shell_may_do_io() -> None:
     [
         ("policies.fair", "gateway.admission"),
         ("policies.fair", "loadtest"),
-        ("gateway.app", "loadtest.engine"),
+        ("gateway.app", "loadtest.spark.engine"),
         ("gateway.__main__", "loadtest"),
     ],
 )

@@ -8,10 +8,10 @@ from statistics import median
 
 import pytest
 
-from loadtest.fit import FITTED, HELD_OUT, errors_of
-from loadtest.measurements import measurements
-from loadtest.profile import load_profile
+from loadtest.calibration.fit import FITTED, HELD_OUT, errors_of
+from loadtest.calibration.measurements import measurements
 from loadtest.records import percentile
+from loadtest.spark.profile import load_profile
 
 GEMMA = ("gemma-4-26b-bf16", "gemma-4-26b-nvfp4")
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.answer import Answer
+from loadtest.client.answer import Answer
 from loadtest.records import Outcome, Record
 from loadtest.request import Request
 

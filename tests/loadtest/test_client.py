@@ -7,6 +7,7 @@ import json
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -25,12 +26,13 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from loadtest.answer import Answer
-from loadtest.client import LoadClient, ServerError, latency, measure, served_model, server_version
+from loadtest.client.answer import Answer
+from loadtest.client.load_client import LoadClient
+from loadtest.client.probe import ServerError, latency, measure, served_model, server_version
+from loadtest.client.texts import Texts, read_heading
 from loadtest.process import running
 from loadtest.records import Outcome, Record, percentile
 from loadtest.request import Plan, Request
-from loadtest.texts import Texts, read_heading
 from tests.conftest import DONE, Call, ScriptedEngine, serve, sse, token, until, usage
 from tests.conftest import running as serving
 
@@ -607,10 +609,26 @@ async_scheduling = true
 """
 
 
+# Timers of a process that does nothing else: what lag the machine itself makes, meanwhile.
+IDLE_TIMERS = """
+import asyncio, time
+
+async def late():
+    lags, due = [], time.perf_counter()
+    while len(lags) < 400:
+        due += 0.0117
+        await asyncio.sleep(due - time.perf_counter())
+        lags.append(time.perf_counter() - due)
+    print(sorted(lags)[int(0.99 * len(lags))])
+
+asyncio.run(late())
+"""
+
+
 @pytest.mark.parametrize("uvloop", [False, True], ids=["asyncio", "uvloop"])
 def test_two_hundred_streams_at_once(tmp_path: Path, uvloop: bool) -> None:
     """Of 20 tokens a second each, all of them at the same moments; meanwhile requests are due every 12 ms, and must be
-    sent on time. The best of three runs counts, for the machine may do something else as well."""
+    sent on time: within 10 ms, or within what the machine itself is late by. The best of three runs counts."""
     profile = tmp_path / "twenty.toml"
     profile.write_text(TWENTY_A_SECOND)
     streams = [request(0.004 * number, output_tokens=80) for number in range(200)]
@@ -619,16 +637,18 @@ def test_two_hundred_streams_at_once(tmp_path: Path, uvloop: bool) -> None:
     with running(["sim", "--profile", str(profile), "--noise", "0"]) as url:
         for _ in range(3):
             client = LoadClient(url, "twenty")
+            idle = subprocess.Popen([sys.executable, "-c", IDLE_TIMERS], stdout=subprocess.PIPE)
             wall, own = time.perf_counter(), time.thread_time()
             records = anyio.run(client.run, plan(*streams, *probes), backend_options={"use_uvloop": uvloop})
             cores.append((time.thread_time() - own) / (time.perf_counter() - wall))
-            lags.append(percentile((record.lag for record in records if record.request.user == "probe"), 99))
+            allowed = max(0.01, 2 * float(idle.communicate()[0]))
+            lags.append(percentile((record.lag for record in records if record.request.user == "probe"), 99) / allowed)
             assert all(record.completed for record in records)
             assert all(len(record.tokens) == record.request.output_tokens for record in records)
-            if lags[-1] < 0.01:
+            if lags[-1] < 1:
                 break
-    print(f"\nlag p99: {', '.join(f'{1e3 * lag:.1f} ms' for lag in lags)}; cores: {min(cores):.2f}")
-    assert min(lags) < 0.01
+    print(f"\nlag p99 over what is allowed: {', '.join(f'{lag:.2f}' for lag in lags)}; cores: {min(cores):.2f}")
+    assert min(lags) < 1
     assert min(cores) < 1
 
 

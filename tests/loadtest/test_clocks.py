@@ -1,15 +1,14 @@
 """Two clocks, one load: the simulated Spark as a server and under the virtual clock come to the same figures."""
 
-from loadtest.cost_fit import cost_profile
+from loadtest.calibration.cost_fit import cost_profile
+from loadtest.client.probe import served_model
 from loadtest.front import Front
-from loadtest.probe import served_model
 from loadtest.process import running
-from loadtest.profile import load_profile
 from loadtest.runs import Load, Target, run, simulate
+from loadtest.spark.profile import load_profile
 from loadtest.summary import Slo
-from loadtest.workload import Options
 from loadtest.workloads import find
-
+from loadtest.workloads.workload import Options
 
 SPEED = 4.0
 

@@ -5,7 +5,11 @@ from statistics import fmean
 
 import pytest
 
-from loadtest.closed_loops import (
+from loadtest.request import Plan
+from loadtest.simulate import Simulation
+from loadtest.spark.engine import Engine
+from loadtest.spark.profile import load_profile
+from loadtest.workloads.closed_loops import (
     CONCURRENCY_STRESS,
     CONTEXT_SCALING,
     LONG_OUTPUT,
@@ -14,11 +18,7 @@ from loadtest.closed_loops import (
     RAG_MIX,
     ClosedLoop,
 )
-from loadtest.engine import Engine
-from loadtest.profile import load_profile
-from loadtest.request import Plan
-from loadtest.simulate import Simulation
-from loadtest.workload import Options
+from loadtest.workloads.workload import Options
 
 # As the commands have them: --pp, --tg, --concurrency.
 COMMANDS = {

@@ -7,10 +7,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from loadtest.comparison import Comparison, compare
-from loadtest.differences import spoiled
-from loadtest.groups import long_kinds
 from loadtest.records import Outcome, Record
+from loadtest.report.comparison import Comparison, compare
+from loadtest.report.differences import spoiled
+from loadtest.report.groups import long_kinds
 from loadtest.request import Plan, Request
 from loadtest.results import Result
 from loadtest.summary import About, Lag, Slo, row, summarize

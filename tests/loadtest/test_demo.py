@@ -17,10 +17,10 @@ from gateway.estimator import Estimator
 from gateway.limits import Limits
 from gateway.profile import load as load_cost_profile
 from loadtest.demo import DEPLOY_THRESHOLD, NOISE, Demo, Runs, figures, sentence, table
-from loadtest.engine import Engine
-from loadtest.profile import load_profile
-from loadtest.office import documents_before_second_paster
 from loadtest.simulate import Simulation
+from loadtest.spark.engine import Engine
+from loadtest.spark.profile import load_profile
+from loadtest.workloads.office import documents_before_second_paster
 from policies import POLICIES
 
 BF16, NVFP4 = "gemma-4-26b-bf16", "gemma-4-26b-nvfp4"
@@ -107,7 +107,7 @@ def test_the_demo_runs_for_real(tmp_path: Path) -> None:
 
     The profile is a copy, given by its path, as a user would.
     """
-    text = (Path(__file__).parents[2] / "loadtest" / "profiles.toml").read_text()
+    text = (Path(__file__).parents[2] / "loadtest" / "spark" / "profiles.toml").read_text()
     start = text.index(f"[{BF16}]")
     copy = tmp_path / "mine.toml"
     copy.write_text(text[start : text.index("[", start + 1)] if "[" in text[start + 1 :] else text[start:])

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loadtest.engine import Engine, Sequence, Step, prefill_alone
-from loadtest.profile import KINDS, EngineProfile, SchedulingPolicy
 from loadtest.request import TextKind
+from loadtest.spark.engine import Engine, Sequence, Step, prefill_alone
+from loadtest.spark.profile import KINDS, EngineProfile, SchedulingPolicy
 
 # The fits that the published figures below were simulated with; the profiles that ship may be fitted anew.
 BF16 = EngineProfile(

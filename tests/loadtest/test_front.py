@@ -3,12 +3,12 @@
 import pytest
 
 from gateway.limits import Limits
-from loadtest.cost_fit import cost_profile
-from loadtest.engine import prefill_alone
+from loadtest.calibration.cost_fit import cost_profile
 from loadtest.front import Front, fronts
-from loadtest.profile import load_profile
 from loadtest.records import Record
 from loadtest.request import Plan, Request
+from loadtest.spark.engine import prefill_alone
+from loadtest.spark.profile import load_profile
 from policies import POLICIES
 
 MACHINE = load_profile("gemma-4-26b-bf16")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.kv_cache import BlockPool, Holding
+from loadtest.spark.kv_cache import BlockPool, Holding
 
 
 def hold(pool: BlockPool, keys: tuple[int, ...] = (), plain: int = 0) -> Holding:

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from gateway.cli import app
 from loadtest.load_commands import read_slo
-from loadtest.profile import load_profile
-from loadtest.sim_server import create_app
+from loadtest.spark.profile import load_profile
+from loadtest.spark.server import create_app
 from loadtest.summary import Slo
 from loadtest.workloads import PRESETS, WORKLOADS
 from tests.conftest import serve, until

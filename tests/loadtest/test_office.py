@@ -1,8 +1,15 @@
 import pytest
 
-from loadtest.office import FIRST_PASTER, MINUTE, SECOND_PASTER, documents_before_second_paster, figures, office
 from loadtest.records import Outcome, Record
 from loadtest.request import Request
+from loadtest.workloads.office import (
+    FIRST_PASTER,
+    MINUTE,
+    SECOND_PASTER,
+    documents_before_second_paster,
+    figures,
+    office,
+)
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -7,12 +7,12 @@ from itertools import pairwise
 import pytest
 
 from gateway.profile import load as load_cost_profile
-from loadtest.engine import Engine
-from loadtest.office_mix import READING, office_mix
-from loadtest.profile import load_profile
 from loadtest.request import Plan, Request
 from loadtest.simulate import Simulation
-from loadtest.workload import Options
+from loadtest.spark.engine import Engine
+from loadtest.spark.profile import load_profile
+from loadtest.workloads.office_mix import READING, office_mix
+from loadtest.workloads.workload import Options
 
 COST = load_cost_profile("gemma-4-26b-bf16")
 KINDS = {"question", "chat", "rag", "agent", "document", "background"}

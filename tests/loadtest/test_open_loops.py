@@ -7,8 +7,16 @@ from itertools import pairwise
 
 import pytest
 
-from loadtest.open_loops import MONDAY_BURST, OFFICE_BASELINE, REASONING, OpenLoop, arrivals, lengths, rate_sweep
-from loadtest.workload import Options
+from loadtest.workloads.open_loops import (
+    MONDAY_BURST,
+    OFFICE_BASELINE,
+    REASONING,
+    OpenLoop,
+    arrivals,
+    lengths,
+    rate_sweep,
+)
+from loadtest.workloads.workload import Options
 
 PUBLISHED = Options(42)
 LOOPS = {"H": OFFICE_BASELINE, "J": MONDAY_BURST, "D": REASONING}

@@ -3,8 +3,8 @@ from math import inf
 import msgspec
 import pytest
 
-from loadtest.points import Batch, Rate, batches, capacity, rates
 from loadtest.records import Outcome, Record
+from loadtest.report.points import Batch, Rate, batches, capacity, rates
 from loadtest.request import Plan, Point, Request
 from loadtest.results import Result
 from loadtest.summary import About, row, summarize

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.profile import KINDS, load_profile
+from loadtest.spark.profile import KINDS, load_profile
 
-SHIPPED = (files("loadtest") / "profiles.toml").read_text()
+SHIPPED = (files("loadtest.spark") / "profiles.toml").read_text()
 NAMES = tuple(tomllib.loads(SHIPPED))
 BF16 = load_profile("gemma-4-26b-bf16")
 NVFP4 = load_profile("gemma-4-26b-nvfp4")

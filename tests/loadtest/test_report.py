@@ -17,15 +17,15 @@ from xml.etree import ElementTree
 import msgspec
 import pytest
 
-from loadtest.closed_loops import ClosedLoop
-from loadtest.comparison import Cell
-from loadtest.figures import Figure
 from loadtest.records import Outcome, Record
-from loadtest.report import change, html, unbroken
+from loadtest.report.comparison import Cell
+from loadtest.report.figures import Figure
+from loadtest.report.page import change, html, unbroken
 from loadtest.request import Plan, Point, Request
 from loadtest.results import Result
 from loadtest.summary import About, Lag, row, summarize
-from loadtest.workload import Options
+from loadtest.workloads.closed_loops import ClosedLoop
+from loadtest.workloads.workload import Options
 
 ROOT = Path(__file__).parent.parent.parent
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -347,9 +347,9 @@ def test_a_page_stays_small() -> None:
 
 
 def test_nothing_heavy_is_loaded_before_there_is_something_to_draw() -> None:
-    modules = "report, gallery, charts, svg, comparison, bootstrap, points, sentence, terminal, vllm_json"
+    modules = "page, gallery, charts, svg, comparison, bootstrap, points, sentence, terminal, vllm_json"
     heavy = {"matplotlib", "numpy", "jinja2"}
-    code = f"from loadtest import {modules}\nimport sys\nassert not {heavy!r} & set(sys.modules)"
+    code = f"from loadtest.report import {modules}\nimport sys\nassert not {heavy!r} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 

@@ -2,11 +2,11 @@ from collections.abc import Sequence
 
 import pytest
 
-from loadtest.comparison import compare
 from loadtest.records import Outcome, Record
+from loadtest.report.comparison import compare
+from loadtest.report.sentence import sentence
 from loadtest.request import Plan, Point, Request
 from loadtest.results import Result
-from loadtest.sentence import sentence
 from loadtest.summary import About, row, summarize
 
 SHORT, LONG = ("question", 200), ("document", 25_000)

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from loadtest.open_loops import arrivals
 from loadtest.records import percentile
-from loadtest.sharegpt import read, replay, synthetic
-from loadtest.workload import Options
+from loadtest.workloads.open_loops import arrivals
+from loadtest.workloads.sharegpt import read, replay, synthetic
+from loadtest.workloads.workload import Options
 
 
 def entry(*tokens: int) -> dict[str, Any]:

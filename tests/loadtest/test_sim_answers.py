@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from loadtest.sim_answer import FINGERPRINT
-from loadtest.texts import Texts
+from loadtest.client.texts import Texts
+from loadtest.spark.answer import FINGERPRINT
 from tests.conftest import until
 from tests.loadtest.spark import BF16, CHAT, FLAT, TEXT, answered, asked, chat, metric, post, simulated_spark, streamed
 

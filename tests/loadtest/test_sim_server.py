@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from gateway.feedback import EngineState
-from loadtest.engine import prefill_alone
+from loadtest.spark.engine import prefill_alone
 from tests.conftest import until
 from tests.loadtest.spark import BF16, HTTP, answered, chat, simulated_spark
 

@@ -9,12 +9,12 @@ from gateway.cost import CostModel
 from gateway.estimator import Estimator
 from gateway.limits import Limits
 from gateway.profile import load as load_cost_profile
-from loadtest.engine import Engine, prefill_alone
-from loadtest.office import office
-from loadtest.profile import load_profile
 from loadtest.records import Outcome, Record
 from loadtest.request import Plan, Request
 from loadtest.simulate import Agenda, Simulation
+from loadtest.spark.engine import Engine, prefill_alone
+from loadtest.spark.profile import load_profile
+from loadtest.workloads.office import office
 from policies import POLICIES
 
 PROFILE = load_profile("gemma-4-26b-bf16")

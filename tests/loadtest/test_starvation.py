@@ -4,13 +4,13 @@ from collections import Counter
 
 import pytest
 
-from loadtest.engine import Engine
-from loadtest.profile import load_profile
 from loadtest.records import Record, percentile
 from loadtest.request import Plan
 from loadtest.simulate import Simulation
-from loadtest.starvation import starvation
-from loadtest.workload import Options
+from loadtest.spark.engine import Engine
+from loadtest.spark.profile import load_profile
+from loadtest.workloads.starvation import starvation
+from loadtest.workloads.workload import Options
 
 seeds = pytest.mark.parametrize("seed", [1, 2, 3])
 

@@ -64,6 +64,12 @@ def test_goodput_is_of_all_that_was_offered() -> None:
     assert summary(quick, slow, late_tokens, failed, slo=Slo(2.0, None)).goodput == 0.5
 
 
+def test_a_failure_that_the_server_counted_tokens_of_is_a_failure() -> None:
+    failed = record("ada", outcome=Outcome.STREAM_ERROR)
+    failed.output_tokens = 5
+    assert summary(failed).goodput == 0
+
+
 def test_who_was_interrupted_counts_for_nobody() -> None:
     found = summary(record("ada", 1.0, 2.0), record("ben", 1.0, outcome=Outcome.INTERRUPTED))
     assert (found.offered, found.completed, found.failed, found.interrupted) == (1, 1, 0, 1)

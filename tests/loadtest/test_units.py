@@ -2,7 +2,7 @@ from math import inf, nan
 
 import pytest
 
-from loadtest.units import Unit, number, shown, span, spoken, times
+from loadtest.report.units import Unit, number, shown, span, spoken, times
 
 
 @pytest.mark.parametrize(

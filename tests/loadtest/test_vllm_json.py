@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from loadtest.records import Outcome, Record
+from loadtest.report.vllm_json import bench
 from loadtest.request import Plan, Request
 from loadtest.results import Result
 from loadtest.summary import About, Slo, row, summarize
-from loadtest.vllm_json import bench
 
 # What `vllm bench serve --save-result` writes for a text model; figures as the article's runs asked for them.
 KEYS = {

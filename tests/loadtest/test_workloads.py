@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from loadtest.office import office
-from loadtest.workload import Options, Workload
 from loadtest.workloads import PRESETS, WORKLOADS, find
+from loadtest.workloads.office import office
+from loadtest.workloads.workload import Options, Workload
 
 LETTERS = {
     "A": "context-scaling",

@@ -24,8 +24,8 @@ from itertools import count
 from random import Random
 from typing import Any
 
-from loadtest.engine import Engine, Sequence
-from loadtest.profile import EngineProfile, load_profile
+from loadtest.spark.engine import Engine, Sequence
+from loadtest.spark.profile import EngineProfile, load_profile
 
 torch = importlib.import_module("torch")  # absent from the development environment, as is vLLM
 config = importlib.import_module("vllm.config")

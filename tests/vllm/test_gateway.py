@@ -14,7 +14,8 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from loadtest.client import LoadClient, measure
+from loadtest.client.load_client import LoadClient
+from loadtest.client.probe import measure
 from loadtest.process import running
 from loadtest.records import Record
 from loadtest.request import Plan, Request

@@ -12,7 +12,8 @@ from typing import Any
 import anyio
 import pytest
 
-from loadtest.client import LoadClient, latency, measure, served_model, server_version
+from loadtest.client.load_client import LoadClient
+from loadtest.client.probe import latency, measure, served_model, server_version
 from loadtest.process import running
 from loadtest.records import Outcome, Record
 from loadtest.request import Plan, Request

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from loadtest.open_loops import (
+from loadtest.request import Plan
+from loadtest.workloads.open_loops import (
     MONDAY_BURST,
     OFFICE_BASELINE,
     REASONING,
@@ -19,9 +20,8 @@ from loadtest.open_loops import (
     TEMPLATE_TOKENS,
     OpenLoop,
 )
-from loadtest.request import Plan
-from loadtest.sharegpt import BURSTINESS, COUNT, RATE, replay
-from loadtest.workload import Options
+from loadtest.workloads.sharegpt import BURSTINESS, COUNT, RATE, replay
+from loadtest.workloads.workload import Options
 from tests.vllm.conftest import ENVIRONMENT, HERE
 
 SEEDS = (42, 7)

@@ -1,0 +1,1 @@
+"""Simulated machines held against real ones: measurements, fits, and how far they are off."""

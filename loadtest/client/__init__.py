@@ -1,0 +1,1 @@
+"""The load generator on the real clock."""
