@@ -4,7 +4,7 @@ A token is a chunk that has something to say. A first chunk that only opens the 
 first token, and the chunk after it is the same one: vLLM sends the two together, and `vllm bench serve` takes its
 time to first token from there. Other servers are read too, as far as it is plain what they mean.
 
-Every event is parsed: into types that takes half a microsecond more than a search for some bytes in it.
+Every event is parsed: into types, that takes a microsecond more than to search it for bytes.
 """
 
 from dataclasses import dataclass, field

@@ -1,9 +1,9 @@
 """The wire to the server under test: HTTP/1.1, a connection for each request.
 
-Not httpx: a chunk costs it a hundred microseconds, and an engine's step sends one to everybody at once. With 200
-streams the last would be stamped, and who is due just then be sent, tens of milliseconds late. Here a chunk is stamped
-as it leaves its socket. No connection is used again, for a server closes an idle one when it likes (vLLM after 5 s),
-and a request sent in that moment fails for nobody's fault.
+Not httpx: a chunk costs it close to a hundred microseconds, and an engine's step sends one to everybody at once. With
+200 streams the last would be stamped, and who is due just then be sent, tens of milliseconds late. Here a chunk is
+stamped as it leaves its socket. No connection is used again, for a server closes an idle one when it likes (vLLM after
+5 s), and a request sent in that moment fails for nobody's fault.
 """
 
 import asyncio
