@@ -132,7 +132,7 @@ def test_what_the_engine_refuses_is_a_bad_request(sdk: openai.OpenAI) -> None:
         with pytest.raises(openai.BadRequestError) as raised:
             sdk.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=10**6, stream=stream)
         assert "max_model_len" in raised.value.message
-        assert raised.value.param == "input_tokens"
+        assert raised.value.param == "max_tokens"
         assert raised.value.type == "BadRequestError"
 
 
