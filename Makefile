@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test pytest-gateway pytest-others test-vllm mutants lock format clean
+.PHONY: help venv demo test coverage pytest-gateway pytest-others test-vllm mutants lock format clean
 
 help: ## this list
 	@echo 'Usage: make TARGET [ARGS="..."]'
@@ -22,21 +22,26 @@ venv: $(VENV)/installed ## install Fairlane and its tools, as locked, into .venv
 demo: $(VENV)/installed ## run the demonstration; ARGS go to `fairlane demo`
 	@$(BIN)/fairlane demo $(ARGS)
 
-test: $(VENV)/installed ## format, lint, types, then the tests with their coverage
+test: $(VENV)/installed ## format, lint, types, then the tests
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
-	@$(BIN)/coverage erase
 	@$(MAKE) --no-print-directory -j2 --output-sync=target pytest-gateway pytest-others
+
+coverage: $(VENV)/installed ## the tests with their coverage (8 minutes)
+	@$(BIN)/coverage erase
+	@$(MAKE) --no-print-directory -j2 --output-sync=target pytest-gateway pytest-others \
+	    PYTHON_RUNS="$(BIN)/coverage run --parallel-mode"
 	@$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
 # Side by side, since two cores are there on any machine: the gateway's tests wait for sockets, the others compute.
+PYTHON_RUNS = $(BIN)/python
 pytest-gateway: $(VENV)/installed
-	$(BIN)/coverage run --parallel-mode -m pytest tests/gateway
+	$(PYTHON_RUNS) -m pytest tests/gateway
 
 pytest-others: $(VENV)/installed
-	$(BIN)/coverage run --parallel-mode -m pytest tests --ignore=tests/gateway --ignore=tests/vllm
+	$(PYTHON_RUNS) -m pytest tests --ignore=tests/gateway --ignore=tests/vllm
 
 test-vllm: $(VENV)/installed ## the tests against a real vLLM, installed into .venv-vllm (slow, large)
 	bash tests/vllm/install.sh .venv-vllm
