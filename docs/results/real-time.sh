@@ -27,7 +27,7 @@ python -c "from gateway.profile import load; print(load('gemma-4-26b-bf16').scal
 
 fairlane sim --port 8401 --speed "$speed" --enable-prefix-caching &
 fairlane sim --port 8402 --speed "$speed" --enable-prefix-caching --long-prefill-token-threshold "$deploy" &
-LITELLM_LOCAL_MODEL_COST_MAP=True "$LITELLM" --config "$work/litellm.yaml" --host 127.0.0.1 --port 8403 >"$work/litellm.log" 2>&1 &
+LITELLM_LOCAL_MODEL_COST_MAP=True env -u PYTHONPATH "$LITELLM" --config "$work/litellm.yaml" --host 127.0.0.1 --port 8403 >"$work/litellm.log" 2>&1 &
 fairlane serve --upstream http://127.0.0.1:8402 --port 8404 --profile "$work/spark.toml" \
     --set "engine.long_prefill_threshold=$deploy" 2>"$work/serve.log" &
 for port in 8401 8402 8403 8404; do
