@@ -247,9 +247,13 @@ def run_suite(
                 if suite.has(folder, wanted, name):
                     console.print(f"{folder}: is there already")
                     continue
+                if beside := suite.put_aside(folder):
+                    console.print(f"{folder}: was interrupted; what it had is in {beside.name}")
                 if base_url:
-                    cost = load_cost_profile(BF16)
-                    _run(wanted, Target(base_url, served, name, cost, api_key, speed=speed), folder, console)
+                    target = Target(base_url, served, name, load_cost_profile(BF16), api_key, speed=speed)
+                    if _run(wanted, target, folder, console).summary.interrupted:
+                        console.print("interrupted; the same command goes on from here")
+                        raise typer.Exit(130)
                 else:
                     with console.status(f"{wanted.workload.name}, {name}"):
                         run = simulate(wanted, front(name, machine, assignments, seats), machine)

@@ -52,7 +52,7 @@ class Writer:
 def writing(folder: Path) -> Iterator[Writer]:
     """Raises ResultError if the folder has results already: nothing is overwritten."""
     folder.mkdir(parents=True, exist_ok=True)
-    if (folder / SUMMARY).exists():
+    if (folder / SUMMARY).exists() or (folder / ROWS).exists():
         raise ResultError(f"{folder} has results already; name another folder, or remove it")
     writer = Writer(folder)
     try:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from itertools import count
 from pathlib import Path
 from statistics import median
 
@@ -33,7 +34,17 @@ def has(folder: Path, wanted: Load, name: str) -> bool:
     same = (found.workload, found.seed, found.policy) == (wanted.workload.name, wanted.options.seed, name)
     if not same or found.offered + found.interrupted != len(wanted.plan.requests):
         raise ValueError(f"{folder} has another run ({found.offered} requests, seed {found.seed}): remove it")
-    return True
+    return not found.interrupted
+
+
+def put_aside(folder: Path) -> Path | None:
+    """What an interrupted run has left there goes beside it, under another name, so that it can be run again."""
+    if not folder.exists():
+        return None
+    beside = next(
+        other for number in count(1) if not (other := folder.with_name(f"{folder.name}.interrupted-{number}")).exists()
+    )
+    return folder.rename(beside)
 
 
 @dataclass(frozen=True)

@@ -172,3 +172,12 @@ def test_an_interrupted_run_keeps_what_it_measured(tmp_path: Path) -> None:
     assert found["interrupted"] > 0
     assert found["failed"] == 0
     assert json.loads((out / "summary.json").read_text())["completed"] == found["completed"]
+
+
+def test_an_interrupted_suite_runs_again_what_was_not_done(tmp_path: Path) -> None:
+    folder = tmp_path / "rag-mix" / "direct"
+    folder.mkdir(parents=True)
+    (folder / "results.jsonl").write_text('{"n": 0}\n')  # its run was killed
+    fairlane("suite", "F", "--out", str(tmp_path))
+    assert json.loads((folder / "summary.json").read_text())["interrupted"] == 0
+    assert (tmp_path / "rag-mix" / "direct.interrupted-1" / "results.jsonl").read_text() == '{"n": 0}\n'

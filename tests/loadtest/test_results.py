@@ -51,6 +51,9 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     write(tmp_path)
     with pytest.raises(ResultError, match="has results already"):
         write(tmp_path)
+    (tmp_path / "summary.json").unlink()  # as a run leaves it that was killed
+    with pytest.raises(ResultError, match="has results already"):
+        write(tmp_path)
 
 
 def test_what_holds_no_results_is_said_so(tmp_path: Path) -> None:
