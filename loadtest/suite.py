@@ -7,7 +7,7 @@ from itertools import count
 from pathlib import Path
 from statistics import median
 
-from loadtest.calibration.fit import HELD_OUT
+from loadtest.calibration.fit import HELD_OUT, PARTLY
 from loadtest.calibration.measurements import Figures, Measured, figures, measured
 from loadtest.records import percentile
 from loadtest.results import SUMMARY, load
@@ -72,6 +72,10 @@ class Test:
     @property
     def held_out(self) -> bool:
         return self.workload.letter in HELD_OUT
+
+    @property
+    def fitted_in_part(self) -> bool:
+        return self.workload.letter in PARTLY
 
     @property
     def errors(self) -> list[float]:
