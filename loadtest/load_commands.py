@@ -270,7 +270,7 @@ def fit_machine(
     start: Annotated[str, typer.Option(help="Profile to start from.", show_default="the machine's own")] = "",
     tries: Annotated[int, typer.Option(min=1, help="Steps; each simulates every test a dozen times.")] = 20,
 ) -> None:
-    """Fit a simulated machine to what a real one measured, and print its profile; a minute or more.
+    """Fit a simulated machine to what a real one measured, and print its profiles; a minute or more.
 
     Tests I and J stay out of the fit: their figures are predictions.
     """
@@ -286,6 +286,8 @@ def fit_machine(
                 tries=tries,
             )
         print(fit.toml(fitted.machine))
+        print("# What the gateway is to know of it, in a file of its own: fairlane serve --profile FILE.toml")
+        print(cost_profile(fitted.machine).toml(measured))
         table = Table("test", "", "figures", "median error / 90th percentile", box=None, pad_edge=False)
         for test, accuracy in accuracies(fitted.errors).items():
             table.add_row(test, "held out" if test in fit.HELD_OUT else "", str(accuracy.figures), str(accuracy))
