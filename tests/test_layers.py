@@ -47,7 +47,7 @@ SHELL = {
     *("gateway.parts", "gateway.server", "gateway.telemetry", "gateway.tracing", "gateway.upstream"),
     *("gateway.waiting", "loadtest.client.connection", "loadtest.client.load_client", "loadtest.client.probe"),
     *("loadtest.commands", "loadtest.demo", "loadtest.load_commands", "loadtest.process", "loadtest.live_display"),
-    *("loadtest.provenance", "loadtest.runs", "loadtest.spark.answer", "loadtest.spark.front"),
+    *("loadtest.provenance", "loadtest.runs", "loadtest.spark.answer", "loadtest.spark.frontend"),
     *("loadtest.spark.live_engine", "loadtest.spark.metrics", "loadtest.spark.server", "loadtest.suite"),
 }
 

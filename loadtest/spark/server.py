@@ -31,7 +31,7 @@ from loadtest.spark.answer import Answer
 from loadtest.spark.api import Chat, Detokenize, TextCompletion, Tokenize
 from loadtest.spark.body import Refused, read
 from loadtest.spark.engine import Engine
-from loadtest.spark.front import Front
+from loadtest.spark.frontend import Frontend
 from loadtest.spark.live_engine import LiveEngine, Tokens
 from loadtest.spark.metrics import SimMetrics
 from loadtest.spark.profile import EngineProfile
@@ -48,7 +48,7 @@ T = TypeVar("T")
 class Generate:
     """POST chat/completions or completions. Raw ASGI: one watcher sees the client leave, at whatever moment."""
 
-    front: Front
+    frontend: Frontend
     kind: type[Chat] | type[TextCompletion]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -57,10 +57,10 @@ class Generate:
             body = await _read(request, self.kind)
         except ClientDisconnect:
             return
-        answer = self.front.accept(body, request.headers)
+        answer = self.frontend.accept(body, request.headers)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_cancel_on_disconnect, receive, tasks.cancel_scope)
-            with self.front.live.generating(answer.choices, only_last=not body.stream) as tokens:
+            with self.frontend.live.generating(answer.choices, only_last=not body.stream) as tokens:
                 if body.stream:
                     await _stream(answer, tokens, send)
                 else:
@@ -134,7 +134,7 @@ def create_app(
     model = served_model_name or profile.name
     metrics = SimMetrics(engine, model)
     live = LiveEngine(engine, speed, metrics)
-    front = Front(
+    frontend = Frontend(
         live,
         metrics,
         model,
@@ -154,7 +154,7 @@ def create_app(
 
     async def tokenize(request: Request) -> Response:
         body = await _read(request, Tokenize)
-        front.check_model(body.model)
+        frontend.check_model(body.model)
         text = body.text(bytes_per_token)
         strings = [decode([span]) for span in text.spans] if body.return_token_strs else None
         content = {"count": text.count, "max_model_len": profile.max_model_len, "tokens": text.ids}
@@ -162,7 +162,7 @@ def create_app(
 
     async def detokenize(request: Request) -> Response:
         body = await _read(request, Detokenize)
-        front.check_model(body.model)
+        frontend.check_model(body.model)
         return _json({"prompt": decode(Ids(body.tokens).spans)})
 
     async def models(request: Request) -> Response:
@@ -181,8 +181,8 @@ def create_app(
         return _json({"version": VERSION})
 
     routes = [
-        Route("/v1/chat/completions", Generate(front, Chat), methods=["POST"]),
-        Route("/v1/completions", Generate(front, TextCompletion), methods=["POST"]),
+        Route("/v1/chat/completions", Generate(frontend, Chat), methods=["POST"]),
+        Route("/v1/completions", Generate(frontend, TextCompletion), methods=["POST"]),
         Route("/tokenize", tokenize, methods=["POST"]),
         Route("/detokenize", detokenize, methods=["POST"]),
         Route("/v1/models", models),

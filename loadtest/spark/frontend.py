@@ -20,7 +20,7 @@ _FULL = {
 
 
 @dataclass(frozen=True)
-class Front:
+class Frontend:
     """How the API server was started, and the engine behind it, whose own flags are in its profile."""
 
     live: LiveEngine
