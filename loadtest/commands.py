@@ -85,6 +85,8 @@ def sim(
     kv_cache_tokens: Annotated[
         int | None, typer.Option(min=16, help="Size of the cache.", show_default="the profile's")
     ] = None,
+    block_size: Annotated[int | None, typer.Option(min=1, help="vLLM's flag.", show_default="the profile's")] = None,
+    max_model_len: Annotated[int | None, typer.Option(min=1, help="vLLM's flag.", show_default="the profile's")] = None,
     max_num_queued_reqs: Annotated[int | None, typer.Option(help="vLLM's flag: 503 above so many requests.")] = None,
     max_num_queued_tokens: Annotated[int | None, typer.Option(help="vLLM's flag: 503 above so many tokens.")] = None,
     served_model_name: Annotated[str | None, typer.Option(help="vLLM's flag.", show_default="the profile's")] = None,
@@ -102,6 +104,8 @@ def sim(
             enable_prefix_caching=enable_prefix_caching,
             scheduling_policy="priority" if scheduling_policy == "priority" else "fcfs",
             kv_cache_tokens=kv_cache_tokens,
+            block_size=block_size,
+            max_model_len=max_model_len,
         )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
