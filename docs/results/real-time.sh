@@ -5,7 +5,7 @@
 set -euo pipefail
 workload=$1 seats=$2
 shift 2
-out=$PWD/docs/results/$workload-real-time
+out=docs/results/$workload-real-time
 speed=4 deploy=2560
 work=$(mktemp -d)
 trap 'kill $(jobs -p) 2>/dev/null; wait' EXIT
