@@ -6,6 +6,10 @@ from gateway.completion import Prompt
 from gateway.estimator import Estimator
 from gateway.profile import Profile
 from gateway.sse import Usage
+from policies.base import Job
+
+# How often a stream's growth is told to admission, in chunks, which are about a token each.
+PROGRESS_CHUNKS = 64
 
 
 class CostModel:
@@ -25,6 +29,10 @@ class CostModel:
         tokens = max(usage.prompt_tokens, 1) / prompts
         cached = min(max(usage.cached_tokens, 0) / prompts, tokens)
         return prompts * self.profile.prefill(tokens, cached) + self.profile.decode(max(usage.output_tokens, 0))
+
+    def growth(self, job: Job, chunks: int) -> tuple[float, int]:
+        """What a stream has come to after so many chunks: engine seconds, and cache until the next PROGRESS_CHUNKS."""
+        return job.cost + self.profile.decode(chunks), max(job.kv_tokens, job.tokens + chunks + PROGRESS_CHUNKS)
 
     def partial_cost(self, predicted: float, *, elapsed: float, began: bool, chunks: int) -> float:
         """What a job is charged that ended without counts: its client left, or the engine broke off.

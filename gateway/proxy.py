@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 from gateway.callers import Caller
 from gateway.client import Client
 from gateway.completion import Completion, Route, parse
+from gateway.cost import PROGRESS_CHUNKS
 from gateway.errors import GatewayError, InternalError, Rejected
 from gateway.exchange import Exchange
 from gateway.outcome import Outcome
@@ -27,9 +28,6 @@ from gateway.wishes import read_wishes
 from policies.base import Job
 
 logger = logging.getLogger("fairlane")
-
-# How often a stream's growth is told to admission, in chunks, which are about a token each.
-PROGRESS_CHUNKS = 64
 
 # An id is echoed into headers, logs and spans: what is longer, or holds anything odd, is replaced.
 _MAX_ID = 128
@@ -87,7 +85,9 @@ class Completions:
                 async with self.parts.upstream.post(self.route, completion.body, headers) as answer:
                     exchange.status = answer.status
                     if answer.streams:
-                        await _relay(client, exchange, permit, answer, events, partial(self._growth, job))
+                        await _relay(
+                            client, exchange, permit, answer, events, partial(self.parts.cost_model.growth, job)
+                        )
                     else:
                         await _hand_over(client, exchange, answer)
             finally:
@@ -138,10 +138,6 @@ class Completions:
             deadline=arrived + wishes.deadline,
         )
         return exchange.job
-
-    def _growth(self, job: Job, chunks: int) -> tuple[float, int]:
-        cost = job.cost + self.parts.cost_model.profile.decode(chunks)
-        return cost, max(job.kv_tokens, job.tokens + chunks + PROGRESS_CHUNKS)
 
     def _cost(self, exchange: Exchange, job: Job, chunks: int) -> float:
         if exchange.usage:

@@ -16,6 +16,7 @@ from loadtest.records import Record
 from loadtest.simulate import Simulation
 from loadtest.spark.engine import Engine, prefill_alone
 from loadtest.spark.profile import EngineProfile
+from loadtest.summary import jain
 from loadtest.workloads import office
 from policies import find
 
@@ -70,6 +71,4 @@ def _figures(engine: EngineProfile, records: list[Record]) -> Row:
     for record in records:
         slowdowns[record.request.user].append(record.ttft / prefill_alone(engine, record.request.prompt_tokens))
     users = [fmean(each) for each in slowdowns.values()]
-    speeds = [1 / slowdown for slowdown in users]
-    jain = sum(speeds) ** 2 / (len(speeds) * sum(speed**2 for speed in speeds))
-    return office.figures(records) | {"worst_user": max(users), "jain": jain}
+    return office.figures(records) | {"worst_user": max(users), "jain": jain(users) or 0.0}

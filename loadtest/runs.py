@@ -16,12 +16,10 @@ from loadtest.front import Front
 from loadtest.provenance import provenance
 from loadtest.records import Record
 from loadtest.request import Plan
-from loadtest.spark.engine import prefill_alone
+from loadtest.spark.engine import prefill_alone, word_latency
 from loadtest.spark.profile import EngineProfile
 from loadtest.summary import About, Slo, Summary, summarize
 from loadtest.workloads.workload import Options, Workload
-
-A_WORD = 12  # tokens of a prompt of a word, its template included
 
 OnEnd = Callable[[Record], None]
 
@@ -60,7 +58,7 @@ def simulate(load: Load, front: Front, machine: EngineProfile, *, noise: float =
     def alone(prompt_tokens: int) -> float:
         return prefill_alone(machine, prompt_tokens)
 
-    latency = prefill_alone(machine, A_WORD)
+    latency = word_latency(machine)
     return Run(summarize(about, load.plan, records, alone=alone, slo=load.slo, latency=latency), records)
 
 

@@ -11,7 +11,7 @@ from math import ceil, inf
 
 from gateway.admission import Admission
 from gateway.completion import Prompt
-from gateway.cost import CostModel
+from gateway.cost import PROGRESS_CHUNKS, CostModel
 from gateway.event import Event, tell
 from gateway.forecaster import learn
 from gateway.pace import Pace
@@ -21,9 +21,6 @@ from loadtest.request import Plan, Request, Segment
 from loadtest.schedule import Schedule
 from loadtest.spark.engine import Engine, Sequence, Step
 from policies.base import Job
-
-# As often as the gateway does.
-PROGRESS_CHUNKS = 64
 
 
 class Agenda:
@@ -233,9 +230,7 @@ class Simulation:
             self._pace.token(job)
             chunks = self._pace.tracks[job].tokens
             if chunks % PROGRESS_CHUNKS == 0:
-                cost = job.cost + self._cost_model.profile.decode(chunks)
-                kv_tokens = max(job.kv_tokens, job.tokens + chunks + PROGRESS_CHUNKS)
-                self._tell_admission(Event("progress", job, cost, kv_tokens))
+                self._tell_admission(Event("progress", job, *self._cost_model.growth(job, chunks)))
         for sequence in step.first:
             self._tell_admission(Event("first_token", self._by_sequence[sequence].job))
 

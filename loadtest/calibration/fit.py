@@ -17,7 +17,7 @@ from math import log
 from loadtest.calibration.measurements import Figures, Measured, figures
 from loadtest.front import Front
 from loadtest.request import TextKind
-from loadtest.spark.engine import prefill_alone
+from loadtest.spark.engine import word_latency
 from loadtest.spark.profile import EngineProfile
 from loadtest.summary import About, summarize
 from loadtest.workloads import find
@@ -29,8 +29,6 @@ HELD_OUT = tuple("IJ")
 
 COEFFICIENTS = ("tf_s", "te_s", "td_s", "tt_s_per_token", "ta_s_per_token2", "tk_s_per_token", "to_s")
 ROUTED: tuple[TextKind, ...] = ("book", "random", "reasoning")
-
-A_WORD = 12  # tokens
 
 
 @dataclass(frozen=True)
@@ -94,7 +92,7 @@ def simulated(workload: Workload, machine: EngineProfile, latency_ms: float = 0.
     plan = workload.plan()
     records = Front("direct").simulate(plan, machine)
     about = About(workload.name, workload.seed, "virtual", "direct", machine.name)
-    latency = prefill_alone(machine, A_WORD) if latency_ms else 0.0
+    latency = word_latency(machine) if latency_ms else 0.0
     return figures(summarize(about, plan, records, alone=lambda tokens: 1.0, latency=latency))
 
 

@@ -47,6 +47,8 @@ from loadtest.spark.sequence import Sequence, Step
 
 __all__ = ["Engine", "Sequence", "Step", "prefill_alone"]
 
+A_WORD = 12  # tokens of a prompt of a word, its template included
+
 
 class Engine:
     """The scheduler's state."""
@@ -304,6 +306,11 @@ class Engine:
 
 def _precedence(sequence: Sequence) -> tuple[int, int]:
     return sequence.priority, sequence.arrival
+
+
+def word_latency(profile: EngineProfile) -> float:
+    """Seconds to the first token of an answer to a prompt of a word: what a load tester takes for the server's own."""
+    return prefill_alone(profile, A_WORD)
 
 
 def prefill_alone(profile: EngineProfile, tokens: int) -> float:
