@@ -22,7 +22,6 @@ from gateway.completion import Route as CompletionRoute
 from gateway.cost import CostModel
 from gateway.decision_log import DecisionLog
 from gateway.errors import GatewayError, InternalError, MethodNotAllowed, NotFound
-from gateway.estimator import Estimator
 from gateway.event import Correction, Event
 from gateway.feedback import EngineState, Feedback
 from gateway.forecaster import Forecaster
@@ -87,7 +86,8 @@ class Gateway:
             logger.warning("%s: a change takes a restart; everything else is in force now", ", ".join(fixed))
         parts.settings = settings
         parts.callers = _callers(settings)
-        parts.cost_model.profile = profile
+        if profile != parts.cost_model.start:
+            parts.cost_model.use(profile)
         parts.waiting.forecaster.pace.shares_steps = settings.engine.long_prefill_threshold > 0
         if settings.policy != before.policy:
             parts.waiting.tell(Event("use", policy=settings.policy))
@@ -98,7 +98,11 @@ class Gateway:
 
 def create_gateway(settings: Settings, profile: Profile | None = None) -> Gateway:
     """Raises ValueError if the profile cannot be loaded, OSError if a log file cannot be opened."""
-    cost_model = CostModel(profile or load_profile(settings.profile), Estimator())
+    cost_model = CostModel(
+        profile or load_profile(settings.profile),
+        step_tokens=settings.engine.step_tokens,
+        threshold=settings.engine.long_prefill_threshold,
+    )
     admission = Admission(find(settings.policy)(), settings.limits(cost_model.profile))
     files = ExitStack()
     decisions = None
@@ -112,7 +116,7 @@ def create_gateway(settings: Settings, profile: Profile | None = None) -> Gatewa
     metrics = Metrics(admission, cost_model.estimator)
     telemetry = Telemetry(Tracing(settings.trace_file), metrics)
     cuts = settings.engine.long_prefill_threshold > 0
-    pace = Pace(lambda tokens: cost_model.profile.decode(tokens), shares_steps=cuts)
+    pace = Pace(lambda tokens: cost_model.profile.decode(tokens), cost_model.step, shares_steps=cuts)
     forecaster = Forecaster(admission, pace, metrics.forecast_compared)
     waiting = WaitingRoom(admission, settings.queue_timeout, decisions, forecaster)
     parts = Parts(settings, _callers(settings), cost_model, waiting, upstream, telemetry)

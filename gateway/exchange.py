@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 
+from gateway.cost import Counts, Price
+from gateway.curve import Seen
 from gateway.outcome import Outcome
-from gateway.sse import Usage
+from gateway.sse import EngineTimes, Usage
 from gateway.timeline import Timeline
 from policies.base import Job
 
@@ -15,6 +17,9 @@ class Exchange:
     outcome  how it ended; `interrupted`, as long as nothing else is known
     prefill_source  where the first token's time is from: `observed` in the stream, `predicted`, or `answer`,
              which came sooner than predicted
+    price    what it was predicted to be; `counts`, what it came to, and `cost`, in engine seconds
+    usage, times  as the engine states them
+    seen     its prefill, if that can be compared with the prediction
     """
 
     id: str
@@ -24,8 +29,13 @@ class Exchange:
     prompts: int = 1
     stream: bool = False
     max_tokens: int | None = None
+    price: Price | None = None
     job: Job | None = None
     status: int = 0
     outcome: Outcome = Outcome.INTERRUPTED
     usage: Usage | None = None
+    times: EngineTimes | None = None
+    counts: Counts | None = None
+    cost: float | None = None
+    seen: Seen | None = None
     prefill_source: str = "observed"

@@ -2,7 +2,7 @@
 
 from bisect import bisect_right, insort
 from collections import deque
-from math import ceil, exp, log
+from math import ceil
 
 MEMORY = 0.97  # of the sums so far, after one more sample
 WINDOW = 256
@@ -31,37 +31,6 @@ class Ratio:
         above = min(max(0.0, above), 4 * self.value * below)
         self._above = self._above * MEMORY + above
         self._below = self._below * MEMORY + below
-
-
-class PowerLaw:
-    """Seconds a token with n sequences decoding, s·n^p by least squares of the logarithms, with forgetting.
-
-    On a DGX Spark p is 0.2 to 0.5: the more sequences, the more experts of a mixture does a step read.
-    """
-
-    def __init__(self, start_s: float = 0.04, exponent: float = 0.4) -> None:
-        self._w = self._x = self._y = self._xx = self._xy = 0.0
-        for sequences in (1, 32):
-            self._add(log(sequences), log(start_s * sequences**exponent), 0.5)
-
-    def at(self, sequences: float) -> float:
-        x = log(max(1.0, sequences))
-        x0, y0 = self._x / self._w, self._y / self._w
-        spread = self._xx / self._w - x0 * x0
-        slope = min(1.0, max(0.0, (self._xy / self._w - x0 * y0) / spread)) if spread > 1e-6 else 0.4
-        return exp(y0 + slope * (x - x0))
-
-    def saw(self, sequences: float, seconds: float) -> None:
-        self._w, self._x, self._y = self._w * MEMORY, self._x * MEMORY, self._y * MEMORY
-        self._xx, self._xy = self._xx * MEMORY, self._xy * MEMORY
-        self._add(log(max(1.0, sequences)), log(min(10.0, max(1e-4, seconds))), 1.0)
-
-    def _add(self, x: float, y: float, w: float) -> None:
-        self._w += w
-        self._x += w * x
-        self._y += w * y
-        self._xx += w * x * x
-        self._xy += w * x * y
 
 
 class Window:

@@ -5,17 +5,18 @@ is learned is a handful of sums and two bounded windows, recent samples weigh mo
 
     stretch[lane]   wall seconds that a predicted second of prefill takes: a wrong profile, and decode beside it
     share           of the engine that short prefill gets while long prefill runs beside it, where they share steps
-    token_s(n)      seconds a token while n sequences decode and nobody prefills: a power law in n
+    step            seconds a token while so many sequences decode and nobody prefills: `gateway.curve`
     tokens[mode]    tokens a second that each sequence still gets while prompts are prefilled
     answer          how many tokens an answer has: the last few hundred answers
     errors          how much later than forecast things came: see `Errors`
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from gateway.learners import Errors, Lengths, PowerLaw, Ratio
+from gateway.curve import Seen, StepCurve
+from gateway.learners import Errors, Lengths, Ratio
 from gateway.ledger import Part
 from policies.base import LANES, Job, Lane
 
@@ -35,6 +36,9 @@ class Track:
     part        what of its prefill is done at once, if it comes in slices
     prefilled   prompt tokens that its earlier slices have done
     said        when it was told what to expect, and in how many seconds from then
+    beside      sequences that decoded when it was let go
+    others      who has been in prefill with it
+    observed    its first token was seen, not taken to have come
     """
 
     max_tokens: int | None = None
@@ -44,12 +48,36 @@ class Track:
     part: Part | None = None
     prefilled: int = 0
     said: tuple[float, dict[Instant, float]] | None = None
+    beside: int = 0
+    others: "list[tuple[Job, Track]]" = field(default_factory=list)
+    observed: bool = False
+
+    def seen(self, first_token: float | None = None) -> Seen | None:
+        """Its prefill, if it came in one, and all who shared it came and were done meanwhile: then the time was theirs
+        and its own. `first_token` is when it came, where somebody knows that better. Asked before it ends."""
+        if first_token is None and self.observed:
+            first_token = self.first_token
+        if self.let_go is None or first_token is None or self.prefilled:
+            return None
+        for _, other in self.others:
+            if other.let_go is None or other.first_token is None or not other.observed or other.prefilled:
+                return None
+            if other.let_go < self.let_go or other.first_token > first_token:
+                return None
+        return Seen(first_token - self.let_go, self.beside, tuple(job.tokens for job, _ in self.others))
 
 
 class Pace:
-    def __init__(self, decode_cost: Callable[[int], float] = lambda tokens: 0.0, *, shares_steps: bool = False) -> None:
+    def __init__(
+        self,
+        decode_cost: Callable[[int], float] = lambda tokens: 0.0,
+        step: StepCurve | None = None,
+        *,
+        shares_steps: bool = False,
+    ) -> None:
         """
         decode_cost   what so many output tokens are charged, in engine seconds
+        step          the curve of decode steps that it teaches; one of its own, if it is given none
         shares_steps  the engine cuts long prompts (its long prefill threshold), so that short ones prefill beside them;
                       else it prefills in the order of dispatch
         """
@@ -63,7 +91,7 @@ class Pace:
             "long": Ratio(0.5, belief=1.0, low=0.01, high=1000.0),
             "both": Ratio(1.0, belief=1.0, low=0.01, high=1000.0),
         }
-        self.decode = PowerLaw()
+        self.step = step or StepCurve()
         self.answers = Lengths()
         self.errors: dict[Instant, Errors] = {name: Errors(ratio) for name, ratio in PRIOR_RATIO.items()}
         # Jobs in prefill, and which dispatch was theirs; wall seconds of work that the first of each lane has had.
@@ -86,7 +114,10 @@ class Pace:
         self._pass(now)
         for job in jobs:
             track = self.tracks.setdefault(job, Track())
-            track.let_go = now
+            track.let_go, track.beside = now, self._sequences
+            for other in [other for prefilling in self.prefilling.values() for other in prefilling]:
+                track.others.append((other, self.tracks[other]))
+                self.tracks[other].others.append((job, track))
             self._came(track, "start", now)
             self.prefilling[job.lane][job] = self.dispatched
             self.dispatched += 1
@@ -104,6 +135,7 @@ class Pace:
         self._pass(now)
         track = self.tracks[job]
         if track.first_token is None:
+            track.observed = seen
             if seen:
                 self._prefilled(job, track)
                 self._came(track, "first_token", now)
@@ -121,6 +153,7 @@ class Pace:
         """It is gone, from wherever it was. `output_tokens` of a whole answer; of one that broke off, None."""
         self._pass(now)
         track = self.tracks.pop(job, Track())
+        track.others.clear()  # each holds others', and so on
         if job in self.prefilling[job.lane]:
             self._leave_prefill(job)
         if job in self._decoding:
@@ -152,7 +185,7 @@ class Pace:
 
     def token_rate(self, mode: Mode | None, sequences: int) -> float:
         """Tokens a second that each of so many sequences gets."""
-        alone = 1 / self.decode.at(sequences)
+        alone = 1 / self.step.at(sequences)
         return alone if mode is None else min(alone, self.tokens[mode].value)
 
     # How it is learned.
@@ -197,7 +230,7 @@ class Pace:
         self._free_tokens += tokens
         self._free_n += seconds * self._sequences
         if self._free_tokens >= 8:
-            self.decode.saw(self._free_n / self._free_s, self._free_s / self._free_tokens)
+            self.step.saw(self._free_n / self._free_s, self._free_s / self._free_tokens)
             self._free_s = self._free_tokens = self._free_n = 0.0
 
     def _prefilled(self, job: Job, track: Track) -> None:

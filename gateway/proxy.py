@@ -14,12 +14,12 @@ from starlette.types import Receive, Scope, Send
 from gateway.callers import Caller
 from gateway.client import Client
 from gateway.completion import Completion, Route, parse
-from gateway.cost import PROGRESS_CHUNKS
+from gateway.cost import PROGRESS_CHUNKS, Price
 from gateway.errors import GatewayError, InternalError, Rejected
 from gateway.exchange import Exchange
 from gateway.outcome import Outcome
 from gateway.parts import Parts
-from gateway.sse import EventStream, read_usage
+from gateway.sse import EventStream, read_account
 from gateway.timeline import Timeline
 from gateway.tracing import RequestTrace
 from gateway.upstream import Answer, forwarded
@@ -66,13 +66,14 @@ class Completions:
         caller = self.parts.callers.identify(client.address, client.headers)
         completion = parse(self.route, await client.body(self.parts.settings.max_body))
         self._check_length(completion)
-        job = self._job(exchange, completion, caller, client.headers)
+        job, price = self._job(exchange, completion, caller, client.headers)
         tasks.start_soon(client.watch_leaving, tasks.cancel_scope)
         tasks.start_soon(client.watch_reading, tasks.cancel_scope)
 
         exchange.timeline.queued = perf_counter()
         async with self.parts.waiting.admitted(job, completion.max_tokens) as permit:
             exchange.timeline.dispatched = perf_counter()
+            self.parts.cost_model.sent(completion.prompts, price)
             events = EventStream(len(completion.prompts), completion.n, completion.drop_usage)
             headers = [
                 *forwarded(client.headers),
@@ -86,37 +87,40 @@ class Completions:
                     exchange.status = answer.status
                     if answer.streams:
                         await _relay(
-                            client, exchange, permit, answer, events, partial(self.parts.cost_model.growth, job)
+                            client, exchange, permit, answer, events, partial(self.parts.cost_model.growth, job, price)
                         )
                     else:
                         await _hand_over(client, exchange, answer)
             finally:
                 exchange.usage = exchange.usage or events.usage
+                exchange.times = exchange.times or events.times
                 exchange.timeline.ended = perf_counter()
-                permit.cost = self._cost(exchange, job, events.chunks)
-                permit.output_tokens = exchange.usage.output_tokens // job.seats if exchange.usage else None
+                permit.cost = exchange.cost = self._cost(exchange, completion, job, price, events.chunks)
+                permit.output_tokens = exchange.counts.output // job.seats if exchange.counts else None
 
         failed = events.failed or exchange.status >= 400
         exchange.outcome = Outcome.ENGINE_ERROR if failed else Outcome.COMPLETED
-        if exchange.usage:
-            self.parts.cost_model.learn(completion.prompts, exchange.usage)
+        if exchange.usage and not failed:
+            self._learn(exchange, completion, price, permit)
 
     def _check_length(self, completion: Completion) -> None:
         """What can never fit need not wait to be told so. What might fit is the engine's to judge."""
         limit = self.parts.max_model_len
         if limit is None:
             return
-        least = max(map(self.parts.cost_model.estimator.least, completion.prompts))
+        least = max(map(self.parts.cost_model.estimator.least, (prompt.size for prompt in completion.prompts)))
         if least > limit:
             raise Rejected(
                 Outcome.TOO_LONG,
                 f"This model's maximum context length is {limit} tokens. However, the prompt has at least {least}.",
             )
 
-    def _job(self, exchange: Exchange, completion: Completion, caller: Caller, headers: dict[bytes, bytes]) -> Job:
+    def _job(
+        self, exchange: Exchange, completion: Completion, caller: Caller, headers: dict[bytes, bytes]
+    ) -> tuple[Job, Price]:
         parts = self.parts
         arrived, seats = exchange.timeline.arrived, completion.seats
-        tokens, cost = parts.cost_model.predict(completion.prompts)
+        price = exchange.price = parts.cost_model.price(completion.prompts)
         flow = caller.flow(completion.user)
         wishes = read_wishes(headers)
         exchange.model = completion.model
@@ -125,27 +129,43 @@ class Completions:
         exchange.max_tokens = completion.max_tokens
         exchange.job = Job(
             flow=flow,
-            lane=parts.waiting.admission.limits.lane(tokens),
-            tokens=tokens,
-            cost=cost,
+            lane=parts.waiting.admission.limits.lane(price.uncached),
+            tokens=price.uncached,
+            cost=price.seconds,
             arrival=arrived,
             seats=seats,
             id=exchange.id,
-            kv_tokens=tokens + seats * parts.waiting.forecaster.answer_tokens(completion.max_tokens),
+            kv_tokens=price.tokens + seats * parts.waiting.forecaster.answer_tokens(completion.max_tokens),
             session=wishes.session,
             weight=parts.settings.weights.get(flow.partition(":")[2], 1.0),
             head_start=min(wishes.priority, caller.priority),
             deadline=arrived + wishes.deadline,
         )
-        return exchange.job
+        return exchange.job, price
 
-    def _cost(self, exchange: Exchange, job: Job, chunks: int) -> float:
+    def _cost(self, exchange: Exchange, completion: Completion, job: Job, price: Price, chunks: int) -> float:
         if exchange.usage:
-            return self.parts.cost_model.true_cost(exchange.usage, exchange.prompts)
+            exchange.counts = self.parts.cost_model.counts(completion.prompts, price, exchange.usage)
+            return self.parts.cost_model.true_cost(exchange.counts, exchange.prompts)
         timeline = exchange.timeline
         elapsed = perf_counter() - (timeline.dispatched or timeline.arrived)
         began = timeline.first_token is not None
         return self.parts.cost_model.partial_cost(job.cost, elapsed=elapsed, began=began, chunks=chunks)
+
+    def _learn(self, exchange: Exchange, completion: Completion, price: Price, permit: Permit) -> None:
+        assert exchange.usage
+        times, ended = exchange.times, exchange.timeline.ended
+        first_token = None
+        if not exchange.stream and times and times.generation_s is not None and ended is not None:
+            # Nobody saw it come; but the engine tells how long before the end that was.
+            first_token = ended - times.generation_s
+        seen = permit.track.seen(first_token)
+        # Work of others, straight at the engine, is in no ledger.
+        if self.parts.waiting.admission.ledger.foreign_seats:
+            seen = None
+        queue_s = times.queue_s if times else None
+        if self.parts.cost_model.learn(completion.prompts, price, exchange.usage, seen, queue_s):
+            exchange.seen = seen
 
 
 async def _relay(
@@ -178,7 +198,7 @@ async def _hand_over(client: Client, exchange: Exchange, answer: Answer) -> None
     if exchange.timeline.first_token is None and answer.status < 400:
         exchange.timeline.first_token = perf_counter()
         exchange.prefill_source = "answer"
-    exchange.usage = read_usage(body)
+    exchange.usage, exchange.times = read_account(body)
     await client.respond(answer.status, answer.headers + _own_headers(exchange), body)
 
 

@@ -139,7 +139,7 @@ def _usage(exchange: Exchange) -> dict[str, AttributeValue | None]:
     return {
         semconv.INPUT_TOKENS: usage.prompt_tokens if usage else None,
         semconv.OUTPUT_TOKENS: usage.output_tokens if usage else None,
-        semconv.CACHED_TOKENS: usage.cached_tokens if usage else None,
+        semconv.CACHED_TOKENS: usage.cached if usage else None,
     }
 
 

@@ -11,7 +11,6 @@ from math import inf
 
 from gateway.admission import Admission
 from gateway.cost import CostModel
-from gateway.estimator import Estimator
 from gateway.limits import Limits
 from gateway.profile import Profile
 from loadtest.records import Record
@@ -62,15 +61,17 @@ class Front:
                 simulation = Simulation(engine, priority=lambda prompt_tokens: prompt_tokens)
             case "semaphore":
                 admission = Admission(Fifo(), Limits(NO_LIMIT, NO_LIMIT, NO_LIMIT, self.seats))
-                simulation = Simulation(engine, admission, self._cost_model())
+                simulation = Simulation(engine, admission, self._cost_model(machine))
             case policy:
                 admission = Admission(find(policy)(), self.limits)
-                simulation = Simulation(engine, admission, self._cost_model(), queue_timeout=self.queue_timeout)
+                simulation = Simulation(engine, admission, self._cost_model(machine), queue_timeout=self.queue_timeout)
         return simulation.run(plan)
 
-    def _cost_model(self) -> CostModel:
+    def _cost_model(self, machine: EngineProfile) -> CostModel:
         assert self.cost is not None
-        return CostModel(self.cost, Estimator())
+        return CostModel(
+            self.cost, step_tokens=machine.max_num_batched_tokens, threshold=machine.long_prefill_token_threshold
+        )
 
     def settings(self) -> dict[str, str]:
         """What else it takes to have its figures again."""
