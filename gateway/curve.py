@@ -69,7 +69,7 @@ class PrefillCurve:
     """What decodes beside a prefill, and what is prefilled within the same time, is corrected for."""
 
     def __init__(self, start: Profile, step: "StepCurve", step_tokens: int = 8192, threshold: int = 0) -> None:
-        """`step_tokens` and `threshold`: vLLM's --max-num-batched-tokens and --long-prefill-token-threshold, 0 is off."""
+        """vLLM's --max-num-batched-tokens, and its --long-prefill-token-threshold, which is off at 0."""
         self._step = step
         self._step_tokens = step_tokens
         self._threshold = threshold or step_tokens
