@@ -21,9 +21,9 @@ from gateway.callers import Caller, Callers
 from gateway.completion import Route as CompletionRoute
 from gateway.cost import CostModel
 from gateway.decision_log import DecisionLog
+from gateway.engine import Engine
 from gateway.errors import GatewayError, InternalError, MethodNotAllowed, NotFound
-from gateway.event import Correction, Event
-from gateway.feedback import EngineState, Feedback
+from gateway.event import Event
 from gateway.forecaster import Forecaster
 from gateway.metrics import Metrics
 from gateway.pace import Pace
@@ -33,7 +33,9 @@ from gateway.profile import Profile
 from gateway.profile import load as load_profile
 from gateway.proxy import Completions
 from gateway.settings import Settings
+from gateway.state_file import StateFile, default_path
 from gateway.telemetry import Telemetry
+from gateway.tokenizer import BoundedTokenizer, EngineTokenizer, LocalTokenizer, Tokenizer
 from gateway.tracing import Tracing
 from gateway.upstream import Upstream, returned
 from gateway.waiting import WaitingRoom
@@ -44,15 +46,11 @@ logger = logging.getLogger("fairlane")
 
 COMPLETION_ROUTES: tuple[CompletionRoute, ...] = ("/v1/chat/completions", "/v1/completions")
 
-# How often a gateway looks for an engine that is not up yet.
-ENGINE_POLL = 2.0
-
-# How often the engine's metrics are read, and how long that may take.
-ENGINE_SCRAPE = 1.0
-
-
 # Settings that are read once, when the gateway starts.
-FIXED = ("host", "port", "upstream", "upstream_key", "upstream_timeout", "trace_file", "decision_log")
+FIXED = (
+    *("host", "port", "upstream", "upstream_key", "upstream_timeout"),
+    *("trace_file", "decision_log", "state_file", "tokenizer"),
+)
 
 
 @dataclass
@@ -97,7 +95,7 @@ class Gateway:
 
 
 def create_gateway(settings: Settings, profile: Profile | None = None) -> Gateway:
-    """Raises ValueError if the profile cannot be loaded, OSError if a log file cannot be opened."""
+    """Raises ValueError if the profile or the tokenizer cannot be loaded, OSError if a log file cannot be opened."""
     cost_model = CostModel(
         profile or load_profile(settings.profile),
         step_tokens=settings.engine.step_tokens,
@@ -113,13 +111,16 @@ def create_gateway(settings: Settings, profile: Profile | None = None) -> Gatewa
     upstream = Upstream(
         settings.base_url, key=key.get_secret_value() if key else None, timeout=settings.upstream_timeout
     )
-    metrics = Metrics(admission, cost_model.estimator)
+    metrics = Metrics(admission, cost_model)
     telemetry = Telemetry(Tracing(settings.trace_file), metrics)
     cuts = settings.engine.long_prefill_threshold > 0
     pace = Pace(lambda tokens: cost_model.profile.decode(tokens), cost_model.step, shares_steps=cuts)
     forecaster = Forecaster(admission, pace, metrics.forecast_compared)
     waiting = WaitingRoom(admission, settings.queue_timeout, decisions, forecaster)
-    parts = Parts(settings, _callers(settings), cost_model, waiting, upstream, telemetry)
+    parts = Parts(
+        settings, _callers(settings), cost_model, waiting, upstream, telemetry, _tokenizer(settings, upstream)
+    )
+    engine = Engine(parts, _state_file(settings))
 
     async def models(request: Request) -> Response:
         """vLLM's own answer: the gateway serves no models."""
@@ -151,10 +152,10 @@ def create_gateway(settings: Settings, profile: Profile | None = None) -> Gatewa
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         with files:
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(_find_engine, parts)
-                tasks.start_soon(_watch_engine, parts)
+                tasks.start_soon(engine.run)
                 yield
                 tasks.cancel_scope.cancel()
+            await engine.keep()
         await upstream.aclose()
         await anyio.to_thread.run_sync(telemetry.tracing.shutdown)
 
@@ -173,54 +174,32 @@ def create_gateway(settings: Settings, profile: Profile | None = None) -> Gatewa
     return Gateway(parts, app)
 
 
+def _tokenizer(settings: Settings, upstream: Upstream) -> Tokenizer | None:
+    match settings.tokenizer:
+        case "off":
+            return None
+        case "engine":
+            return BoundedTokenizer(EngineTokenizer(upstream))
+        case path:
+            return BoundedTokenizer(LocalTokenizer(path))
+
+
+def _state_file(settings: Settings) -> StateFile | None:
+    match settings.state_file:
+        case "off":
+            return None
+        case "auto":
+            return StateFile(default_path(settings.base_url))
+        case path:
+            return StateFile(path)
+
+
 def _callers(settings: Settings) -> Callers:
     return Callers(settings.api_keys, settings.front_end_networks, settings.user_headers)
 
 
 def _identify(parts: Parts, request: Request) -> Caller:
     return parts.callers.identify(request.client.host if request.client else None, dict(request.headers.raw))
-
-
-async def _watch_engine(parts: Parts) -> None:
-    """Scrape the engine and let admission know, again and again. What cannot be had corrects nothing."""
-    feedback = Feedback()
-    correction = Correction()
-    while True:
-        ledger = parts.waiting.admission.ledger
-        try:
-            answer = await parts.upstream.get("/metrics", timeout=ENGINE_SCRAPE)
-            state = EngineState.read(answer.content) if answer.is_success else None
-        except Exception:  # whatever an engine sends, it must not end this task and the gateway with it
-            state = None
-        parts.telemetry.metrics.engine_seen(state)
-        seen = (
-            feedback.seen(state, ledger.seats, ledger.kv_tokens, ledger.limits.kv_tokens) if state else feedback.lost()
-        )
-        if seen != correction:
-            correction = seen
-            parts.waiting.tell(Event("correct", correction=correction))
-        await anyio.sleep(ENGINE_SCRAPE)
-
-
-async def _find_engine(parts: Parts) -> None:
-    """Say which engine and model were found; wait politely for one that is not up yet."""
-    upstream = parts.upstream
-    waited = False
-    while True:
-        try:
-            answer = await upstream.get("/v1/models")
-            answer.raise_for_status()
-            lengths = {str(model["id"]): model.get("max_model_len") for model in answer.json()["data"]}
-            break
-        except Exception as error:  # whatever an engine sends, it must not end this task and the gateway with it
-            if not waited:
-                logger.warning("engine: not there yet, waiting for it (%s)", error)
-                waited = True
-        await anyio.sleep(ENGINE_POLL)
-    models = ", ".join(f"{name} (up to {length} tokens)" if length else name for name, length in lengths.items())
-    logger.info("engine: %s serves %s", upstream.base_url, models)
-    if lengths and all(isinstance(length, int) and length > 0 for length in lengths.values()):
-        parts.max_model_len = max(length for length in lengths.values() if length)
 
 
 def _passed_on(answer: httpx.Response) -> Response:

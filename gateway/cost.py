@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from gateway.curve import Prefill, PrefillCurve, Seen, StepCurve, learned
 from gateway.estimator import Estimator
+from gateway.learners import Accuracy
 from gateway.prefix_index import Match, PrefixIndex
 from gateway.profile import Profile
 from gateway.prompt import Prompt, Size
@@ -17,6 +18,11 @@ PROGRESS_CHUNKS = 64
 
 # Longer answers no model gives; such a count is broken.
 MOST_OUTPUT = 1 << 18
+
+
+# What is predicted of a request and compared with what came: tokens, those not cached, and seconds of prefill.
+Predicted = Literal["tokens", "uncached", "prefill"]
+PREDICTED: tuple[Predicted, ...] = get_args(Predicted)
 
 
 class Counts(NamedTuple):
@@ -35,12 +41,14 @@ class Price:
     cached   of them, those that the engine is expected to have
     seconds  of prefill
     each     of each prompt, its tokens and the beginning that is known
+    counted  the tokens were counted, not estimated
     """
 
     tokens: int
     cached: int
     seconds: float
     each: tuple[tuple[int, Match], ...] = ()
+    counted: bool = False
 
     @property
     def uncached(self) -> int:
@@ -56,6 +64,7 @@ class CostModel:
         --max-num-batched-tokens and --long-prefill-token-threshold."""
         self.estimator = estimator or Estimator()
         self.prefixes = PrefixIndex()
+        self.accuracy: dict[Predicted, Accuracy] = {what: Accuracy() for what in PREDICTED}
         self.start = self._profile = start
         self.step = StepCurve(start)
         self.prefill = PrefillCurve(start, self.step, step_tokens, threshold)
@@ -67,6 +76,12 @@ class CostModel:
         self.step.use(start)
         self.prefill.use(start)
         self._samples = 0, 0
+
+    def start_anew(self) -> None:
+        """Another engine: forget all that was learned of the last one."""
+        self.estimator.start_anew()
+        self.prefixes.start_anew()
+        self.use(self.start)
 
     @property
     def profile(self) -> Profile:
@@ -87,12 +102,13 @@ class CostModel:
         tokens = [max(1, round(scale * guess)) for guess in guesses]
         cached = [max(0, min(match.cached, each - 1)) for match, each in zip(matches, tokens, strict=True)]
         seconds = sum(map(self.profile.prefill, tokens, cached))
-        return Price(sum(tokens), sum(cached), seconds, tuple(zip(tokens, matches, strict=True)))
+        each = tuple(zip(tokens, matches, strict=True))
+        return Price(sum(tokens), sum(cached), seconds, each, counted is not None)
 
-    def sent(self, prompts: Sequence[Prompt], price: Price) -> None:
-        """The request goes to the engine."""
+    def prefilled(self, prompts: Sequence[Prompt], price: Price) -> None:
+        """The engine has them in its cache by now."""
         for prompt, (tokens, match) in zip(prompts, price.each, strict=True):
-            self.prefixes.sent(prompt, tokens, match)
+            self.prefixes.prefilled(prompt, tokens, match)
 
     def counts(self, prompts: Sequence[Prompt], price: Price, usage: Usage) -> Counts:
         """As the engine states them, where that can be true; as predicted, where it cannot, or is not stated."""
@@ -100,12 +116,13 @@ class CostModel:
         cached = usage.cached if _told(usage, tokens) else min(price.cached, tokens)
         return Counts(tokens, cached or 0, min(max(0, usage.output_tokens), MOST_OUTPUT))
 
+    def true_prefill(self, counts: Counts, prompts: int = 1) -> float:
+        """The curve at true token counts, in seconds."""
+        return prompts * self.profile.prefill(counts.prompt / prompts, counts.cached / prompts)
+
     def true_cost(self, counts: Counts, prompts: int = 1) -> float:
-        """The curve at true token counts: what a finished job is charged. Never wall time, which the work of
-        others inflates."""
-        profile = self.profile
-        prefill = profile.prefill(counts.prompt / prompts, counts.cached / prompts)
-        return prompts * prefill + profile.decode(counts.output)
+        """What a finished job is charged, its answer included. Never wall time, which the work of others inflates."""
+        return self.true_prefill(counts, prompts) + self.profile.decode(counts.output)
 
     def growth(self, job: Job, price: Price, chunks: int) -> tuple[float, int]:
         """What a stream has come to after so many chunks: engine seconds, and cache until the next PROGRESS_CHUNKS."""
@@ -137,16 +154,28 @@ class CostModel:
         tokens = usage.prompt_tokens
         if not self._plausible(prompts, tokens):
             return False
+        self.accuracy["tokens"].saw(price.tokens, tokens)
         self.estimator.learn(_size(prompts), tokens)
         if len(prompts) != 1:
             return False
-        told = _told(usage, tokens)
-        cached = usage.cached if told else None
+        cached = usage.cached if _told(usage, tokens) else None
+        if cached is not None:
+            self.accuracy["uncached"].saw(price.uncached, max(1, tokens - cached))
         counts = self.counts(prompts, price, usage)
         self.prefixes.settled(prompts[0], price.each[0][1], tokens, counts.output, cached)
         if seen is None or (cached is None and price.cached):
             return False
-        return self.prefill.saw(Prefill(tokens, cached or 0, seen.seconds, queue_s, seen.beside, seen.others))
+        prefill = Prefill(tokens, cached or 0, seen.seconds, queue_s, seen.beside, seen.others)
+        if not self.prefill.saw(prefill):
+            return False
+        if not seen.beside and not seen.others:
+            self.accuracy["prefill"].saw(price.seconds, seen.seconds - (queue_s or 0.0))
+        return True
+
+    def learn_tokens(self, prompts: Sequence[Prompt], tokens: int) -> None:
+        """From a count that somebody made before the engine did."""
+        if self._plausible(prompts, tokens):
+            self.estimator.learn(_size(prompts), tokens)
 
     def _tokens(self, prompt: Prompt, match: Match) -> float:
         """What is known has been counted; only the rest is guessed."""

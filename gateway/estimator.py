@@ -21,9 +21,11 @@ TEMPLATE_TOKENS = 4096
 
 class Estimator:
     def __init__(self, bytes_per_token: float = BYTES_PER_TOKEN) -> None:
-        self.regression = Regression(
-            (1 / bytes_per_token, 1 / min(BYTES_PER_MARK, bytes_per_token), 1 / BYTES_PER_WIDE, TOKENS_PER_MESSAGE)
-        )
+        self._start = 1 / bytes_per_token, 1 / BYTES_PER_MARK, 1 / BYTES_PER_WIDE, TOKENS_PER_MESSAGE
+        self.start_anew()
+
+    def start_anew(self) -> None:
+        self.regression = Regression(self._start)
 
     @property
     def bytes_per_token(self) -> float:

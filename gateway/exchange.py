@@ -17,9 +17,9 @@ class Exchange:
     outcome  how it ended; `interrupted`, as long as nothing else is known
     prefill_source  where the first token's time is from: `observed` in the stream, `predicted`, or `answer`,
              which came sooner than predicted
-    price    what it was predicted to be; `counts`, what it came to, and `cost`, in engine seconds
+    price    what it was predicted to be; `counts`, what it came to, and of these the prefill and the charge, in seconds
     usage, times  as the engine states them
-    seen     its prefill, if that can be compared with the prediction
+    seen     its prefill, if that was a sample of the curve
     """
 
     id: str
@@ -36,6 +36,7 @@ class Exchange:
     usage: Usage | None = None
     times: EngineTimes | None = None
     counts: Counts | None = None
-    cost: float | None = None
+    true_prefill_s: float | None = None
+    charged_s: float | None = None
     seen: Seen | None = None
     prefill_source: str = "observed"

@@ -50,6 +50,26 @@ class Window:
             del self.ordered[bisect_right(self.ordered, self._recent.popleft()) - 1]
 
 
+class Accuracy:
+    """How far predictions have been off, of late: (predicted - true) / true."""
+
+    def __init__(self) -> None:
+        self._off = Window()
+
+    def saw(self, predicted: float, true: float) -> None:
+        if true > 0:
+            self._off.add(max(-1.0, min(10.0, predicted / true - 1)))
+
+    @property
+    def bias(self) -> float | None:
+        """The median error; None before there was any."""
+        return _quantile(self._off.ordered, 0.5)
+
+    def error(self, quantile: float = 0.5) -> float | None:
+        """A quantile of the errors' sizes."""
+        return _quantile(sorted(map(abs, self._off.ordered)), quantile)
+
+
 class Lengths:
     """How many tokens answers have."""
 
@@ -96,3 +116,7 @@ class Errors:
 
     def _of(self, said_s: float) -> Window:
         return self._seen[bisect_right(HORIZONS_S, said_s)]
+
+
+def _quantile(ordered: list[float], quantile: float) -> float | None:
+    return ordered[min(len(ordered) - 1, int(quantile * len(ordered)))] if ordered else None

@@ -8,7 +8,7 @@ corrects it: how long beginnings stay, whether answers are found again, and whet
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from gateway.learners import Ratio, Window
@@ -22,6 +22,8 @@ BLOCK = 16
 HIT = 0.5
 # Misses of what was used a moment ago are no evictions, but tell that the engine does not cache as expected.
 FRESH = 0.1
+# Cached tokens that must have been expected before the engine's counter is compared.
+ENOUGH = 4096
 
 
 @dataclass(slots=True)
@@ -66,11 +68,18 @@ class PrefixIndex:
     """
 
     def __init__(self) -> None:
+        self.start_anew()
+
+    def start_anew(self) -> None:
+        """Nothing is known of the engine."""
         self.block = BLOCK
         self.capacity: int | None = None
         self.enabled = True
         self._known: OrderedDict[bytes, _Known] = OrderedDict()
+        self.tells = False  # with each answer, how much of its prompt was cached
         self._written = 0
+        self._hits: float | None = None  # of the engine's counter, when `_expected` was 0
+        self._expected = 0
         self._stays: int | None = None  # tokens written since its last use, after which a beginning was found gone
         self._answers = Window()  # share of an answer's tokens that were found again
         self.trust = Ratio(1.0, belief=2048, low=0.0, high=1.0)  # of what is expected to be cached, what is
@@ -93,30 +102,44 @@ class PrefixIndex:
             return Match(link.size, known.tokens, self._trusted(cached), number, self._written - known.used)
         return NOTHING
 
-    def sent(self, prompt: Prompt, tokens: float, match: Match) -> None:
-        """It is on its way to the engine, which has all of it in its cache as soon as it is prefilled."""
+    def prefilled(self, prompt: Prompt, tokens: float, match: Match) -> None:
+        """Its first token is there, so all of it is in the cache, whoever asks next."""
         self._written += max(0, round(tokens) - match.cached)
+        self._expected += match.cached
         self._remember(prompt, tokens, match, exact=False)
 
     def settled(self, prompt: Prompt, match: Match, tokens: int, answer: int, cached: int | None) -> None:
         """The engine has counted its tokens and those of its answer. `cached` is what it found, None if it does not
         tell."""
         self._written += answer
+        self.tells = self.tells or cached is not None
         if cached is not None and match.link >= 0:
             self._correct(prompt.chain, match, min(cached, tokens))
         self._remember(prompt, tokens, match, exact=True)
         if prompt.chain and (known := self._known.get(prompt.chain[-1].name)):
             known.answer = answer
 
-    def counted(self, queries: float, hits: float, expected: float) -> None:
-        """The engine's counters over some time: tokens of prompts, of them found in its cache, and how many were
-        expected to be. For engines that do not tell it with each answer."""
-        if expected > 0 and queries > 0:
-            self.trust.saw(min(hits, expected), expected)
+    def counted(self, hits: float) -> None:
+        """The engine's own count of tokens that it found in its cache, since it was started: for one that does not
+        tell it with each answer. Compared when enough were expected for a scrape's delay not to matter."""
+        if self._hits is None or self.tells:
+            self._hits, self._expected = hits, 0
+        elif self._expected >= ENOUGH:
+            self.trust.saw(min(hits - self._hits, self._expected), self._expected)
+            self._hits, self._expected = hits, 0
+
+    def answers(self) -> list[float]:
+        """Shares of answers that were found again, in order of size."""
+        return list(self._answers.ordered)
+
+    def found_again(self, shares: Iterable[float]) -> None:
+        for share in shares:
+            self._answers.add(min(1.0, max(0.0, share)))
 
     def forget(self) -> None:
-        """The engine was started anew."""
+        """The engine was started anew: its cache is empty, and its counters begin at 0."""
         self._known.clear()
+        self._hits = None
 
     def _is_gone(self, known: _Known) -> bool:
         age = self._written - known.used

@@ -186,8 +186,6 @@ class Simulation:
         if self._engine.profile.enable_prefix_caching:
             answer = (f"answer {record.number}", request.answer_tokens)
             keys = self._keys.of((*self._plan.segments[record.number], answer))
-        if self._cost_model is not None and sent.price is not None:
-            self._cost_model.sent(sent.prompts, sent.price)
         sequence = sent.sequence = Sequence(
             sent.prompt_tokens,
             request.answer_tokens,
@@ -253,7 +251,10 @@ class Simulation:
             if chunks % PROGRESS_CHUNKS == 0:
                 self._tell_admission(Event("progress", job, *self._cost_model.growth(job, sent.price, chunks)))
         for sequence in step.first:
-            self._tell_admission(Event("first_token", self._by_sequence[sequence].job))
+            sent = self._by_sequence[sequence]
+            self._tell_admission(Event("first_token", sent.job))
+            assert sent.price is not None
+            self._cost_model.prefilled(sent.prompts, sent.price)
 
 
 class _Keys:

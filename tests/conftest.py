@@ -44,6 +44,8 @@ T = TypeVar("T")
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
 DEADLINE = 10.0
+# A gateway that asks the engine for nothing but answers, and keeps nothing for the next test.
+ALONE = {"tokenizer": "off", "state_file": "off"}
 BUDGETS = ("fairlane_queue_jobs", "fairlane_prefill_jobs", "fairlane_prefill_tokens", "fairlane_seats")
 SPARK_SPEED = 50.0
 
@@ -236,6 +238,8 @@ class ScriptedEngine:
         call = Call(scope["method"], scope["path"], headers, body)
         if call.path == "/metrics":
             call.answer(404 if self.metrics is None else 200, self.metrics or {})
+        elif call.path == "/version":
+            call.answer(200, {"version": "scripted"})
         elif call.path in ("/v1/models", "/health"):
             card = {"id": "scripted", "object": "model", "created": 0, "owned_by": "vllm", "max_model_len": 32768}
             call.answer(200, {"object": "list", "data": [card]}, x_engine="scripted")
@@ -478,7 +482,9 @@ class StartGateway(Protocol):
 
 def _start(upstream: str, profile: Profile | None = None, **settings: Any) -> RunningGateway:
     stack = ExitStack()
-    made = create_gateway(Settings(**{"upstream": upstream, "port": 0, "drain_timeout": 1.0, **settings}), profile)
+    made = create_gateway(
+        Settings(**{**ALONE, "upstream": upstream, "port": 0, "drain_timeout": 1.0, **settings}), profile
+    )
     port: queue.Queue[int] = queue.Queue()
     server = _ServerInThread(made, port.put)
     stack.enter_context(running(server))
