@@ -11,9 +11,10 @@ is learned is a handful of sums and two bounded windows, recent samples weigh mo
     errors          how much later than forecast things came: see `Errors`
 """
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from gateway.curve import Seen, StepCurve
 from gateway.learners import Errors, Lengths, Ratio
@@ -24,6 +25,10 @@ Mode = Literal["short", "long", "both"]
 Instant = Literal["start", "first_token", "end"]
 INSTANTS: tuple[Instant, ...] = get_args(Instant)
 
+# Prefills of a lane, kept to be priced anew when the curve is known better.
+SAMPLES = 64
+PROBE = 10_000  # tokens whose price changes when the curve does
+
 # The 90th percentile over the median, before any error was seen.
 PRIOR_RATIO: dict[Instant, float] = dict.fromkeys(INSTANTS, 3.0)
 
@@ -32,6 +37,7 @@ PRIOR_RATIO: dict[Instant, float] = dict.fromkeys(INSTANTS, 3.0)
 class Track:
     """One job as the driver sees it. Instants are seconds on its clock, tokens are of the answer so far.
 
+    price       of its prompt, by the curve as it was when it came
     let_go      when it, or its slice, went to the engine; None while it waits
     part        what of its prefill is done at once, if it comes in slices
     prefilled   prompt tokens that its earlier slices have done
@@ -42,6 +48,7 @@ class Track:
     """
 
     max_tokens: int | None = None
+    price: float = 0.0
     let_go: float | None = None
     first_token: float | None = None
     tokens: int = 0
@@ -67,6 +74,15 @@ class Track:
         return Seen(first_token - self.let_go, self.beside, tuple(job.tokens for job, _ in self.others))
 
 
+class _Sample(NamedTuple):
+    """Wall seconds of a prefill, what they were predicted to be, and of what; price is that of all the tokens then."""
+
+    seconds: float
+    cost: float
+    tokens: int
+    price: float
+
+
 class Pace:
     def __init__(
         self,
@@ -74,17 +90,23 @@ class Pace:
         step: StepCurve | None = None,
         *,
         shares_steps: bool = False,
+        prefill_cost: Callable[[int], float] = lambda tokens: 0.0,
     ) -> None:
         """
         decode_cost   what so many output tokens are charged, in engine seconds
+        prefill_cost  of so many prompt tokens, in engine seconds, by the curve as it is known by now: who came before
+                      was priced by an older one, and `stretch` is over the newest
         step          the curve of decode steps that it teaches; one of its own, if it is given none
         shares_steps  the engine cuts long prompts (its long prefill threshold), so that short ones prefill beside them;
                       else it prefills in the order of dispatch
         """
         self.decode_cost = decode_cost
+        self.prefill_cost = prefill_cost
         self.shares_steps = shares_steps
         self.tracks: dict[Job, Track] = {}
         self.stretch = {lane: Ratio(1.0, belief=1.0) for lane in LANES}
+        self._samples: dict[Lane, deque[_Sample]] = {lane: deque(maxlen=SAMPLES) for lane in LANES}
+        self._probe = 0.0
         self.share = Ratio(0.5, belief=1.0, low=0.1, high=0.9)
         self.tokens: dict[Mode, Ratio] = {
             "short": Ratio(2.0, belief=1.0, low=0.01, high=1000.0),
@@ -108,7 +130,7 @@ class Pace:
     # What happened.
 
     def waits(self, job: Job, max_tokens: int | None = None, part: Part | None = None) -> None:
-        self.tracks[job] = Track(max_tokens, part=part)
+        self.tracks[job] = Track(max_tokens, self.prefill_cost(job.tokens), part=part)
 
     def let_go(self, jobs: list[Job], now: float) -> None:
         self._pass(now)
@@ -172,7 +194,8 @@ class Pace:
 
     def work(self, job: Job, part: Part | None = None) -> float:
         """Wall seconds of prefill, nothing else being prefilled."""
-        return (part.cost if part else job.cost) * self.stretch[job.lane].value
+        self._reprice()
+        return self._price(job, part) * self.stretch[job.lane].value
 
     def rates(self, firsts: dict[Lane, int]) -> tuple[Mode | None, dict[Lane, float]]:
         """How the engine is shared by the lanes that prefill, given the number of the first of each."""
@@ -233,12 +256,35 @@ class Pace:
             self.step.saw(self._free_n / self._free_s, self._free_s / self._free_tokens)
             self._free_s = self._free_tokens = self._free_n = 0.0
 
+    def _price(self, job: Job, part: Part | None) -> float:
+        """What its prefill is predicted to take, by the curve as it is known by now."""
+        track = self.tracks.get(job)
+        return (part.cost if part else job.cost) * (self._better(job.tokens, track.price) if track else 1.0)
+
+    def _reprice(self) -> None:
+        """What was seen before the curve was known as it is now, is held against the curve as it is now."""
+        probe = self.prefill_cost(PROBE)
+        if probe == self._probe:
+            return
+        self._probe = probe
+        for lane, samples in self._samples.items():
+            if samples:
+                self.stretch[lane] = Ratio(1.0, belief=1.0)
+                for sample in samples:
+                    self.stretch[lane].saw(sample.seconds, sample.cost * self._better(sample.tokens, sample.price))
+
+    def _better(self, tokens: int, then: float) -> float:
+        return self.prefill_cost(tokens) / then if then > 0 else 1.0
+
     def _prefilled(self, job: Job, track: Track) -> None:
-        predicted = track.part.cost if track.part else job.cost
+        self._reprice()
+        predicted = self._price(job, track.part)
         if job.lane == "short" and self._beside > 0:
             self.share.saw(predicted * self.stretch["short"].value, self._beside)
         else:
             self.stretch[job.lane].saw(self.served[job.lane], predicted)
+            sample = _Sample(self.served[job.lane], predicted, job.tokens, self.prefill_cost(job.tokens))
+            self._samples[job.lane].append(sample)
         self._leave_prefill(job)
 
     def _leave_prefill(self, job: Job) -> None:

@@ -61,6 +61,7 @@ class Simulation:
     pace             is told what a gateway would tell it
     tells_times      the engine tells how long a request was in its own line (--enable-per-request-metrics)
     watch            is told of each arrival at the gateway, with the time, once it is dealt with
+    counts           the gateway counts a prompt's tokens before it prices them
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Simulation:
         pace: Pace | None = None,
         tells_times: bool = True,
         watch: Callable[[float, Job], None] = lambda now, job: None,
+        counts: bool = False,
     ) -> None:
         self._engine = engine
         self._admission = admission
@@ -82,9 +84,10 @@ class Simulation:
         self._bytes_per_token = bytes_per_token
         self._queue_timeout = queue_timeout
         self._priority = priority
-        self._pace = pace or Pace(step=cost_model.step if cost_model else None)
+        self._pace = pace or _pace(cost_model)
         self._tells_times = tells_times
         self._watch = watch
+        self._counts = counts
         self._agenda = Agenda()
         self._plan = Plan(())
         self._schedule = Schedule(self._plan)
@@ -144,7 +147,7 @@ class Simulation:
 
     def _arrive(self, sent: _Sent, admission: Admission, cost_model: CostModel) -> None:
         request, now = sent.record.request, self._agenda.now
-        price = sent.price = cost_model.price(sent.prompts)
+        price = sent.price = cost_model.price(sent.prompts, sent.prompt_tokens if self._counts else None)
         job = sent.job = Job(
             flow=request.user,
             lane=admission.limits.lane(price.uncached),
@@ -255,6 +258,16 @@ class Simulation:
             self._tell_admission(Event("first_token", sent.job))
             assert sent.price is not None
             self._cost_model.prefilled(sent.prompts, sent.price)
+
+
+def _pace(cost_model: CostModel | None) -> Pace:
+    if cost_model is None:
+        return Pace()
+    return Pace(
+        lambda tokens: cost_model.profile.decode(tokens),
+        cost_model.step,
+        prefill_cost=lambda tokens: cost_model.profile.prefill(tokens),
+    )
 
 
 class _Keys:

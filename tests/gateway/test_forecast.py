@@ -373,6 +373,26 @@ class TestPace:
         job = scene.arrive(cost=1.0)
         assert scene.outlook().first_token(job).median == pytest.approx(6.0, rel=0.1)
 
+    @pytest.mark.parametrize("samples", [1, 30])
+    def test_what_the_curve_has_learned_is_not_learned_twice(self, samples: int) -> None:
+        """Priced at 1 s, prefilled in 3 s; then the curve says 3 s, of those who wait at the old price, too."""
+        scene = Scene()
+        price = 1.0
+        scene.pace.prefill_cost = lambda tokens: price
+        for _ in range(samples):
+            job = scene.arrive(cost=price)
+            scene.now += 3.0
+            scene.first_token(job)
+            scene.end(job)
+        scene.arrive(cost=price)
+        waits = scene.arrive(cost=price)
+        price = 3.0
+        later = scene.arrive(cost=price)
+        for job, ahead in ((waits, 2), (later, 3)):
+            assert scene.outlook().first_token(job).median == pytest.approx(
+                3.0 * ahead, rel=0.15 if samples == 1 else 0.01
+            )
+
     def test_time_a_token_is_learned_with_who_else_decodes(self) -> None:
         scene = Scene()
         for sequences in (1, 4, 16):

@@ -101,7 +101,12 @@ def says(load: Load, wrong: str, seed: int, *, going: bool) -> list[Said]:
     arrivals = sorted(load.arrivals, key=lambda each: each.at)
     cost_model = CostModel(WRONG[wrong])
     admission = Admission(POLICIES[load.policy](), load.limits)
-    pace = Pace(cost_model.profile.decode, shares_steps=load.threshold > 0)
+    pace = Pace(
+        lambda tokens: cost_model.profile.decode(tokens),
+        cost_model.step,
+        shares_steps=load.threshold > 0,
+        prefill_cost=lambda tokens: cost_model.profile.prefill(tokens),
+    )
     jobs: list[Job] = []
     said: list[tuple[int, float, Eta]] = []
 
