@@ -35,7 +35,7 @@ from gateway.proxy import Completions
 from gateway.settings import Settings
 from gateway.state_file import StateFile, default_path
 from gateway.telemetry import Telemetry
-from gateway.tokenizer import BoundedTokenizer, EngineTokenizer, LocalTokenizer, Tokenizer
+from gateway.tokenizer import BoundedTokenizer, EngineTokenizer, LocalTokenizer
 from gateway.tracing import Tracing
 from gateway.upstream import Upstream, returned
 from gateway.waiting import WaitingRoom
@@ -174,7 +174,7 @@ def create_gateway(settings: Settings, profile: Profile | None = None) -> Gatewa
     return Gateway(parts, app)
 
 
-def _tokenizer(settings: Settings, upstream: Upstream) -> Tokenizer | None:
+def _tokenizer(settings: Settings, upstream: Upstream) -> BoundedTokenizer | None:
     match settings.tokenizer:
         case "off":
             return None

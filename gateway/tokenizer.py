@@ -44,6 +44,10 @@ MOST_TEXTS = 8
 # Bytes of a body that is counted. No context window takes more, and an encoder cannot be stopped half-way.
 MOST_BYTES = 4 << 20
 
+# Counts in a row that may be further off than this part of the engine's own, before nothing is counted any more.
+MOST_WRONG = 3
+MOST_OFF = 0.02
+
 # Seconds until a server that has no /tokenize is asked again: it may have been replaced by one that has.
 ASK_AGAIN = 300.0
 
@@ -83,16 +87,31 @@ class BoundedTokenizer:
 
     def __init__(self, tokenizer: Tokenizer, *, concurrent: int = 2, patience: float = 2.0) -> None:
         self._tokenizer = tokenizer
+        self._wrong = 0  # counts in a row
         self._places = anyio.Semaphore(concurrent)
         self._patience = patience
 
     async def count(self, completion: Completion) -> int | None:
-        if len(completion.body) > MOST_BYTES:
+        if len(completion.body) > MOST_BYTES or self._wrong >= MOST_WRONG:
             return None
         with anyio.move_on_after(self._patience):
             async with self._places:
                 return await self._tokenizer.count(completion)
         return None
+
+    def compare(self, counted: int, true: int) -> None:
+        """Told of a count, and of the engine's own. One that is wrong again and again, as for a template
+        that the engine has otherwise, is worse than an estimate, which learns."""
+        if abs(counted - true) <= MOST_OFF * true:
+            self._wrong = 0
+            return
+        self._wrong += 1
+        if self._wrong == MOST_WRONG:
+            logger.warning(
+                "prompts have other tokens than were counted (%d instead of %d): they are estimated from now on",
+                counted,
+                true,
+            )
 
 
 # Asked of the engine
