@@ -25,6 +25,7 @@ from gateway.engine import Engine
 from gateway.errors import GatewayError, InternalError, MethodNotAllowed, NotFound
 from gateway.event import Event
 from gateway.forecaster import Forecaster
+from gateway.local_tokenizer import LocalTokenizer
 from gateway.metrics import Metrics
 from gateway.pace import Pace
 from gateway.parts import Parts
@@ -35,7 +36,7 @@ from gateway.proxy import Completions
 from gateway.settings import Settings
 from gateway.state_file import StateFile, default_path
 from gateway.telemetry import Telemetry
-from gateway.tokenizer import BoundedTokenizer, EngineTokenizer, LocalTokenizer
+from gateway.tokenizer import BoundedTokenizer, EngineTokenizer
 from gateway.tracing import Tracing
 from gateway.upstream import Upstream, returned
 from gateway.waiting import WaitingRoom

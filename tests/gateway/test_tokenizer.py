@@ -23,7 +23,9 @@ from anyio.from_thread import BlockingPortal
 from anyio.lowlevel import checkpoint
 
 from gateway.completion import Completion, Route, parse
-from gateway.tokenizer import ASK_AGAIN, MOST_BYTES, MOST_TEXTS, BoundedTokenizer, EngineTokenizer, LocalTokenizer
+from gateway.local_tokenizer import LocalTokenizer
+from gateway.prompt_fields import MOST_TEXTS
+from gateway.tokenizer import ASK_AGAIN, MOST_BYTES, BoundedTokenizer, EngineTokenizer
 from gateway.upstream import Upstream
 from tests.conftest import DEADLINE, Call, ScriptedEngine
 from tests.vllm.tiny_model import make_model, words
@@ -680,7 +682,7 @@ def test_a_configuration_that_cannot_be_used(tmp_path: Path, config: str) -> Non
 
 @pytest.fixture
 def stuck(monkeypatch: pytest.MonkeyPatch) -> Iterator["type[Stuck]"]:
-    monkeypatch.setattr("gateway.tokenizer.datetime", Stuck)
+    monkeypatch.setattr("gateway.chat_template.datetime", Stuck)
     yield Stuck
     Stuck.released.set()
 
