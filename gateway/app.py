@@ -115,7 +115,13 @@ def create_gateway(settings: Settings, profile: Profile | None = None) -> Gatewa
     metrics = Metrics(admission, cost_model)
     telemetry = Telemetry(Tracing(settings.trace_file), metrics)
     cuts = settings.engine.long_prefill_threshold > 0
-    pace = Pace(lambda tokens: cost_model.profile.decode(tokens), cost_model.step, shares_steps=cuts)
+    # The profile is asked for each time: it gets better.
+    pace = Pace(
+        lambda tokens: cost_model.profile.decode(tokens),
+        cost_model.step,
+        shares_steps=cuts,
+        prefill_cost=lambda tokens: cost_model.profile.prefill(tokens),
+    )
     forecaster = Forecaster(admission, pace, metrics.forecast_compared)
     waiting = WaitingRoom(admission, settings.queue_timeout, decisions, forecaster)
     parts = Parts(
