@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from gateway.learners import Ratio, Window
-from gateway.prompt import EMPTY, Link, Prompt, Size
+from gateway.prompt import EMPTY, STRIDE, Link, Prompt, Size
 
 # Beginnings remembered; each has 200 bytes. A prompt of 25 000 tokens has about 150.
 MOST = 1 << 16
@@ -22,6 +22,7 @@ BLOCK = 16
 HIT = 0.5
 # One of which so much has come true was all there; in between, what others begin alike with was.
 WHOLE = 0.9
+STRIDE_TOKENS = STRIDE / 4
 # Misses of what was used a moment ago are no evictions, but tell that the engine does not cache as expected.
 FRESH = 0.1
 # Cached tokens that must have been expected before the engine's counter is compared.
@@ -195,15 +196,19 @@ class PrefixIndex:
         elif missed and match.age > FRESH * (self.capacity or 0) and match.age > expected:
             self._missed(match.age)
             return
-        # A part of a block is no miss.
-        self.trust.saw(min(cached + self.block, expected) if cached else 0.0, expected)
+        # A part of a block is no miss, and where a length was estimated, it may be that which is wrong.
+        whole = cached if known.exact else expected
+        self.trust.saw(min(whole + self.block, expected) if cached else 0.0, expected)
+        if not known.exact and cached:
+            more = cached > expected / WHOLE + STRIDE_TOKENS  # it may go on alike up to where the next name is due
+            if more or cached + self.block < expected:
+                known.tokens = cached + self.block / 2
+            return
         if missed:
             return
         if known.answer and chain[match.link].answered and known.answer >= self.block // 2:
             found = cached + self.block / 2 - known.tokens
             self._answers.add(min(1.0, max(0.0, found / known.answer)))
-        elif not known.exact and cached + self.block < known.tokens:
-            known.tokens = cached + self.block / 2
 
     def _remember(self, prompt: Prompt, tokens: float, match: Match, *, exact: bool) -> None:
         """Between what is known and the whole, the tokens are spread by size."""
