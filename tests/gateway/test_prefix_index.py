@@ -1,10 +1,12 @@
 """What the engine has cached of a prompt, as predicted, against a block cache that is told the very same requests.
 
 The cache is the simulator's, exact: blocks of 16 tokens, the one used longest ago goes first. The vocabulary is four
-bytes a token; the template puts four tokens before each message and one behind it, and the begin of the answer last.
+bytes a token, and each digit one; the template puts four tokens before each message and one behind it, and the begin
+of the answer last.
 """
 
 import json
+import re
 from collections.abc import Iterable
 from itertools import accumulate
 from random import Random
@@ -14,7 +16,7 @@ import pytest
 
 from gateway.completion import parse
 from gateway.cost import CostModel
-from gateway.prefix_index import BLOCK, ENOUGH, MOST, PrefixIndex
+from gateway.prefix_index import BLOCK, ENOUGH, MOST, NOTHING, PrefixIndex
 from gateway.profile import load
 from gateway.prompt import Prompt, PromptReader
 from gateway.sse import PromptDetails, Usage
@@ -84,7 +86,7 @@ class Scene:
 
 
 def _tokens(text: str) -> list[str]:
-    return [text[at : at + TOKEN] for at in range(0, len(text), TOKEN)]
+    return re.findall(r"\d|\D{1,4}", text)
 
 
 def _chain(before: int, block: int) -> int:
@@ -121,9 +123,10 @@ def test_the_next_turn_finds_all_before_it_to_the_block() -> None:
 
 def test_the_same_again_is_there_but_for_a_token() -> None:
     scene = Scene()
-    for _ in range(3):
-        told = scene.ask(("user", words(1, 1000)))
-    assert told.cached == told.truly_cached > 900
+    for tokens in range(1000, 1000 + BLOCK):
+        scene.ask(("user", words(tokens, tokens)))
+        told = scene.ask(("user", words(tokens, tokens)))
+        assert told.cached == told.truly_cached > 900
 
 
 def test_shared_instructions_are_found_by_all_who_have_them() -> None:
@@ -135,6 +138,20 @@ def test_shared_instructions_are_found_by_all_who_have_them() -> None:
         assert each.cached == pytest.approx(each.truly_cached, abs=0.02 * 1500)
     for each in told[2:]:
         assert abs(each.cached - each.truly_cached) <= BLOCK
+
+
+WORDS, DIGITS = words(1, 600), str(7**1000)
+
+
+@pytest.mark.parametrize(("system", "before"), [(WORDS, DIGITS), (DIGITS, WORDS)])
+def test_how_long_shared_instructions_are_is_learned_of_what_was_found(system: str, before: str) -> None:
+    """The first who has them is counted as a whole, and of digits the engine makes more tokens than of words: they are
+    taken to be longer, or shorter, than they are."""
+    scene = Scene()
+    told = [scene.ask(("system", system), ("user", before + words(user, 9))) for user in range(2, 4)]
+    told += [scene.ask(("system", system), ("user", words(user, 90))) for user in range(6, 9)]
+    assert abs(told[-3].cached - told[-3].truly_cached) > 100
+    assert all(abs(each.cached - each.truly_cached) <= BLOCK for each in told[-2:])
 
 
 @pytest.mark.parametrize("tokens", [400, 4000, 25_000])
@@ -226,6 +243,16 @@ def test_a_cache_that_was_full_for_a_while_is_believed_in_again() -> None:
     assert wrong(told[-1]) <= 0.05
 
 
+def test_a_cache_that_has_become_larger_is_believed_in() -> None:
+    scene = Scene(3000)
+    rounds(scene, people=10, turns=3)
+    scene.pool = BlockPool(None)
+    told = rounds(scene, people=10, turns=4)
+    assert all(each.truly_cached > 0 for each in told[1])
+    assert wrong(told[1]) <= 0.15
+    assert wrong(told[-1]) <= 0.02
+
+
 def test_an_engine_that_was_started_anew_has_nothing() -> None:
     scene, prompt = Scene(), ("user", words(1, 1000))
     scene.ask(prompt)
@@ -276,18 +303,19 @@ def test_a_counter_that_goes_back_or_leaps_does_no_harm() -> None:
 
 def test_memory_is_bounded_and_who_was_used_last_stays() -> None:
     index = PrefixIndex()
-    prompts = [prompt_of(words(seed, 12_000)) for seed in range(20)]
-    while len(index) < MOST:
-        for number, prompt in enumerate(prompts):
-            renamed = Prompt(
-                prompt.size,
-                tuple(link._replace(name=link.name + bytes([number, len(index) % 251])) for link in prompt.chain),
-            )
-            index.prefilled(renamed, 12_000, index.match(renamed))
-    last = prompt_of(words(99, 12_000))
-    index.prefilled(last, 12_000, index.match(last))
+    first, second, *others = (prompt_of(words(seed, 12_000)) for seed in range(1000, 1010))
+    for prompt in (first, second):
+        index.prefilled(prompt, 12_000, index.match(prompt))
+    used = 0
+    while used < MOST:
+        for prompt in others:
+            named = tuple(link._replace(name=b"%d %b" % (used, link.name)) for link in prompt.chain)
+            index.prefilled(Prompt(prompt.size, named), 12_000, NOTHING)
+            used += len(named)
+        index.prefilled(first, 12_000, index.match(first))
     assert len(index) == MOST
-    assert index.match(last).cached > 11_900
+    assert index.match(first).cached > 11_900
+    assert index.match(second) == NOTHING
 
 
 def prompt_of(text: str) -> Prompt:

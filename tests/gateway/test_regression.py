@@ -102,6 +102,16 @@ def test_a_machine_that_has_become_slower_is_followed(drift: float, seed: int) -
     assert worst(regression, drift) <= 0.12
 
 
+def test_where_one_would_be_below_0_the_others_are_fitted_without_it() -> None:
+    """Seconds that grow ever slower, which no square does: the best line is left."""
+    regression = start(1.0)
+    for tokens in sizes(Random(1), 200):
+        regression.saw(row(tokens), 0.2 + 3e-4 * tokens - 4e-9 * tokens**2)
+    assert regression.theta[2] == 0
+    assert abs(sum(regression.errors())) / len(regression.errors()) <= 0.05
+    assert max(map(abs, regression.errors())) <= 0.35
+
+
 # What does not move it.
 
 
