@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from statistics import fmean, median
 
 from gateway.cost import CostModel
@@ -12,7 +11,7 @@ from gateway.prompt import Prompt
 from gateway.sse import PromptDetails, Usage
 from loadtest.records import Record
 
-STRETCH = 8  # tokens of a stream that make a sample of the decode step, as in `gateway.pace`
+FEW = 4  # tokens of a stream, of which fewer say nothing of a decode step
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +80,13 @@ class Calibration:
         one = records[0]
         instants = [at for at in one.tokens if begin <= at <= end]
         # Where an engine sends several tokens in a chunk, it says in the end how many there were.
-        tokens = (one.output_tokens or len(one.tokens)) / len(one.tokens)
-        stretch = min(STRETCH, len(instants) - 1)
-        if stretch < 1:
+        tokens = (len(instants) - 1) * (one.output_tokens or 0) / len(one.tokens)
+        # All in one sample: several may come at the same instant, where something on the way was busy.
+        if tokens < FEW:
             return False
-        for since, until in pairwise(instants[::stretch]):
-            seconds = (until - since) / (stretch * tokens)
-            self.model.step.saw(len(records), seconds)
-            self._steps.setdefault(len(records), []).append(seconds)
+        seconds = (instants[-1] - instants[0]) / tokens
+        self.model.step.saw(len(records), seconds)
+        self._steps.setdefault(len(records), []).append(seconds)
         return True
 
     @property
