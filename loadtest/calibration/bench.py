@@ -111,8 +111,9 @@ async def calibrate(
     while many := ladder.streams(done, end - perf_counter(), most_streams, expected):
         say(f"{many} answers at once" if many > 1 else "an answer by itself")
         records = await bench.streams(many)
-        if not all(record.completed for record in records) or not calibration.streams(records):
+        if not all(record.completed for record in records):
             break
+        calibration.streams(records)
         done.append(many)
 
 
