@@ -23,7 +23,7 @@ LONGEST = 32_768  # prompt, where the engine does not tell what it takes
 SHORTEST = 1024  # context from which a curve can be told
 LEFT_OVER = 64  # tokens of the context that no prompt gets: an answer, and a tokenizer that cuts this text finer
 PROMPTS = 0.65  # of the time; the rest is for streams
-STREAM = (32, 20)  # tokens of its prompt and its answer
+STREAM = (32, 25)  # tokens of its prompt and its answer
 WARM_UP_S = 600.0  # an engine may compile at its first prompt
 PATIENCE = 3.0  # times the whole time, after which a prompt is given up
 
