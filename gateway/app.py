@@ -26,6 +26,8 @@ from gateway.estimator import Estimator
 from gateway.event import Correction, Event
 from gateway.feedback import EngineState, Feedback
 from gateway.forecaster import Forecaster
+from gateway.keys import KeysError
+from gateway.keys_file import KeysFile
 from gateway.metrics import Metrics
 from gateway.pace import Pace
 from gateway.parts import Parts
@@ -36,6 +38,7 @@ from gateway.proxy import Completions
 from gateway.settings import Settings
 from gateway.telemetry import Telemetry
 from gateway.tracing import Tracing
+from gateway.unnamed import Unnamed
 from gateway.upstream import Upstream, returned
 from gateway.waiting import WaitingRoom
 from policies import find
@@ -51,6 +54,8 @@ ENGINE_POLL = 2.0
 # How often the engine's metrics are read, and how long that may take.
 ENGINE_SCRAPE = 1.0
 
+# How often it is seen whether the keys file has changed: one `stat` of a local file.
+KEYS_POLL = 1.0
 
 # Settings that are read once, when the gateway starts.
 FIXED = ("host", "port", "upstream", "upstream_key", "upstream_timeout", "trace_file", "decision_log")
@@ -82,11 +87,14 @@ class Gateway:
         parts, before = self.parts, self.parts.settings
         profile = load_profile(settings.profile)
         limits = settings.limits(profile)
+        keys_file = _keys_file(settings)
         fixed = [name for name in FIXED if getattr(settings, name) != getattr(before, name)]
         if fixed:
             logger.warning("%s: a change takes a restart; everything else is in force now", ", ".join(fixed))
         parts.settings = settings
-        parts.callers = _callers(settings)
+        parts.keys_file = keys_file
+        parts.callers = _callers(settings, keys_file)
+        parts.background = settings.background_rules
         parts.cost_model.profile = profile
         parts.waiting.forecaster.pace.shares_steps = settings.engine.long_prefill_threshold > 0
         if settings.policy != before.policy:
@@ -97,7 +105,7 @@ class Gateway:
 
 
 def create_gateway(settings: Settings, profile: Profile | None = None) -> Gateway:
-    """Raises ValueError if the profile cannot be loaded, OSError if a log file cannot be opened."""
+    """Raises ValueError if profile or keys cannot be loaded, OSError if a log file cannot be opened."""
     cost_model = CostModel(profile or load_profile(settings.profile), Estimator())
     admission = Admission(find(settings.policy)(), settings.limits(cost_model.profile))
     files = ExitStack()
@@ -115,7 +123,18 @@ def create_gateway(settings: Settings, profile: Profile | None = None) -> Gatewa
     pace = Pace(lambda tokens: cost_model.profile.decode(tokens), shares_steps=cuts)
     forecaster = Forecaster(admission, pace, metrics.forecast_compared)
     waiting = WaitingRoom(admission, settings.queue_timeout, decisions, forecaster)
-    parts = Parts(settings, _callers(settings), cost_model, waiting, upstream, telemetry)
+    keys_file = _keys_file(settings)
+    parts = Parts(
+        settings=settings,
+        keys_file=keys_file,
+        callers=_callers(settings, keys_file),
+        background=settings.background_rules,
+        unnamed=Unnamed(),
+        cost_model=cost_model,
+        waiting=waiting,
+        upstream=upstream,
+        telemetry=telemetry,
+    )
 
     async def models(request: Request) -> Response:
         """vLLM's own answer: the gateway serves no models."""
@@ -135,7 +154,7 @@ def create_gateway(settings: Settings, profile: Profile | None = None) -> Gatewa
         """Callers see their own requests, an admin all of them; a browser gets a page."""
         caller = _identify(parts, request)
         found = places(waiting.forecaster, perf_counter())
-        answer = shown(found, None if caller.admin and not caller.named_user else caller.flow())
+        answer = shown(found, None if caller.rights.admin and not caller.named_user else caller.flow())
         if "text/html" in request.headers.get("accept", ""):
             return HTMLResponse(page(answer), headers={"cache-control": "no-store"})
         return Response(json.dumps(answer), media_type="application/json", headers={"cache-control": "no-store"})
@@ -149,6 +168,7 @@ def create_gateway(settings: Settings, profile: Profile | None = None) -> Gatewa
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(_find_engine, parts)
                 tasks.start_soon(_watch_engine, parts)
+                tasks.start_soon(_watch_keys, parts)
                 yield
                 tasks.cancel_scope.cancel()
         await upstream.aclose()
@@ -169,12 +189,38 @@ def create_gateway(settings: Settings, profile: Profile | None = None) -> Gatewa
     return Gateway(parts, app)
 
 
-def _callers(settings: Settings) -> Callers:
-    return Callers(settings.api_keys, settings.front_end_networks, settings.user_headers)
+def _keys_file(settings: Settings) -> KeysFile:
+    """Read. Raises KeysError, OSError."""
+    file = KeysFile(settings.keys_file)
+    file.refresh()
+    return file
+
+
+def _callers(settings: Settings, file: KeysFile) -> Callers:
+    # An empty keys file keeps everybody out, and lets nobody in.
+    return Callers(
+        [*settings.api_keys, *file.keys],
+        settings.front_end_networks,
+        settings.user_headers,
+        closed=file.path is not None,
+    )
 
 
 def _identify(parts: Parts, request: Request) -> Caller:
     return parts.callers.identify(request.client.host if request.client else None, dict(request.headers.raw))
+
+
+async def _watch_keys(parts: Parts) -> None:
+    """A change to the keys file is in force within a second; one that cannot be used changes nothing."""
+    while True:
+        await anyio.sleep(KEYS_POLL)
+        file = parts.keys_file
+        try:
+            if file.refresh():
+                parts.callers = _callers(parts.settings, file)
+                logger.info("%s: %d keys are in force", file.path, len(file.keys))
+        except (KeysError, OSError) as error:
+            logger.error("the keys stay as they were: %s", error)
 
 
 async def _watch_engine(parts: Parts) -> None:

@@ -13,6 +13,7 @@ class Exchange:
     """Filled in as the request goes; read once, at its end.
 
     outcome  how it ended; `interrupted`, as long as nothing else is known
+    background  it was served last
     prefill_source  where the first token's time is from: `observed` in the stream, `predicted`, or `answer`,
              which came sooner than predicted
     """
@@ -25,6 +26,7 @@ class Exchange:
     stream: bool = False
     max_tokens: int | None = None
     job: Job | None = None
+    background: bool = False
     status: int = 0
     outcome: Outcome = Outcome.INTERRUPTED
     usage: Usage | None = None

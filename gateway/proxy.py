@@ -11,17 +11,19 @@ import anyio
 from anyio.abc import TaskGroup
 from starlette.types import Receive, Scope, Send
 
-from gateway.callers import Caller
+from gateway.callers import Caller, hashed
 from gateway.client import Client
 from gateway.completion import Completion, Route, parse
 from gateway.cost import PROGRESS_CHUNKS
 from gateway.errors import GatewayError, InternalError, Rejected
 from gateway.exchange import Exchange
+from gateway.keys import KEY_PATTERN
 from gateway.outcome import Outcome
 from gateway.parts import Parts
 from gateway.sse import EventStream, read_usage
 from gateway.timeline import Timeline
 from gateway.tracing import RequestTrace
+from gateway.unnamed import HINT
 from gateway.upstream import Answer, forwarded
 from gateway.waiting import Permit
 from gateway.wishes import read_wishes
@@ -29,7 +31,8 @@ from policies.base import Job
 
 logger = logging.getLogger("fairlane")
 
-# An id is echoed into headers, logs and spans: what is longer, or holds anything odd, is replaced.
+# An id is echoed into headers, logs and spans: what is longer, or holds a key or anything odd, is
+# replaced.
 _MAX_ID = 128
 
 
@@ -66,6 +69,7 @@ class Completions:
         caller = self.parts.callers.identify(client.address, client.headers)
         completion = parse(self.route, await client.body(self.parts.settings.max_body))
         self._check_length(completion)
+        self._check_named(caller, completion)
         job = self._job(exchange, completion, caller, client.headers)
         tasks.start_soon(client.watch_leaving, tasks.cancel_scope)
         tasks.start_soon(client.watch_reading, tasks.cancel_scope)
@@ -113,12 +117,24 @@ class Completions:
                 f"This model's maximum context length is {limit} tokens. However, the prompt has at least {least}.",
             )
 
+    def _check_named(self, caller: Caller, completion: Completion) -> None:
+        """Fairness between users needs to know who they are: say so where a front end seems not to tell."""
+        named = caller.user(completion.user) is not None
+        if caller.rights.front_end and self.parts.unnamed.seen(caller.name, named):
+            logger.warning(HINT, hashed(caller.name), ", ".join(self.parts.settings.user_headers))
+
     def _job(self, exchange: Exchange, completion: Completion, caller: Caller, headers: dict[bytes, bytes]) -> Job:
         parts = self.parts
         arrived, seats = exchange.timeline.arrived, completion.seats
         tokens, cost = parts.cost_model.predict(completion.prompts)
         flow = caller.flow(completion.user)
-        wishes = read_wishes(headers)
+        wishes, rights = read_wishes(headers), caller.rights
+        head_start = min(wishes.priority, rights.priority)
+        session = wishes.session or caller.part(completion.user) or completion.session
+        exchange.background = parts.background.takes(caller, completion, headers)
+        if exchange.background:
+            # Behind all who ask within so many seconds of work, not for ever; its user's share stays one.
+            head_start = min(head_start, -parts.settings.background_delay)
         exchange.model = completion.model
         exchange.prompts = len(completion.prompts)
         exchange.stream = completion.stream
@@ -132,10 +148,12 @@ class Completions:
             seats=seats,
             id=exchange.id,
             kv_tokens=tokens + seats * parts.waiting.forecaster.answer_tokens(completion.max_tokens),
-            session=wishes.session,
-            weight=parts.settings.weights.get(flow.partition(":")[2], 1.0),
-            head_start=min(wishes.priority, caller.priority),
+            session=session,
+            weight=parts.settings.weights.get(flow.partition(":")[2], rights.weight),
+            head_start=head_start,
             deadline=arrived + wishes.deadline,
+            flow_in_flight=rights.flow_in_flight,
+            flow_queued=rights.flow_queued,
         )
         return exchange.job
 
@@ -212,6 +230,12 @@ def _own_headers(exchange: Exchange) -> list[tuple[bytes, bytes]]:
 
 def _request_id(headers: dict[bytes, bytes]) -> str:
     given = headers.get(b"x-request-id", b"").decode("latin-1")
-    if 0 < len(given) <= _MAX_ID and given.isascii() and given.isprintable() and " " not in given:
+    if (
+        0 < len(given) <= _MAX_ID
+        and given.isascii()
+        and given.isprintable()
+        and " " not in given
+        and not KEY_PATTERN.search(given.encode())
+    ):
         return given
     return uuid.uuid4().hex

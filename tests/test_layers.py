@@ -22,7 +22,8 @@ PACKAGES = ("policies", "gateway", "loadtest")
 PURE = {
     *("policies", "policies.backlog", "policies.base", "policies.deadline", "policies.drr", "policies.fair"),
     *("policies.fifo", "policies.ordered", "policies.shortest", "policies.turns", "gateway", "gateway.admission"),
-    *("gateway.callers", "gateway.completion", "gateway.config", "gateway.cost", "gateway.decision_log"),
+    *("gateway.background", "gateway.callers", "gateway.completion", "gateway.config", "gateway.cost"),
+    *("gateway.decision_log", "gateway.keys", "gateway.unnamed"),
     *("gateway.errors", "gateway.estimator", "gateway.event", "gateway.exchange", "gateway.feedback"),
     *("gateway.forecast", "gateway.forecaster", "gateway.learners", "gateway.ledger", "gateway.limits"),
     *("gateway.line", "gateway.outcome", "gateway.pace", "gateway.places", "gateway.profile", "gateway.semconv"),
@@ -44,6 +45,7 @@ PURE = {
 
 SHELL = {
     *("gateway.__main__", "gateway.app", "gateway.cli", "gateway.client", "gateway.metrics", "gateway.proxy"),
+    *("gateway.key_commands", "gateway.keys_file", "gateway.options"),
     *("gateway.parts", "gateway.server", "gateway.telemetry", "gateway.tracing", "gateway.upstream"),
     *("gateway.waiting", "loadtest.client.connection", "loadtest.client.load_client", "loadtest.client.probe"),
     *("loadtest.commands", "loadtest.demo", "loadtest.load_commands", "loadtest.process", "loadtest.live_display"),

@@ -22,7 +22,7 @@ every_policy = pytest.mark.parametrize("new_policy", POLICIES.values(), ids=POLI
 arrivals = count()
 
 
-def job(flow: str = "a", lane: Lane = "short", cost: float = 1.0, seats: int = 1, **caps: int) -> Job:
+def job(flow: str = "a", lane: Lane = "short", cost: float = 1.0, seats: int = 1, **caps: Any) -> Job:
     return Job(flow, lane, 10, cost, next(arrivals), seats, **caps)
 
 
