@@ -3,6 +3,7 @@
     proxy.Completions                    raw ASGI, so that leaving while queued is noticed
       completion.parse                   bytes -> what the scheduler must know; else BadRequest
       callers.identify                   whose turn it takes
+      background.takes                   is it served last
       cost.predict                       prompt bytes -> tokens -> prefill seconds
       Job                                flow, lane, tokens, cost, seats, cache, wishes
       watchers                           has the client left, does it still read: for the request's whole life

@@ -8,8 +8,7 @@ from pathlib import Path
 from re import fullmatch
 
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from gateway.cli import app
 from gateway.keys import key_digest, read_keys
