@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from gateway.cli import app
+from gateway.errors import UnknownKey
 from gateway.keys import key_digest, read_keys
 from gateway.settings import Settings
 from tests.conftest import RunningGateway, ScriptedEngine, StartGateway, chat, until
@@ -189,10 +190,28 @@ def test_other_settings_may_name_another_file(
     settings = Settings(upstream=engine.url, keys_file=other)
     gateway.call(lambda: gateway.gateway.reconfigure(settings))
     assert flow_of(gateway, engine, key) == "key:ann"
+    ben = add(other, "ben")
+    wait_for_keys(gateway, 2)
+    assert flow_of(gateway, engine, ben) == "key:ben"
     other.write_text("nonsense")
     with pytest.raises(ValueError, match="line 1"):
         gateway.call(lambda: gateway.gateway.reconfigure(settings))
     assert flow_of(gateway, engine, key) == "key:ann"
+
+
+def test_a_gateway_whose_file_is_empty_lets_nobody_in(start_gateway: StartGateway, path: Path) -> None:
+    """Or the last key's revocation would open the gateway to all."""
+    gateway = start_gateway("http://127.0.0.1:9", keys_file=path)
+
+    def identify() -> None:
+        gateway.gateway.parts.callers.identify("192.168.1.5", {})
+
+    with pytest.raises(UnknownKey):
+        identify()
+    run("revoke", key_id(add(path, "ann")), "--file", str(path))
+    until(lambda: gateway.gateway.parts.keys_file._read is not None)
+    with pytest.raises(UnknownKey):
+        identify()
 
 
 def test_a_keys_weight_and_limits_are_its_flows(

@@ -176,7 +176,7 @@ def test_one_line_for_each_request(
     gateway.stop()
     (line,) = logged(caplog)
     assert list(line) == [
-        *("id", "user", "lane", "predicted", "prompt", "output"),
+        *("id", "user", "lane", "class", "predicted", "prompt", "output"),
         *("queue_s", "prefill_s", "decode_s", "status", "outcome"),
     ]
     assert line["id"] == "mine"
