@@ -21,10 +21,9 @@ from gateway.callers import Caller, Callers
 from gateway.completion import Route as CompletionRoute
 from gateway.cost import CostModel
 from gateway.decision_log import DecisionLog
+from gateway.engine import Engine
 from gateway.errors import GatewayError, InternalError, MethodNotAllowed, NotFound
-from gateway.estimator import Estimator
-from gateway.event import Correction, Event
-from gateway.feedback import EngineState, Feedback
+from gateway.event import Event
 from gateway.forecaster import Forecaster
 from gateway.keys import KeysError
 from gateway.keys_file import KeysFile
@@ -36,7 +35,9 @@ from gateway.profile import Profile
 from gateway.profile import load as load_profile
 from gateway.proxy import Completions
 from gateway.settings import Settings
+from gateway.state_file import StateFile, default_path
 from gateway.telemetry import Telemetry
+from gateway.tokenizer import BoundedTokenizer, EngineTokenizer, LocalTokenizer
 from gateway.tracing import Tracing
 from gateway.unnamed import Unnamed
 from gateway.upstream import Upstream, returned
@@ -48,17 +49,14 @@ logger = logging.getLogger("fairlane")
 
 COMPLETION_ROUTES: tuple[CompletionRoute, ...] = ("/v1/chat/completions", "/v1/completions")
 
-# How often a gateway looks for an engine that is not up yet.
-ENGINE_POLL = 2.0
-
-# How often the engine's metrics are read, and how long that may take.
-ENGINE_SCRAPE = 1.0
-
 # How often it is seen whether the keys file has changed: one `stat` of a local file.
 KEYS_POLL = 1.0
 
 # Settings that are read once, when the gateway starts.
-FIXED = ("host", "port", "upstream", "upstream_key", "upstream_timeout", "trace_file", "decision_log")
+FIXED = (
+    *("host", "port", "upstream", "upstream_key", "upstream_timeout"),
+    *("trace_file", "decision_log", "state_file", "tokenizer"),
+)
 
 
 @dataclass
@@ -95,7 +93,8 @@ class Gateway:
         parts.keys_file = keys_file
         parts.callers = _callers(settings, keys_file)
         parts.background = settings.background_rules
-        parts.cost_model.profile = profile
+        if profile != parts.cost_model.start:
+            parts.cost_model.use(profile)
         parts.waiting.forecaster.pace.shares_steps = settings.engine.long_prefill_threshold > 0
         if settings.policy != before.policy:
             parts.waiting.tell(Event("use", policy=settings.policy))
@@ -105,8 +104,12 @@ class Gateway:
 
 
 def create_gateway(settings: Settings, profile: Profile | None = None) -> Gateway:
-    """Raises ValueError if profile or keys cannot be loaded, OSError if a log file cannot be opened."""
-    cost_model = CostModel(profile or load_profile(settings.profile), Estimator())
+    """Raises ValueError if profile, tokenizer or keys cannot be loaded, OSError if a log file cannot be opened."""
+    cost_model = CostModel(
+        profile or load_profile(settings.profile),
+        step_tokens=settings.engine.step_tokens,
+        threshold=settings.engine.long_prefill_threshold,
+    )
     admission = Admission(find(settings.policy)(), settings.limits(cost_model.profile))
     files = ExitStack()
     decisions = None
@@ -117,10 +120,10 @@ def create_gateway(settings: Settings, profile: Profile | None = None) -> Gatewa
     upstream = Upstream(
         settings.base_url, key=key.get_secret_value() if key else None, timeout=settings.upstream_timeout
     )
-    metrics = Metrics(admission, cost_model.estimator)
+    metrics = Metrics(admission, cost_model)
     telemetry = Telemetry(Tracing(settings.trace_file), metrics)
     cuts = settings.engine.long_prefill_threshold > 0
-    pace = Pace(lambda tokens: cost_model.profile.decode(tokens), shares_steps=cuts)
+    pace = Pace(lambda tokens: cost_model.profile.decode(tokens), cost_model.step, shares_steps=cuts)
     forecaster = Forecaster(admission, pace, metrics.forecast_compared)
     waiting = WaitingRoom(admission, settings.queue_timeout, decisions, forecaster)
     keys_file = _keys_file(settings)
@@ -134,7 +137,9 @@ def create_gateway(settings: Settings, profile: Profile | None = None) -> Gatewa
         waiting=waiting,
         upstream=upstream,
         telemetry=telemetry,
+        tokenizer=_tokenizer(settings, upstream),
     )
+    engine = Engine(parts, _state_file(settings))
 
     async def models(request: Request) -> Response:
         """vLLM's own answer: the gateway serves no models."""
@@ -166,11 +171,11 @@ def create_gateway(settings: Settings, profile: Profile | None = None) -> Gatewa
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         with files:
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(_find_engine, parts)
-                tasks.start_soon(_watch_engine, parts)
+                tasks.start_soon(engine.run)
                 tasks.start_soon(_watch_keys, parts)
                 yield
                 tasks.cancel_scope.cancel()
+            await engine.keep()
         await upstream.aclose()
         await anyio.to_thread.run_sync(telemetry.tracing.shutdown)
 
@@ -187,6 +192,26 @@ def create_gateway(settings: Settings, profile: Profile | None = None) -> Gatewa
     )
     app.router.redirect_slashes = False  # one line a route: `/v1/models/` is none
     return Gateway(parts, app)
+
+
+def _tokenizer(settings: Settings, upstream: Upstream) -> BoundedTokenizer | None:
+    match settings.tokenizer:
+        case "off":
+            return None
+        case "engine":
+            return BoundedTokenizer(EngineTokenizer(upstream))
+        case path:
+            return BoundedTokenizer(LocalTokenizer(path))
+
+
+def _state_file(settings: Settings) -> StateFile | None:
+    match settings.state_file:
+        case "off":
+            return None
+        case "auto":
+            return StateFile(default_path(settings.base_url))
+        case path:
+            return StateFile(path)
 
 
 def _keys_file(settings: Settings) -> KeysFile:
@@ -221,48 +246,6 @@ async def _watch_keys(parts: Parts) -> None:
                 logger.info("%s: %d keys are in force", file.path, len(file.keys))
         except (KeysError, OSError) as error:
             logger.error("the keys stay as they were: %s", error)
-
-
-async def _watch_engine(parts: Parts) -> None:
-    """Scrape the engine and let admission know, again and again. What cannot be had corrects nothing."""
-    feedback = Feedback()
-    correction = Correction()
-    while True:
-        ledger = parts.waiting.admission.ledger
-        try:
-            answer = await parts.upstream.get("/metrics", timeout=ENGINE_SCRAPE)
-            state = EngineState.read(answer.content) if answer.is_success else None
-        except Exception:  # whatever an engine sends, it must not end this task and the gateway with it
-            state = None
-        parts.telemetry.metrics.engine_seen(state)
-        seen = (
-            feedback.seen(state, ledger.seats, ledger.kv_tokens, ledger.limits.kv_tokens) if state else feedback.lost()
-        )
-        if seen != correction:
-            correction = seen
-            parts.waiting.tell(Event("correct", correction=correction))
-        await anyio.sleep(ENGINE_SCRAPE)
-
-
-async def _find_engine(parts: Parts) -> None:
-    """Say which engine and model were found; wait politely for one that is not up yet."""
-    upstream = parts.upstream
-    waited = False
-    while True:
-        try:
-            answer = await upstream.get("/v1/models")
-            answer.raise_for_status()
-            lengths = {str(model["id"]): model.get("max_model_len") for model in answer.json()["data"]}
-            break
-        except Exception as error:  # whatever an engine sends, it must not end this task and the gateway with it
-            if not waited:
-                logger.warning("engine: not there yet, waiting for it (%s)", error)
-                waited = True
-        await anyio.sleep(ENGINE_POLL)
-    models = ", ".join(f"{name} (up to {length} tokens)" if length else name for name, length in lengths.items())
-    logger.info("engine: %s serves %s", upstream.base_url, models)
-    if lengths and all(isinstance(length, int) and length > 0 for length in lengths.values()):
-        parts.max_model_len = max(length for length in lengths.values() if length)
 
 
 def _passed_on(answer: httpx.Response) -> Response:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from gateway.errors import BadRequest
+from gateway.prompt import Prompt, PromptReader
 
 Route = Literal["/v1/chat/completions", "/v1/completions"]
 
@@ -46,6 +47,7 @@ class _Options(msgspec.Struct, kw_only=True):
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     user: str | None = None
+    cache_salt: msgspec.Raw = msgspec.Raw()
 
 
 class _Message(msgspec.Struct):
@@ -60,6 +62,7 @@ class _Message(msgspec.Struct):
 class _Chat(_Options, kw_only=True):
     messages: Annotated[list[_Message], msgspec.Meta(min_length=1)]
     tools: msgspec.Raw = msgspec.Raw()
+    chat_template_kwargs: msgspec.Raw = msgspec.Raw()
 
 
 class _Text(_Options, kw_only=True):
@@ -72,14 +75,6 @@ _DECODERS: dict[Route, msgspec.json.Decoder[Any]] = {
     "/v1/chat/completions": msgspec.json.Decoder(_Chat, strict=False),
     "/v1/completions": msgspec.json.Decoder(_Text, strict=False),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """One prompt's size: bytes of UTF-8 text whose tokens must be guessed, and tokens that are known."""
-
-    text_bytes: int = 0
-    tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +120,7 @@ def parse(route: Route, body: bytes) -> Completion:
         route=route,
         body=forwarded,
         model=request.model,
-        prompts=_chat_prompt(request) if isinstance(request, _Chat) else _text_prompts(request.prompt),
+        prompts=_chat_prompt(request) if isinstance(request, _Chat) else _text_prompts(request),
         n=request.n or 1,
         stream=bool(request.stream),
         drop_usage=drop_usage,
@@ -168,40 +163,61 @@ def _texts(message: _Message) -> Iterator[str]:
 
 
 def _chat_prompt(chat: _Chat) -> tuple[Prompt, ...]:
-    text_bytes, media = len(chat.tools), 0
+    """In the order in which templates render it: tools come first."""
+    reader = PromptReader((*_seed(chat), bytes(chat.chat_template_kwargs)))
+    if chat.tools:
+        reader.text(bytes(chat.tools))
+        reader.link()
     for message in chat.messages:
-        text_bytes += len(message.tool_calls)
-        text_bytes += _utf8(message.reasoning or "") + _utf8(message.reasoning_content or "")
+        reader.role(message.role if isinstance(message.role, str) else "")
+        for text in (message.reasoning, message.reasoning_content):
+            reader.text(_utf8(text or ""))
         if isinstance(message.content, str):
-            text_bytes += _utf8(message.content)
+            reader.text(_utf8(message.content))
         for part in message.content if isinstance(message.content, list) else ():
             text = part if isinstance(part, str) else part.get("text", part.get("refusal"))
             if isinstance(text, str):
-                text_bytes += _utf8(text)
+                reader.text(_utf8(text))
             else:
-                media += 1
-    return (Prompt(text_bytes, media * MEDIA_TOKENS),)
+                reader.media(msgspec.json.encode(part), MEDIA_TOKENS)
+        reader.text(bytes(message.tool_calls))
+        reader.link()
+    return (reader.prompt(),)
 
 
-def _text_prompts(prompt: str | list[str | int | list[int]]) -> tuple[Prompt, ...]:
+def _text_prompts(request: _Text) -> tuple[Prompt, ...]:
+    prompt = request.prompt
     if isinstance(prompt, str):
-        return (Prompt(_utf8(prompt)),)
+        return (_prompt(request, prompt),)
     if not prompt:
         raise BadRequest("Expected at least one prompt", param="prompt")
     ids = [item for item in prompt if isinstance(item, int)]
     if ids and len(ids) < len(prompt):
         raise BadRequest("Expected texts or token ids, not both", param="prompt")
     if ids:
-        return (Prompt(tokens=len(ids)),)
-    return tuple(
-        Prompt(_utf8(item)) if isinstance(item, str) else Prompt(tokens=len(item))
-        for item in prompt
-        if not isinstance(item, int)
-    )
+        return (_prompt(request, ids),)
+    return tuple(_prompt(request, item) for item in prompt if not isinstance(item, int))
 
 
-def _utf8(text: str) -> int:
-    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+def _prompt(request: _Text, prompt: str | list[int]) -> Prompt:
+    reader = PromptReader(_seed(request))
+    if isinstance(prompt, str):
+        reader.text(_utf8(prompt))
+    else:
+        try:
+            reader.ids(prompt)
+        except OverflowError as error:
+            raise BadRequest("Expected token ids that a vocabulary has", param="prompt") from error
+    return reader.prompt()
+
+
+def _seed(request: _Options) -> tuple[bytes, ...]:
+    """What keeps equal texts apart in the engine's cache: the model, for it may name an adapter, and the salt."""
+    return _utf8(request.model or ""), bytes(request.cache_salt)
+
+
+def _utf8(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
 
 
 def _ask_for_usage(body: bytes) -> bytes:

@@ -1,52 +1,57 @@
 """How many tokens a prompt is, before anybody has counted them.
 
-Text is priced by a learned ratio of UTF-8 bytes to tokens; what the client sent as token ids is counted.
+Text is priced by the bytes that a token has, learned for prose, for code and for scripts beyond ASCII apart, and each
+message by what the chat template puts around it; what the client sent as token ids is counted.
 """
 
-from collections.abc import Sequence
-
-from gateway.completion import Prompt
+from gateway.prompt import Size
+from gateway.regression import Regression
 
 # English text under the usual vocabularies; the first answers correct it.
 BYTES_PER_TOKEN = 4.0
+BYTES_PER_MARK = 2.0
+BYTES_PER_WIDE = 3.0
+TOKENS_PER_MESSAGE = 4.0
 
-# Tokens' worth of belief in the start value, and how much of what was seen remains after one more sample.
-PRIOR_TOKENS = 500
-MEMORY = 0.98
-
-# No vocabulary leaves this range on real text; what does is a broken count, and must not be learned from.
+# Bytes that a token has on any real text; beyond it a count is broken, and must not be learned from.
 PLAUSIBLE = (0.5, 16.0)
+# Tokens that a message's template and the tools' instructions may add to its text, at the most.
+TEMPLATE_TOKENS = 4096
 
 
 class Estimator:
-    """Bytes per token, from all text seen and its true counts, the recent weighing most.
-
-    Sums are kept instead of a mean of ratios, so long prompts, whose price matters, count for what they are, and
-    the few tokens of a chat template on a short one count for little.
-    """
-
     def __init__(self, bytes_per_token: float = BYTES_PER_TOKEN) -> None:
-        self._bytes = PRIOR_TOKENS * bytes_per_token
-        self._tokens = float(PRIOR_TOKENS)
+        self._start = 1 / bytes_per_token, 1 / BYTES_PER_MARK, 1 / BYTES_PER_WIDE, TOKENS_PER_MESSAGE
+        self.start_anew()
+
+    def start_anew(self) -> None:
+        self.regression = Regression(self._start)
 
     @property
     def bytes_per_token(self) -> float:
-        return self._bytes / self._tokens
+        """Of prose."""
+        return 1 / max(self.regression.theta[0], 1 / PLAUSIBLE[1])
 
-    def tokens(self, prompt: Prompt) -> int:
-        """At least one token; whole tokens."""
-        return max(1, prompt.tokens + round(prompt.text_bytes / self.bytes_per_token))
+    def tokens(self, size: Size) -> float:
+        """Not whole, and 0 for nothing."""
+        return size.tokens + self.regression.at(_row(size))
 
-    def least(self, prompt: Prompt) -> int:
+    def least(self, size: Size) -> int:
         """So many tokens it has in any case: no vocabulary has longer ones."""
-        return prompt.tokens + int(prompt.text_bytes / PLAUSIBLE[1])
+        return size.tokens + int(size.text_bytes / PLAUSIBLE[1])
 
-    def learn(self, prompts: Sequence[Prompt], prompt_tokens: int) -> None:
-        """Correct the ratio by a true count, if the prompts are all text and that count can be true."""
-        text_bytes = sum(prompt.text_bytes for prompt in prompts)
-        if any(prompt.tokens for prompt in prompts) or prompt_tokens <= 0:
+    def plausible(self, size: Size, tokens: int) -> bool:
+        """Whether a prompt of that size can have so many tokens."""
+        most = size.tokens + size.text_bytes / PLAUSIBLE[0] + TEMPLATE_TOKENS * (size.messages + 1)
+        return max(1, self.least(size)) <= tokens <= most
+
+    def learn(self, size: Size, tokens: int) -> None:
+        """Correct the ratios by a true count, if it can be one, of a prompt that is all text."""
+        if size.tokens or not size.text_bytes or tokens <= 0:
             return
-        if not PLAUSIBLE[0] <= text_bytes / prompt_tokens <= PLAUSIBLE[1]:
-            return
-        self._bytes = self._bytes * MEMORY + text_bytes
-        self._tokens = self._tokens * MEMORY + prompt_tokens
+        if PLAUSIBLE[0] <= size.text_bytes / tokens <= PLAUSIBLE[1]:
+            self.regression.saw(_row(size), tokens)
+
+
+def _row(size: Size) -> tuple[float, float, float, float]:
+    return size.words, size.marks, size.wide, size.messages

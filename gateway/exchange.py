@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 
+from gateway.cost import Counts, Price
+from gateway.curve import Seen
 from gateway.outcome import Outcome
-from gateway.sse import Usage
+from gateway.sse import EngineTimes, Usage
 from gateway.timeline import Timeline
 from policies.base import Job
 
@@ -16,6 +18,9 @@ class Exchange:
     background  it was served last
     prefill_source  where the first token's time is from: `observed` in the stream, `predicted`, or `answer`,
              which came sooner than predicted
+    price    what it was predicted to be; `counts`, what it came to, and of these the prefill and the charge, in seconds
+    usage, times  as the engine states them
+    seen     its prefill, if that was a sample of the curve
     """
 
     id: str
@@ -25,9 +30,15 @@ class Exchange:
     prompts: int = 1
     stream: bool = False
     max_tokens: int | None = None
+    price: Price | None = None
     job: Job | None = None
     background: bool = False
     status: int = 0
     outcome: Outcome = Outcome.INTERRUPTED
     usage: Usage | None = None
+    times: EngineTimes | None = None
+    counts: Counts | None = None
+    true_prefill_s: float | None = None
+    charged_s: float | None = None
+    seen: Seen | None = None
     prefill_source: str = "observed"

@@ -21,22 +21,36 @@ GAIN = 0.2
 LEAST_SCALE = 0.1
 
 _SAMPLE = re.compile(
-    rb"^vllm:(num_requests_running|num_requests_waiting|kv_cache_usage_perc|num_preemptions_total)"
+    rb"^(?:vllm:)?(num_requests_running|num_requests_waiting|kv_cache_usage_perc|num_preemptions_total"
+    rb"|prefix_cache_hits_total|process_start_time_seconds)"
     rb"(?:\{[^}\n]*\})? (\S+)",
     re.MULTILINE,
 )
-_CAPACITY = re.compile(rb'^vllm:cache_config_info\{[^}\n]*kv_cache_size_tokens="(\d+)"', re.MULTILINE)
+_CACHE = re.compile(rb"^vllm:cache_config_info\{([^}\n]*)\}", re.MULTILINE)
+_LABEL = re.compile(rb'(\w+)="([^"]*)"')
 
 
 @dataclass(frozen=True, slots=True)
 class EngineState:
-    """vLLM's gauges: sequences that run and wait, share of the cache in use, its tokens if told, preemptions so far."""
+    """vLLM's metrics; None is what it does not tell.
+
+    running, waiting  sequences
+    kv_usage          share of the cache in use; kv_capacity, its tokens
+    preemptions       so far
+    block             tokens of a cache block
+    caches            whether prefix caching is on; cache_hits, the tokens that it has saved so far
+    started           when, in seconds since 1970
+    """
 
     running: float
     waiting: float
     kv_usage: float
     kv_capacity: int | None
     preemptions: float
+    block: int | None = None
+    caches: bool | None = None
+    cache_hits: float | None = None
+    started: float | None = None
 
     @classmethod
     def read(cls, text: bytes) -> Self | None:
@@ -49,14 +63,24 @@ class EngineState:
                 return None
         if b"num_requests_running" not in sums:
             return None
-        capacity = _CAPACITY.search(text)
+        cache = _CACHE.search(text)
+        labels = dict(_LABEL.findall(cache[1])) if cache else {}
+        on = labels.get(b"enable_prefix_caching")
         return cls(
             sums[b"num_requests_running"],
             sums.get(b"num_requests_waiting", 0.0),
             sums.get(b"kv_cache_usage_perc", 0.0),
-            int(capacity[1]) if capacity else None,
+            _count(labels.get(b"kv_cache_size_tokens")),
             sums.get(b"num_preemptions_total", 0.0),
+            _count(labels.get(b"block_size")),
+            None if on is None else on.lower() == b"true",
+            sums.get(b"prefix_cache_hits_total"),
+            sums.get(b"process_start_time_seconds"),
         )
+
+
+def _count(text: bytes | None) -> int | None:
+    return int(text) if text and text.isdigit() and int(text) > 0 else None
 
 
 class Feedback:

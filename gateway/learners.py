@@ -2,7 +2,7 @@
 
 from bisect import bisect_right, insort
 from collections import deque
-from math import ceil, exp, log
+from math import ceil
 
 MEMORY = 0.97  # of the sums so far, after one more sample
 WINDOW = 256
@@ -33,37 +33,6 @@ class Ratio:
         self._below = self._below * MEMORY + below
 
 
-class PowerLaw:
-    """Seconds a token with n sequences decoding, s·n^p by least squares of the logarithms, with forgetting.
-
-    On a DGX Spark p is 0.2 to 0.5: the more sequences, the more experts of a mixture does a step read.
-    """
-
-    def __init__(self, start_s: float = 0.04, exponent: float = 0.4) -> None:
-        self._w = self._x = self._y = self._xx = self._xy = 0.0
-        for sequences in (1, 32):
-            self._add(log(sequences), log(start_s * sequences**exponent), 0.5)
-
-    def at(self, sequences: float) -> float:
-        x = log(max(1.0, sequences))
-        x0, y0 = self._x / self._w, self._y / self._w
-        spread = self._xx / self._w - x0 * x0
-        slope = min(1.0, max(0.0, (self._xy / self._w - x0 * y0) / spread)) if spread > 1e-6 else 0.4
-        return exp(y0 + slope * (x - x0))
-
-    def saw(self, sequences: float, seconds: float) -> None:
-        self._w, self._x, self._y = self._w * MEMORY, self._x * MEMORY, self._y * MEMORY
-        self._xx, self._xy = self._xx * MEMORY, self._xy * MEMORY
-        self._add(log(max(1.0, sequences)), log(min(10.0, max(1e-4, seconds))), 1.0)
-
-    def _add(self, x: float, y: float, w: float) -> None:
-        self._w += w
-        self._x += w * x
-        self._y += w * y
-        self._xx += w * x * x
-        self._xy += w * x * y
-
-
 class Window:
     """The last `WINDOW` values, in order of size."""
 
@@ -79,6 +48,26 @@ class Window:
         insort(self.ordered, value)
         if len(self._recent) > WINDOW:
             del self.ordered[bisect_right(self.ordered, self._recent.popleft()) - 1]
+
+
+class Accuracy:
+    """How far predictions have been off, of late: (predicted - true) / true."""
+
+    def __init__(self) -> None:
+        self._off = Window()
+
+    def saw(self, predicted: float, true: float) -> None:
+        if true > 0:
+            self._off.add(max(-1.0, min(10.0, predicted / true - 1)))
+
+    @property
+    def bias(self) -> float | None:
+        """The median error; None before there was any."""
+        return _quantile(self._off.ordered, 0.5)
+
+    def error(self, quantile: float = 0.5) -> float | None:
+        """A quantile of the errors' sizes."""
+        return _quantile(sorted(map(abs, self._off.ordered)), quantile)
 
 
 class Lengths:
@@ -127,3 +116,7 @@ class Errors:
 
     def _of(self, said_s: float) -> Window:
         return self._seen[bisect_right(HORIZONS_S, said_s)]
+
+
+def _quantile(ordered: list[float], quantile: float) -> float | None:
+    return ordered[min(len(ordered) - 1, int(quantile * len(ordered)))] if ordered else None

@@ -10,7 +10,7 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 from gateway.admission import Admission
-from gateway.estimator import Estimator
+from gateway.cost import CostModel
 from gateway.exchange import Exchange
 from gateway.feedback import EngineState
 from policies.base import LANES
@@ -20,9 +20,10 @@ _SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 
 
 
 class Metrics:
-    def __init__(self, admission: Admission, estimator: Estimator) -> None:
+    def __init__(self, admission: Admission, cost_model: CostModel) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(_Budgets(admission, estimator))
+        self._registry.register(_Budgets(admission))
+        self._registry.register(_Prices(cost_model))
         self._requests = Counter(
             "fairlane_requests", "Finished requests by how they ended.", ["outcome"], registry=self._registry
         )
@@ -42,12 +43,11 @@ class Metrics:
         self._engine_waiting = self._gauge("fairlane_engine_waiting", "Sequences that wait inside the engine.")
         self._engine_kv = self._gauge("fairlane_engine_kv_usage", "Share of the engine's cache in use.")
         self._engine_preemptions = self._gauge("fairlane_engine_preemptions", "Preemptions in the engine so far.")
-        self._prompt_tokens = Counter(
-            "fairlane_prompt_tokens", "Prompt tokens, as the engine counted them.", registry=self._registry
-        )
-        self._output_tokens = Counter(
-            "fairlane_output_tokens", "Output tokens, as the engine counted them.", registry=self._registry
-        )
+        self._prompt_tokens = self._counter("fairlane_prompt_tokens", "Prompt tokens, as the engine counted them.")
+        self._cached_tokens = self._counter("fairlane_cached_tokens", "Of these, found in the engine's prefix cache.")
+        self._output_tokens = self._counter("fairlane_output_tokens", "Output tokens, as the engine counted them.")
+        self._predicted_tokens = self._counter("fairlane_predicted_prompt_tokens", "Prompt tokens, as predicted.")
+        self._predicted_cached_tokens = self._counter("fairlane_predicted_cached_tokens", "Of these, cached.")
 
     def finish(self, exchange: Exchange) -> None:
         timeline = exchange.timeline
@@ -61,9 +61,13 @@ class Metrics:
         ):
             if seconds is not None:
                 histogram.labels(exchange.job.lane).observe(seconds)
-        if exchange.usage is not None:
-            self._prompt_tokens.inc(max(0, exchange.usage.prompt_tokens))
-            self._output_tokens.inc(max(0, exchange.usage.output_tokens))
+        if exchange.counts is not None:
+            self._prompt_tokens.inc(exchange.counts.prompt)
+            self._cached_tokens.inc(exchange.counts.cached)
+            self._output_tokens.inc(exchange.counts.output)
+            if exchange.price is not None:
+                self._predicted_tokens.inc(exchange.price.tokens)
+                self._predicted_cached_tokens.inc(exchange.price.cached)
 
     def forecast_compared(self, ratio: float) -> None:
         """A first token came after `ratio` times the seconds that were forecast."""
@@ -82,6 +86,9 @@ class Metrics:
         """The text exposition format."""
         return generate_latest(self._registry)
 
+    def _counter(self, name: str, description: str) -> Counter:
+        return Counter(name, description, registry=self._registry)
+
     def _gauge(self, name: str, description: str) -> Gauge:
         return Gauge(name, description, registry=self._registry)
 
@@ -90,9 +97,8 @@ class Metrics:
 
 
 class _Budgets(Collector):
-    def __init__(self, admission: Admission, estimator: Estimator) -> None:
+    def __init__(self, admission: Admission) -> None:
         self._admission = admission
-        self._estimator = estimator
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         admission, limits = self._admission, self._admission.limits
@@ -118,6 +124,45 @@ class _Budgets(Collector):
         yield GaugeMetricFamily(
             "fairlane_seats_limit", "Sequences that may be in the engine.", value=limits.max_num_seqs
         )
-        yield GaugeMetricFamily(
-            "fairlane_bytes_per_token", "Learned size of a token of text.", value=self._estimator.bytes_per_token
+
+
+class _Prices(Collector):
+    """What was learned of the engine, and how right it is."""
+
+    def __init__(self, cost_model: CostModel) -> None:
+        self._cost_model = cost_model
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        model = self._cost_model
+        bias = GaugeMetricFamily(
+            "fairlane_prediction_bias", "Median of (predicted - true) / true, of late.", labels=["what"]
         )
+        error = GaugeMetricFamily(
+            "fairlane_prediction_error", "Size of that, by quantile.", labels=["what", "quantile"]
+        )
+        for what, accuracy in model.accuracy.items():
+            if accuracy.bias is not None:
+                bias.add_metric([what], accuracy.bias)
+            for quantile in (0.5, 0.95):
+                if (size := accuracy.error(quantile)) is not None:
+                    error.add_metric([what, str(quantile)], size)
+        curve = GaugeMetricFamily(
+            "fairlane_prefill_coefficient", "Of c + a n + b n^2 seconds of prefill.", labels=["of"]
+        )
+        profile = model.profile
+        for of, value in (("c", profile.c_s), ("a", profile.a_s_per_token), ("b", profile.b_s_per_token2)):
+            curve.add_metric([of], value)
+        samples = GaugeMetricFamily("fairlane_samples", "Samples that are kept of each curve.", labels=["of"])
+        for of, regression in (
+            ("prefill", model.prefill.regression),
+            ("step", model.step.regression),
+            ("tokens", model.estimator.regression),
+        ):
+            samples.add_metric([of], len(regression.samples))
+        yield from (bias, error, curve, samples)
+        for name, description, number in (
+            ("fairlane_bytes_per_token", "Learned size of a token of prose.", model.estimator.bytes_per_token),
+            ("fairlane_prefixes", "Beginnings of prompts that are remembered.", len(model.prefixes)),
+            ("fairlane_prefix_trust", "Of what is expected to be cached, what is.", model.prefixes.trust.value),
+        ):
+            yield GaugeMetricFamily(name, description, value=number)

@@ -5,23 +5,29 @@ is learned is a handful of sums and two bounded windows, recent samples weigh mo
 
     stretch[lane]   wall seconds that a predicted second of prefill takes: a wrong profile, and decode beside it
     share           of the engine that short prefill gets while long prefill runs beside it, where they share steps
-    token_s(n)      seconds a token while n sequences decode and nobody prefills: a power law in n
+    step            seconds a token while so many sequences decode and nobody prefills: `gateway.curve`
     tokens[mode]    tokens a second that each sequence still gets while prompts are prefilled
     answer          how many tokens an answer has: the last few hundred answers
     errors          how much later than forecast things came: see `Errors`
 """
 
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, get_args
 
-from gateway.learners import Errors, Lengths, PowerLaw, Ratio
+from gateway.curve import Seen, StepCurve
+from gateway.learners import Errors, Lengths, Ratio
 from gateway.ledger import Part
 from policies.base import LANES, Job, Lane
 
 Mode = Literal["short", "long", "both"]
 Instant = Literal["start", "first_token", "end"]
 INSTANTS: tuple[Instant, ...] = get_args(Instant)
+
+# Prefills of a lane, kept to be priced anew when the curve is known better.
+SAMPLES = 64
+PROBE = 10_000  # tokens whose price changes when the curve does
 
 # The 90th percentile over the median, before any error was seen.
 PRIOR_RATIO: dict[Instant, float] = dict.fromkeys(INSTANTS, 3.0)
@@ -31,39 +37,83 @@ PRIOR_RATIO: dict[Instant, float] = dict.fromkeys(INSTANTS, 3.0)
 class Track:
     """One job as the driver sees it. Instants are seconds on its clock, tokens are of the answer so far.
 
+    price       of its prompt, by the curve as it was when it came
     let_go      when it, or its slice, went to the engine; None while it waits
     part        what of its prefill is done at once, if it comes in slices
     prefilled   prompt tokens that its earlier slices have done
     said        when it was told what to expect, and in how many seconds from then
+    beside      sequences that decoded when it was let go
+    others      who has been in prefill with it
+    observed    its first token was seen, not taken to have come
     """
 
     max_tokens: int | None = None
+    price: float = 0.0
     let_go: float | None = None
     first_token: float | None = None
     tokens: int = 0
     part: Part | None = None
     prefilled: int = 0
     said: tuple[float, dict[Instant, float]] | None = None
+    beside: int = 0
+    others: "list[tuple[Job, Track]]" = field(default_factory=list)
+    observed: bool = False
+
+    def seen(self, first_token: float | None = None) -> Seen | None:
+        """Its prefill, if it came in one, and all who shared it came and were done meanwhile: then the time was theirs
+        and its own. `first_token` is when it came, where somebody knows that better. Asked before it ends."""
+        if first_token is None and self.observed:
+            first_token = self.first_token
+        if self.let_go is None or first_token is None or self.prefilled:
+            return None
+        for _, other in self.others:
+            if other.let_go is None or other.first_token is None or not other.observed or other.prefilled:
+                return None
+            if other.let_go < self.let_go or other.first_token > first_token:
+                return None
+        return Seen(first_token - self.let_go, self.beside, tuple(job.tokens for job, _ in self.others))
+
+
+class _Sample(NamedTuple):
+    """Wall seconds of a prefill, what they were predicted to be, and of what; price is that of all the tokens then."""
+
+    seconds: float
+    cost: float
+    tokens: int
+    price: float
 
 
 class Pace:
-    def __init__(self, decode_cost: Callable[[int], float] = lambda tokens: 0.0, *, shares_steps: bool = False) -> None:
+    def __init__(
+        self,
+        decode_cost: Callable[[int], float] = lambda tokens: 0.0,
+        step: StepCurve | None = None,
+        *,
+        shares_steps: bool = False,
+        prefill_cost: Callable[[int], float] = lambda tokens: 0.0,
+    ) -> None:
         """
         decode_cost   what so many output tokens are charged, in engine seconds
+        prefill_cost  of so many prompt tokens, in engine seconds, by the curve as it is known by now: who came before
+                      was priced by an older one, and `stretch` is over the newest
+        step          the curve of decode steps that it teaches; one of its own, if it is given none
         shares_steps  the engine cuts long prompts (its long prefill threshold), so that short ones prefill beside them;
                       else it prefills in the order of dispatch
         """
         self.decode_cost = decode_cost
+        self.prefill_cost = prefill_cost
         self.shares_steps = shares_steps
         self.tracks: dict[Job, Track] = {}
         self.stretch = {lane: Ratio(1.0, belief=1.0) for lane in LANES}
+        self._samples: dict[Lane, deque[_Sample]] = {lane: deque(maxlen=SAMPLES) for lane in LANES}
+        self._probe = 0.0
         self.share = Ratio(0.5, belief=1.0, low=0.1, high=0.9)
         self.tokens: dict[Mode, Ratio] = {
             "short": Ratio(2.0, belief=1.0, low=0.01, high=1000.0),
             "long": Ratio(0.5, belief=1.0, low=0.01, high=1000.0),
             "both": Ratio(1.0, belief=1.0, low=0.01, high=1000.0),
         }
-        self.decode = PowerLaw()
+        self.step = step or StepCurve()
         self.answers = Lengths()
         self.errors: dict[Instant, Errors] = {name: Errors(ratio) for name, ratio in PRIOR_RATIO.items()}
         # Jobs in prefill, and which dispatch was theirs; wall seconds of work that the first of each lane has had.
@@ -80,13 +130,16 @@ class Pace:
     # What happened.
 
     def waits(self, job: Job, max_tokens: int | None = None, part: Part | None = None) -> None:
-        self.tracks[job] = Track(max_tokens, part=part)
+        self.tracks[job] = Track(max_tokens, self.prefill_cost(job.tokens), part=part)
 
     def let_go(self, jobs: list[Job], now: float) -> None:
         self._pass(now)
         for job in jobs:
             track = self.tracks.setdefault(job, Track())
-            track.let_go = now
+            track.let_go, track.beside = now, self._sequences
+            for other in [other for prefilling in self.prefilling.values() for other in prefilling]:
+                track.others.append((other, self.tracks[other]))
+                self.tracks[other].others.append((job, track))
             self._came(track, "start", now)
             self.prefilling[job.lane][job] = self.dispatched
             self.dispatched += 1
@@ -104,6 +157,7 @@ class Pace:
         self._pass(now)
         track = self.tracks[job]
         if track.first_token is None:
+            track.observed = seen
             if seen:
                 self._prefilled(job, track)
                 self._came(track, "first_token", now)
@@ -121,6 +175,7 @@ class Pace:
         """It is gone, from wherever it was. `output_tokens` of a whole answer; of one that broke off, None."""
         self._pass(now)
         track = self.tracks.pop(job, Track())
+        track.others.clear()  # each holds others', and so on
         if job in self.prefilling[job.lane]:
             self._leave_prefill(job)
         if job in self._decoding:
@@ -139,7 +194,8 @@ class Pace:
 
     def work(self, job: Job, part: Part | None = None) -> float:
         """Wall seconds of prefill, nothing else being prefilled."""
-        return (part.cost if part else job.cost) * self.stretch[job.lane].value
+        self._reprice()
+        return self._price(job, part) * self.stretch[job.lane].value
 
     def rates(self, firsts: dict[Lane, int]) -> tuple[Mode | None, dict[Lane, float]]:
         """How the engine is shared by the lanes that prefill, given the number of the first of each."""
@@ -152,7 +208,7 @@ class Pace:
 
     def token_rate(self, mode: Mode | None, sequences: int) -> float:
         """Tokens a second that each of so many sequences gets."""
-        alone = 1 / self.decode.at(sequences)
+        alone = 1 / self.step.at(sequences)
         return alone if mode is None else min(alone, self.tokens[mode].value)
 
     # How it is learned.
@@ -197,15 +253,38 @@ class Pace:
         self._free_tokens += tokens
         self._free_n += seconds * self._sequences
         if self._free_tokens >= 8:
-            self.decode.saw(self._free_n / self._free_s, self._free_s / self._free_tokens)
+            self.step.saw(self._free_n / self._free_s, self._free_s / self._free_tokens)
             self._free_s = self._free_tokens = self._free_n = 0.0
 
+    def _price(self, job: Job, part: Part | None) -> float:
+        """What its prefill is predicted to take, by the curve as it is known by now."""
+        track = self.tracks.get(job)
+        return (part.cost if part else job.cost) * (self._better(job.tokens, track.price) if track else 1.0)
+
+    def _reprice(self) -> None:
+        """What was seen before the curve was known as it is now, is held against the curve as it is now."""
+        probe = self.prefill_cost(PROBE)
+        if probe == self._probe:
+            return
+        self._probe = probe
+        for lane, samples in self._samples.items():
+            if samples:
+                self.stretch[lane] = Ratio(1.0, belief=1.0)
+                for sample in samples:
+                    self.stretch[lane].saw(sample.seconds, sample.cost * self._better(sample.tokens, sample.price))
+
+    def _better(self, tokens: int, then: float) -> float:
+        return self.prefill_cost(tokens) / then if then > 0 else 1.0
+
     def _prefilled(self, job: Job, track: Track) -> None:
-        predicted = track.part.cost if track.part else job.cost
+        self._reprice()
+        predicted = self._price(job, track.part)
         if job.lane == "short" and self._beside > 0:
             self.share.saw(predicted * self.stretch["short"].value, self._beside)
         else:
             self.stretch[job.lane].saw(self.served[job.lane], predicted)
+            sample = _Sample(self.served[job.lane], predicted, job.tokens, self.prefill_cost(job.tokens))
+            self._samples[job.lane].append(sample)
         self._leave_prefill(job)
 
     def _leave_prefill(self, job: Job) -> None:

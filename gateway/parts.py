@@ -8,6 +8,7 @@ from gateway.cost import CostModel
 from gateway.keys_file import KeysFile
 from gateway.settings import Settings
 from gateway.telemetry import Telemetry
+from gateway.tokenizer import BoundedTokenizer
 from gateway.unnamed import Unnamed
 from gateway.upstream import Upstream
 from gateway.waiting import WaitingRoom
@@ -27,5 +28,7 @@ class Parts:
     waiting: WaitingRoom
     upstream: Upstream
     telemetry: Telemetry
-    # As the engine states it, once it has been found.
+    tokenizer: BoundedTokenizer | None
+    # As the engine states them, once it has been found: its longest prompt, and the model and version that it is.
     max_model_len: int | None = None
+    engine: str | None = None

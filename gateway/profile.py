@@ -5,8 +5,10 @@ part is over half of a 25 000-token prompt, so a price by tokens alone is off by
 """
 
 import tomllib
+from bisect import bisect_right
 from importlib.resources import files
 from itertools import pairwise
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,18 @@ class Profile(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     def decode(self, tokens: int) -> float:
         """Seconds that `tokens` output tokens add to the steps of a busy engine."""
         return self.decode_s_per_token * tokens
+
+    def step(self, sequences: float) -> float | None:
+        """Seconds of a step in which so many sequences decode and nothing else; None if none were measured.
+
+        Linear between the points that were measured, and beyond the last two of them.
+        """
+        points = sorted(self.decode_step_s.items())
+        if len(points) < 2:
+            return points[0][1] if points else None
+        at = min(max(1, bisect_right(points, (sequences, inf))), len(points) - 1)
+        (below, fast), (above, slow) = points[at - 1], points[at]
+        return max(min(fast, slow), fast + (slow - fast) * (sequences - below) / (above - below))
 
     def sequences(self, tpot: float) -> int:
         """How many may decode together so that a step takes at most `tpot` seconds; at least one.

@@ -14,13 +14,15 @@ from starlette.types import Receive, Scope, Send
 from gateway.callers import Caller, hashed
 from gateway.client import Client
 from gateway.completion import Completion, Route, parse
-from gateway.cost import PROGRESS_CHUNKS
+from gateway.cost import PROGRESS_CHUNKS, Price
+from gateway.curve import Seen
 from gateway.errors import GatewayError, InternalError, Rejected
 from gateway.exchange import Exchange
 from gateway.keys import KEY_PATTERN
 from gateway.outcome import Outcome
 from gateway.parts import Parts
-from gateway.sse import EventStream, read_usage
+from gateway.prompt import Prompt
+from gateway.sse import EventStream, read_account
 from gateway.timeline import Timeline
 from gateway.tracing import RequestTrace
 from gateway.unnamed import HINT
@@ -31,8 +33,10 @@ from policies.base import Job
 
 logger = logging.getLogger("fairlane")
 
-# An id is echoed into headers, logs and spans: what is longer, or holds a key or anything odd, is
-# replaced.
+# Tokens are counted from such a part of the long lane's begin, and of the longest prompt, on.
+NEAR = 0.75
+
+# An id is echoed into headers, logs and spans: what is longer, or holds a key or anything odd, is replaced.
 _MAX_ID = 128
 
 
@@ -68,11 +72,12 @@ class Completions:
     async def _serve(self, client: Client, exchange: Exchange, trace: RequestTrace, tasks: TaskGroup) -> None:
         caller = self.parts.callers.identify(client.address, client.headers)
         completion = parse(self.route, await client.body(self.parts.settings.max_body))
-        self._check_length(completion)
+        self._check_length(completion, max(map(self._least, completion.prompts)))
         self._check_named(caller, completion)
-        job = self._job(exchange, completion, caller, client.headers)
         tasks.start_soon(client.watch_leaving, tasks.cancel_scope)
         tasks.start_soon(client.watch_reading, tasks.cancel_scope)
+        price = exchange.price = await self._price(exchange, completion)
+        job = exchange.job = self._job(exchange, completion, price, caller, client.headers)
 
         exchange.timeline.queued = perf_counter()
         async with self.parts.waiting.admitted(job, completion.max_tokens) as permit:
@@ -89,29 +94,31 @@ class Completions:
                 async with self.parts.upstream.post(self.route, completion.body, headers) as answer:
                     exchange.status = answer.status
                     if answer.streams:
-                        await _relay(
-                            client, exchange, permit, answer, events, partial(self.parts.cost_model.growth, job)
-                        )
+                        growth = partial(self.parts.cost_model.growth, job, price)
+                        prefilled = partial(self.parts.cost_model.prefilled, completion.prompts, price)
+                        await _relay(client, exchange, permit, answer, events, growth, prefilled)
                     else:
                         await _hand_over(client, exchange, answer)
             finally:
                 exchange.usage = exchange.usage or events.usage
+                exchange.times = exchange.times or events.times
                 exchange.timeline.ended = perf_counter()
-                permit.cost = self._cost(exchange, job, events.chunks)
-                permit.output_tokens = exchange.usage.output_tokens // job.seats if exchange.usage else None
+                permit.cost = exchange.charged_s = self._charge(exchange, completion, job, price, events.chunks)
+                permit.output_tokens = exchange.counts.output // job.seats if exchange.counts else None
+                seen = self._seen(exchange, permit)
 
         failed = events.failed or exchange.status >= 400
         exchange.outcome = Outcome.ENGINE_ERROR if failed else Outcome.COMPLETED
-        if exchange.usage:
-            self.parts.cost_model.learn(completion.prompts, exchange.usage)
+        if exchange.usage and not failed:
+            self._learn(exchange, completion, price, seen)
 
-    def _check_length(self, completion: Completion) -> None:
+    def _least(self, prompt: Prompt) -> int:
+        return self.parts.cost_model.estimator.least(prompt.size)
+
+    def _check_length(self, completion: Completion, least: int) -> None:
         """What can never fit need not wait to be told so. What might fit is the engine's to judge."""
         limit = self.parts.max_model_len
-        if limit is None:
-            return
-        least = max(map(self.parts.cost_model.estimator.least, completion.prompts))
-        if least > limit:
+        if limit is not None and least > limit:
             raise Rejected(
                 Outcome.TOO_LONG,
                 f"This model's maximum context length is {limit} tokens. However, the prompt has at least {least}.",
@@ -123,10 +130,29 @@ class Completions:
         if caller.rights.front_end and self.parts.unnamed.seen(caller.name, named):
             logger.warning(HINT, hashed(caller.name), ", ".join(self.parts.settings.user_headers))
 
-    def _job(self, exchange: Exchange, completion: Completion, caller: Caller, headers: dict[bytes, bytes]) -> Job:
+    async def _price(self, exchange: Exchange, completion: Completion) -> Price:
+        """Counted where something depends on it: which lane, how long a lane is taken, whether it fits at all."""
+        parts = self.parts
+        price = parts.cost_model.price(completion.prompts)
+        limit = parts.max_model_len
+        long = price.uncached >= NEAR * parts.waiting.admission.limits.long_prompt_tokens
+        if parts.tokenizer is None or not (long or (limit and price.tokens >= NEAR * limit)):
+            return price
+        exchange.timeline.asked = perf_counter()
+        counted = await parts.tokenizer.count(completion)
+        exchange.timeline.counted = perf_counter()
+        if counted is None:
+            return price
+        if len(completion.prompts) == 1:
+            self._check_length(completion, counted)
+        parts.cost_model.learn_tokens(completion.prompts, counted)
+        return parts.cost_model.price(completion.prompts, counted)
+
+    def _job(
+        self, exchange: Exchange, completion: Completion, price: Price, caller: Caller, headers: dict[bytes, bytes]
+    ) -> Job:
         parts = self.parts
         arrived, seats = exchange.timeline.arrived, completion.seats
-        tokens, cost = parts.cost_model.predict(completion.prompts)
         flow = caller.flow(completion.user)
         wishes, rights = read_wishes(headers), caller.rights
         head_start = min(wishes.priority, rights.priority)
@@ -139,15 +165,15 @@ class Completions:
         exchange.prompts = len(completion.prompts)
         exchange.stream = completion.stream
         exchange.max_tokens = completion.max_tokens
-        exchange.job = Job(
+        return Job(
             flow=flow,
-            lane=parts.waiting.admission.limits.lane(tokens),
-            tokens=tokens,
-            cost=cost,
+            lane=parts.waiting.admission.limits.lane(price.uncached),
+            tokens=price.uncached,
+            cost=price.seconds,
             arrival=arrived,
             seats=seats,
             id=exchange.id,
-            kv_tokens=tokens + seats * parts.waiting.forecaster.answer_tokens(completion.max_tokens),
+            kv_tokens=price.tokens + seats * parts.waiting.forecaster.answer_tokens(completion.max_tokens),
             session=session,
             weight=parts.settings.weights.get(flow.partition(":")[2], rights.weight),
             head_start=head_start,
@@ -155,15 +181,35 @@ class Completions:
             flow_in_flight=rights.flow_in_flight,
             flow_queued=rights.flow_queued,
         )
-        return exchange.job
 
-    def _cost(self, exchange: Exchange, job: Job, chunks: int) -> float:
+    def _charge(self, exchange: Exchange, completion: Completion, job: Job, price: Price, chunks: int) -> float:
         if exchange.usage:
-            return self.parts.cost_model.true_cost(exchange.usage, exchange.prompts)
+            exchange.counts = self.parts.cost_model.counts(completion.prompts, price, exchange.usage)
+            exchange.true_prefill_s = self.parts.cost_model.true_prefill(exchange.counts, exchange.prompts)
+            return self.parts.cost_model.true_cost(exchange.counts, exchange.prompts)
         timeline = exchange.timeline
         elapsed = perf_counter() - (timeline.dispatched or timeline.arrived)
         began = timeline.first_token is not None
         return self.parts.cost_model.partial_cost(job.cost, elapsed=elapsed, began=began, chunks=chunks)
+
+    def _seen(self, exchange: Exchange, permit: Permit) -> Seen | None:
+        """Its prefill, if that can be told from others' work."""
+        # Work of others, straight at the engine, is in no ledger.
+        if self.parts.waiting.admission.ledger.foreign_seats:
+            return None
+        times, ended = exchange.times, exchange.timeline.ended
+        if exchange.stream or not times or times.generation_s is None or ended is None:
+            return permit.track.seen()
+        # Nobody saw the first token come; but the engine tells how long before the end that was.
+        return permit.track.seen(ended - times.generation_s)
+
+    def _learn(self, exchange: Exchange, completion: Completion, price: Price, seen: Seen | None) -> None:
+        assert exchange.usage
+        queue_s = exchange.times.queue_s if exchange.times else None
+        if self.parts.cost_model.learn(completion.prompts, price, exchange.usage, seen, queue_s):
+            exchange.seen = seen
+        if price.counted and self.parts.tokenizer:
+            self.parts.tokenizer.compare(price.tokens, exchange.usage.prompt_tokens)
 
 
 async def _relay(
@@ -173,6 +219,7 @@ async def _relay(
     answer: Answer,
     events: EventStream,
     growth: Callable[[int], tuple[float, int]],
+    prefilled: Callable[[], None],
 ) -> None:
     """A stream, chunk by chunk, as it comes. `growth` is what so many chunks have come to: engine seconds, cache."""
     await client.start(answer.status, answer.headers + _own_headers(exchange))
@@ -182,6 +229,7 @@ async def _relay(
         if exchange.timeline.first_token is None and events.first_token:
             exchange.timeline.first_token = perf_counter()
             permit.first_token()
+            prefilled()
         if events.chunks % PROGRESS_CHUNKS == 0:
             permit.progress(*growth(events.chunks))
         if whole:
@@ -196,7 +244,7 @@ async def _hand_over(client: Client, exchange: Exchange, answer: Answer) -> None
     if exchange.timeline.first_token is None and answer.status < 400:
         exchange.timeline.first_token = perf_counter()
         exchange.prefill_source = "answer"
-    exchange.usage = read_usage(body)
+    exchange.usage, exchange.times = read_account(body)
     await client.respond(answer.status, answer.headers + _own_headers(exchange), body)
 
 

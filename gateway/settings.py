@@ -116,6 +116,13 @@ class Settings(BaseSettings):
     upstream_timeout: Seconds = Field(1800.0, description="silence of the engine after which a request fails")
     engine: EngineSettings = EngineSettings()
     profile: str = Field("gemma-4-26b-bf16", description="what work costs: a shipped profile or a .toml file")
+    tokenizer: Literal["engine", "off"] | Path = Field(
+        "engine",
+        description="who counts the tokens of long prompts: vLLM's /tokenize, a tokenizer.json, or nobody (off)",
+    )
+    state_file: Literal["auto", "off"] | Path = Field(
+        "auto", description="keeps what is learned of the engine from one start to the next; auto: in the state folder"
+    )
     policy: str = Field("fair", description="who is next: " + ", ".join(POLICIES))
     long_prompt_tokens: Tokens = Field(2048, description="a longer prompt takes the long lane")
     short_lane_tokens: Annotated[PositiveInt | None, Unit("tokens")] = Field(

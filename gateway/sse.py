@@ -29,9 +29,28 @@ class Usage(msgspec.Struct, frozen=True):
         return self.completion_tokens or 0
 
     @property
-    def cached_tokens(self) -> int:
+    def cached(self) -> int | None:
+        """Prompt tokens that it had in its cache; None where it does not tell (--enable-prompt-tokens-details)."""
         details = self.prompt_tokens_details
-        return (details and details.cached_tokens) or 0
+        return None if details is None else details.cached_tokens
+
+
+class EngineTimes(msgspec.Struct, frozen=True):
+    """vLLM's `metrics` (--enable-per-request-metrics): how long a request waited, and was answered.
+
+    https://docs.vllm.ai/en/latest/features/per_request_metrics.html
+    """
+
+    queue_time_ms: float | None = None
+    generation_time_ms: float | None = None
+
+    @property
+    def queue_s(self) -> float | None:
+        return None if self.queue_time_ms is None else self.queue_time_ms / 1e3
+
+    @property
+    def generation_s(self) -> float | None:
+        return None if self.generation_time_ms is None else self.generation_time_ms / 1e3
 
 
 class _Choice(msgspec.Struct):
@@ -42,25 +61,35 @@ class _Event(msgspec.Struct):
     choices: list[_Choice] | None = None
     error: msgspec.Raw = msgspec.Raw()
     usage: msgspec.Raw = msgspec.Raw()
+    metrics: msgspec.Raw = msgspec.Raw()
 
 
 _decode_event = msgspec.json.Decoder(_Event).decode
 _decode_usage = msgspec.json.Decoder(Usage | None).decode
+_decode_times = msgspec.json.Decoder(EngineTimes | None).decode
 _BLANK_LINE = re.compile(rb"(\r\n\r\n|\n\n)")
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
-def read_usage(body: bytes) -> Usage | None:
-    """The usage of an answer that is one JSON object, if it has one that can be read."""
+def read_account(body: bytes) -> tuple[Usage | None, EngineTimes | None]:
+    """Usage and times of an answer that is one JSON object, if it has any that can be read."""
     try:
-        return _usage(_decode_event(body))
+        event = _decode_event(body)
     except _UNREADABLE:
-        return None
+        return None, None
+    return _usage(event), _times(event)
 
 
 def _usage(event: _Event) -> Usage | None:
     try:
         return _decode_usage(event.usage) if event.usage else None
+    except _UNREADABLE:
+        return None
+
+
+def _times(event: _Event) -> EngineTimes | None:
+    try:
+        return _decode_times(event.metrics) if event.metrics else None
     except _UNREADABLE:
         return None
 
@@ -78,6 +107,7 @@ class EventStream:
     n: int = 1
     drop_usage: bool = False
     usage: Usage | None = field(default=None, init=False)
+    times: EngineTimes | None = field(default=None, init=False)
     failed: bool = field(default=False, init=False)
     chunks: int = field(default=0, init=False)
     _begun: set[int] = field(default_factory=set, init=False)
@@ -123,6 +153,7 @@ class EventStream:
                 self._begun.update((choice.index or 0) // self.n for choice in parsed.choices)
             if usage := _usage(parsed):
                 self.usage = usage
+                self.times = _times(parsed) or self.times
                 if self.drop_usage and not parsed.choices:
                     continue
             kept.append(event)

@@ -31,14 +31,15 @@ class Telemetry:
 
 def _line(exchange: Exchange) -> str:
     """`key=value` pairs in a fixed order; seconds with milliseconds, `-` for a phase that was not reached."""
-    job, timeline, usage = exchange.job, exchange.timeline, exchange.usage
+    job, price, timeline, usage = exchange.job, exchange.price, exchange.timeline, exchange.usage
     pairs = {
         "id": exchange.id,
         "user": hashed(job.flow) if job else None,
         "lane": job.lane if job else None,
         "class": "background" if exchange.background else None,
-        "predicted": job.tokens if job else None,
+        "predicted": price.tokens if price else None,
         "prompt": usage.prompt_tokens if usage else None,
+        "cached": usage.cached if usage else None,
         "output": usage.output_tokens if usage else None,
         "queue_s": timeline.queue_s,
         "prefill_s": timeline.prefill_s,

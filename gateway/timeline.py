@@ -9,9 +9,11 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class Timeline:
-    """arrived <= queued <= dispatched <= first_token <= ended"""
+    """arrived <= asked <= counted <= queued <= dispatched <= first_token <= ended"""
 
     arrived: float
+    asked: float | None = None
+    counted: float | None = None
     queued: float | None = None
     dispatched: float | None = None
     first_token: float | None = None

@@ -1,6 +1,7 @@
 """One trace a request: SERVER span; `queue`, `prefill`, `decode` under it; a CLIENT span whose context vLLM gets.
 
     POST /v1/chat/completions   SERVER    arrived .. ended
+    |- tokenize                 INTERNAL  asked .. counted       where tokens were counted
     |- queue                    INTERNAL  queued .. dispatched
     |- chat {model}             CLIENT    dispatched .. ended    vLLM's llm_request span nests here
     |- prefill                  INTERNAL  dispatched .. first token
@@ -87,6 +88,7 @@ class RequestTrace:
 
     def finish(self) -> None:
         exchange, timeline = self._exchange, self._exchange.timeline
+        self._phase("tokenize", timeline.asked, timeline.counted or timeline.ended)
         self._phase("queue", timeline.queued, timeline.dispatched or timeline.ended)
         source = {semconv.TIMING_SOURCE: exchange.prefill_source}
         self._phase("prefill", timeline.dispatched, timeline.first_token or timeline.ended, source)
@@ -117,7 +119,7 @@ class RequestTrace:
 
 
 def _request(exchange: Exchange) -> dict[str, AttributeValue | None]:
-    job = exchange.job
+    job, price = exchange.job, exchange.price
     return {
         semconv.HTTP_METHOD: "POST",
         semconv.HTTP_ROUTE: exchange.route,
@@ -129,8 +131,13 @@ def _request(exchange: Exchange) -> dict[str, AttributeValue | None]:
         semconv.USER: hashed(job.flow) if job else None,
         semconv.LANE: job.lane if job else None,
         semconv.SEATS: job.seats if job else None,
-        semconv.PREDICTED_TOKENS: job.tokens if job else None,
-        semconv.PREDICTED_COST: job.cost if job else None,
+        semconv.PREDICTED_TOKENS: price.tokens if price else None,
+        semconv.PREDICTED_CACHED: price.cached if price else None,
+        semconv.PREDICTED_COST: price.seconds if price else None,
+        semconv.COUNTED: price.counted if price else None,
+        semconv.TRUE_COST: exchange.true_prefill_s,
+        semconv.OBSERVED_PREFILL: exchange.seen.seconds if exchange.seen else None,
+        semconv.CHARGED: exchange.charged_s,
     }
 
 
@@ -139,7 +146,7 @@ def _usage(exchange: Exchange) -> dict[str, AttributeValue | None]:
     return {
         semconv.INPUT_TOKENS: usage.prompt_tokens if usage else None,
         semconv.OUTPUT_TOKENS: usage.output_tokens if usage else None,
-        semconv.CACHED_TOKENS: usage.cached_tokens if usage else None,
+        semconv.CACHED_TOKENS: usage.cached if usage else None,
     }
 
 

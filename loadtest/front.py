@@ -11,9 +11,9 @@ from math import inf
 
 from gateway.admission import Admission
 from gateway.cost import CostModel
-from gateway.estimator import Estimator
 from gateway.limits import Limits
 from gateway.profile import Profile
+from loadtest.pricing import check_pricing, cost_model
 from loadtest.records import Record
 from loadtest.request import Plan
 from loadtest.simulate import Simulation
@@ -34,7 +34,8 @@ def fronts() -> list[str]:
 
 @dataclass(frozen=True)
 class Front:
-    """`cost`, `limits` and `queue_timeout` are the gateway's, `seats` the semaphore's.
+    """`cost` is what the gateway is told of the machine, `pricing` who prices by it (`loadtest.pricing`); `limits` and
+    `queue_timeout` are the gateway's, too, and `seats` the semaphore's.
 
     Raises ValueError for an unknown name.
     """
@@ -44,12 +45,21 @@ class Front:
     limits: Limits = DEFAULT_LIMITS
     queue_timeout: float = inf
     seats: int = 8
+    pricing: str = "learned"
 
     def __post_init__(self) -> None:
         if self.name not in WITHOUT_GATEWAY:
             find(self.name)
         if self.cost is None and self.name not in ("direct", "priority"):
             raise ValueError(f"{self.name} needs to know what work costs")
+        check_pricing(self.pricing)
+
+    @property
+    def title(self) -> str:
+        """What it is called in the figures."""
+        if self.name in WITHOUT_GATEWAY or self.pricing == "learned":
+            return self.name
+        return f"{self.name}, {self.pricing}"
 
     def simulate(self, plan: Plan, machine: EngineProfile, *, seed: int = 0, noise: float = 0.0) -> list[Record]:
         if self.name == "priority":
@@ -62,15 +72,21 @@ class Front:
                 simulation = Simulation(engine, priority=lambda prompt_tokens: prompt_tokens)
             case "semaphore":
                 admission = Admission(Fifo(), Limits(NO_LIMIT, NO_LIMIT, NO_LIMIT, self.seats))
-                simulation = Simulation(engine, admission, self._cost_model())
+                simulation = Simulation(engine, admission, self._cost_model(machine))
             case policy:
                 admission = Admission(find(policy)(), self.limits)
-                simulation = Simulation(engine, admission, self._cost_model(), queue_timeout=self.queue_timeout)
+                simulation = Simulation(
+                    engine,
+                    admission,
+                    self._cost_model(machine),
+                    queue_timeout=self.queue_timeout,
+                    counts=self.pricing == "true",
+                )
         return simulation.run(plan)
 
-    def _cost_model(self) -> CostModel:
+    def _cost_model(self, machine: EngineProfile) -> CostModel:
         assert self.cost is not None
-        return CostModel(self.cost, Estimator())
+        return cost_model(self.pricing, self.cost, machine)
 
     def settings(self) -> dict[str, str]:
         """What else it takes to have its figures again."""
@@ -79,6 +95,5 @@ class Front:
                 return {}
             case "semaphore":
                 return {"seats": str(self.seats)}
-        return {
-            "limits": " ".join(f"{name}={value}" for name, value in asdict(self.limits).items() if value is not None)
-        }
+        limits = " ".join(f"{name}={value}" for name, value in asdict(self.limits).items() if value is not None)
+        return {"limits": limits, "pricing": self.pricing}

@@ -22,6 +22,7 @@ from loadtest.calibration.measurements import measurements
 from loadtest.client.probe import served_model
 from loadtest.front import Front, fronts
 from loadtest.live_display import displaying
+from loadtest.pricing import PRICINGS
 from loadtest.records import Record
 from loadtest.report import comparison, terminal, vllm_json
 from loadtest.report import page as report
@@ -48,6 +49,14 @@ Machine = Annotated[str, typer.Option("--profile", help="Simulated machine: a sh
 Fronts = Annotated[
     list[str] | None,
     typer.Option("--policy", help=f"Who decides: {', '.join(fronts())}. Repeat it to compare.", show_default="direct"),
+]
+Pricings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--pricing",
+        help=f"Who prices requests at the gateway: {', '.join(PRICINGS)}. Repeat it to compare.",
+        show_default="learned",
+    ),
 ]
 Seed = Annotated[int | None, typer.Option(help="Of the load.", show_default="the published one")]
 Users = Annotated[int | None, typer.Option(min=1, help="How many people, in office-mix.")]
@@ -102,6 +111,7 @@ def simulate_workload(
     workload: Name,
     profile: Machine = BF16,
     policy: Fronts = None,
+    pricing: Pricings = None,
     seed: Seed = None,
     users: Users = None,
     duration: Duration = None,
@@ -135,11 +145,17 @@ def simulate_workload(
             kv_cache_tokens=kv_cache_tokens,
         )
         wanted = _load(workload, seed, users, duration, requests, max_concurrency, dataset, slo)
-        names = policy or ["direct"]
+        chosen = (
+            front(name, machine, assignments, seats, pricing=price)
+            for name in policy or ["direct"]
+            for price in pricing or ["learned"]
+        )
+        # By title: where nobody prices, it is the same run whoever would.
+        compared = {each.title: each for each in chosen}
         runs = []
-        for name in names:
-            run = simulate(wanted, front(name, machine, assignments, seats), machine, noise=noise, label=label)
-            folder = out if out is None or len(names) == 1 else out / name
+        for title, each in compared.items():
+            run = simulate(wanted, each, machine, noise=noise, label=label)
+            folder = out if out is None or len(compared) == 1 else out / title.replace(", ", "-")
             runs.append(_keep(run, folder))
         _show(runs, out, as_json)
         if vllm_json_file:
@@ -294,8 +310,16 @@ def fit_machine(
         console.print(table)
 
 
-def front(name: str, machine: EngineProfile, assignments: list[str] | None = None, seats: int = 8) -> Front:
-    """A gateway that knows how this engine was started, and the settings that were given."""
+def front(
+    name: str,
+    machine: EngineProfile,
+    assignments: list[str] | None = None,
+    seats: int = 8,
+    *,
+    pricing: str = "learned",
+) -> Front:
+    """A gateway that knows how this engine was started, what work costs there unless it is told otherwise, and the
+    settings that were given."""
     engine = {
         "engine.step_tokens": machine.max_num_batched_tokens,
         "engine.long_prefill_threshold": machine.long_prefill_token_threshold,
@@ -303,9 +327,10 @@ def front(name: str, machine: EngineProfile, assignments: list[str] | None = Non
     }
     if machine.kv_cache_tokens is not None:
         engine["engine.kv_tokens"] = machine.kv_cache_tokens
-    settings, _ = config.load(flags=engine | config.assigned(assignments or []))
-    cost = cost_profile(machine)
-    return Front(name, cost, settings.limits(cost), settings.queue_timeout, seats)
+    given = config.assigned(assignments or [])
+    settings, _ = config.load(flags=engine | given)
+    cost = load_cost_profile(settings.profile) if "profile" in given else cost_profile(machine)
+    return Front(name, cost, settings.limits(cost), settings.queue_timeout, seats, pricing)
 
 
 def _load(

@@ -9,7 +9,6 @@ from statistics import fmean
 
 from gateway.admission import Admission
 from gateway.cost import CostModel
-from gateway.estimator import Estimator
 from gateway.limits import Limits
 from gateway.profile import Profile
 from loadtest.records import Record
@@ -61,7 +60,9 @@ def _run(engine: EngineProfile, cost: Profile, policy: str, seed: int) -> list[R
     if policy == "direct":
         return Simulation(simulated).run(office.office(seed))
     admission = Admission(find(policy)(), Limits())
-    return Simulation(simulated, admission, CostModel(cost, Estimator())).run(office.office(seed))
+    return Simulation(simulated, admission, CostModel(cost, threshold=engine.long_prefill_token_threshold)).run(
+        office.office(seed)
+    )
 
 
 def _figures(engine: EngineProfile, records: list[Record]) -> Row:

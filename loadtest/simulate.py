@@ -10,11 +10,11 @@ from itertools import count
 from math import ceil, inf
 
 from gateway.admission import Admission
-from gateway.completion import Prompt
-from gateway.cost import PROGRESS_CHUNKS, CostModel
+from gateway.cost import PROGRESS_CHUNKS, CostModel, Price
 from gateway.event import Event, tell
 from gateway.forecaster import learn
 from gateway.pace import Pace
+from gateway.prompt import Link, Prompt, Size
 from gateway.sse import PromptDetails, Usage
 from loadtest.records import Outcome, Record
 from loadtest.request import Plan, Request, Segment
@@ -47,6 +47,7 @@ class _Sent:
     record: Record
     prompts: tuple[Prompt, ...]
     prompt_tokens: int
+    price: Price | None = None
     job: Job | None = None
     sequence: Sequence | None = None
 
@@ -58,7 +59,9 @@ class Simulation:
     queue_timeout    seconds after which the gateway sends away who still waits
     priority         what each request states as vLLM's `priority`, of its prompt's tokens; lower is earlier
     pace             is told what a gateway would tell it
+    tells_times      the engine tells how long a request was in its own line (--enable-per-request-metrics)
     watch            is told of each arrival at the gateway, with the time, once it is dealt with
+    counts           the gateway counts a prompt's tokens before it prices them
     """
 
     def __init__(
@@ -71,7 +74,9 @@ class Simulation:
         queue_timeout: float = inf,
         priority: Callable[[int], int] = lambda prompt_tokens: 0,
         pace: Pace | None = None,
+        tells_times: bool = True,
         watch: Callable[[float, Job], None] = lambda now, job: None,
+        counts: bool = False,
     ) -> None:
         self._engine = engine
         self._admission = admission
@@ -79,8 +84,10 @@ class Simulation:
         self._bytes_per_token = bytes_per_token
         self._queue_timeout = queue_timeout
         self._priority = priority
-        self._pace = pace or Pace()
+        self._pace = pace or _pace(cost_model)
+        self._tells_times = tells_times
         self._watch = watch
+        self._counts = counts
         self._agenda = Agenda()
         self._plan = Plan(())
         self._schedule = Schedule(self._plan)
@@ -111,11 +118,23 @@ class Simulation:
             record = self._records[number]
             record.sent = self._agenda.now
             tokens = record.prompt_tokens = self._plan.prompt_tokens(number)
-            sent = _Sent(record, (Prompt(text_bytes=ceil(tokens * self._bytes_per_token)),), tokens)
+            sent = _Sent(record, (self._prompt(number),), tokens)
             if self._admission is None or self._cost_model is None:
                 self._start(sent)
             else:
                 self._arrive(sent, self._admission, self._cost_model)
+
+    def _prompt(self, number: int) -> Prompt:
+        """What the gateway reads of it: bytes, and which beginnings it shares with others."""
+        chain: list[Link] = []
+        names: tuple[str, ...] = ()
+        end = 0
+        segments = self._plan.segments[number]
+        for (name, tokens), (following, _) in zip(segments, (*segments[1:], ("", 0)), strict=True):
+            names, end = (*names, name), end + tokens
+            size = Size(words=ceil(end * self._bytes_per_token))
+            chain.append(Link("\n".join(names).encode(), size, following.startswith("answer ")))
+        return Prompt(chain[-1].size, tuple(chain))
 
     def _end(self, record: Record, outcome: Outcome, detail: str = "") -> None:
         record.outcome, record.detail, record.ended = outcome, detail, self._agenda.now
@@ -128,14 +147,14 @@ class Simulation:
 
     def _arrive(self, sent: _Sent, admission: Admission, cost_model: CostModel) -> None:
         request, now = sent.record.request, self._agenda.now
-        tokens, cost = cost_model.predict(sent.prompts)
+        price = sent.price = cost_model.price(sent.prompts, sent.prompt_tokens if self._counts else None)
         job = sent.job = Job(
             flow=request.user,
-            lane=admission.limits.lane(tokens),
-            tokens=tokens,
-            cost=cost,
+            lane=admission.limits.lane(price.uncached),
+            tokens=price.uncached,
+            cost=price.seconds,
             arrival=now,
-            kv_tokens=tokens + self._pace.answers.expect(0, request.asks_for, 0.9),
+            kv_tokens=price.tokens + self._pace.answers.expect(0, request.asks_for, 0.9),
             session=request.session,
         )
         if refused := admission.refuses(job):
@@ -212,13 +231,15 @@ class Simulation:
             sent = self._by_sequence.pop(sequence)
             record = sent.record
             record.output_tokens, record.cached_tokens = sequence.output_tokens, sequence.cached
-            if sent.job is not None and self._cost_model is not None:
+            if sent.job is not None and sent.price is not None and self._cost_model is not None:
                 details = PromptDetails(sequence.cached)
                 usage = Usage(sent.prompt_tokens, sequence.output_tokens, details)
-                cost = self._cost_model.true_cost(usage)
+                cost = self._cost_model.true_cost(self._cost_model.counts(sent.prompts, sent.price, usage))
                 del self._by_job[sent.job]
+                seen = self._pace.tracks[sent.job].seen()
                 self._tell_admission(Event("finish", sent.job, cost, output_tokens=sequence.output_tokens))
-                self._cost_model.learn(sent.prompts, usage)
+                queue_s = record.queue if self._tells_times else None
+                self._cost_model.learn(sent.prompts, sent.price, usage, seen, queue_s)
             self._end(record, Outcome.COMPLETED)
 
     def _tell_tokens(self, step: Step) -> None:
@@ -227,12 +248,26 @@ class Simulation:
             sent = self._by_sequence[sequence]
             job = sent.job
             assert job is not None
+            assert sent.price is not None
             self._pace.token(job)
             chunks = self._pace.tracks[job].tokens
             if chunks % PROGRESS_CHUNKS == 0:
-                self._tell_admission(Event("progress", job, *self._cost_model.growth(job, chunks)))
+                self._tell_admission(Event("progress", job, *self._cost_model.growth(job, sent.price, chunks)))
         for sequence in step.first:
-            self._tell_admission(Event("first_token", self._by_sequence[sequence].job))
+            sent = self._by_sequence[sequence]
+            self._tell_admission(Event("first_token", sent.job))
+            assert sent.price is not None
+            self._cost_model.prefilled(sent.prompts, sent.price)
+
+
+def _pace(cost_model: CostModel | None) -> Pace:
+    if cost_model is None:
+        return Pace()
+    return Pace(
+        lambda tokens: cost_model.profile.decode(tokens),
+        cost_model.step,
+        prefill_cost=lambda tokens: cost_model.profile.prefill(tokens),
+    )
 
 
 class _Keys:

@@ -44,6 +44,8 @@ T = TypeVar("T")
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
 DEADLINE = 10.0
+# A gateway that asks the engine for nothing but answers, and keeps nothing for the next test.
+ALONE = {"tokenizer": "off", "state_file": "off"}
 BUDGETS = ("fairlane_queue_jobs", "fairlane_prefill_jobs", "fairlane_prefill_tokens", "fairlane_seats")
 SPARK_SPEED = 50.0
 
@@ -236,6 +238,8 @@ class ScriptedEngine:
         call = Call(scope["method"], scope["path"], headers, body)
         if call.path == "/metrics":
             call.answer(404 if self.metrics is None else 200, self.metrics or {})
+        elif call.path == "/version":
+            call.answer(200, {"version": "scripted"})
         elif call.path in ("/v1/models", "/health"):
             card = {"id": "scripted", "object": "model", "created": 0, "owned_by": "vllm", "max_model_len": 32768}
             call.answer(200, {"object": "list", "data": [card]}, x_engine="scripted")
@@ -478,7 +482,9 @@ class StartGateway(Protocol):
 
 def _start(upstream: str, profile: Profile | None = None, **settings: Any) -> RunningGateway:
     stack = ExitStack()
-    made = create_gateway(Settings(**{"upstream": upstream, "port": 0, "drain_timeout": 1.0, **settings}), profile)
+    made = create_gateway(
+        Settings(**{**ALONE, "upstream": upstream, "port": 0, "drain_timeout": 1.0, **settings}), profile
+    )
     port: queue.Queue[int] = queue.Queue()
     server = _ServerInThread(made, port.put)
     stack.enter_context(running(server))
@@ -545,12 +551,14 @@ def gateway(engine: ScriptedEngine, _shared_gateway: RunningGateway, _nothing_fa
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _no_outside() -> Iterator[None]:
-    """Whoever runs the tests may have a collector, a proxy or settings of their own."""
+def _no_outside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Whoever runs the tests may have a collector, a proxy or settings of their own, and state to lose."""
     with pytest.MonkeyPatch.context() as environ:
         for name in list(os.environ):
             if name.startswith(("OTEL_", "FAIRLANE_")) and name != "FAIRLANE_VLLM_PYTHON":
                 environ.delenv(name)
             if name.lower() in ("http_proxy", "https_proxy", "all_proxy"):
                 environ.delenv(name)
+        environ.delenv("STATE_DIRECTORY", raising=False)
+        environ.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         yield

@@ -5,14 +5,16 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import takewhile
 from typing import Any
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gateway.completion import MEDIA_TOKENS, OPENING, Completion, Prompt, Route, parse
+from gateway.completion import MEDIA_TOKENS, OPENING, Completion, Route, parse
 from gateway.errors import BadRequest
+from gateway.prompt import STRIDE, Size
 
 CHAT: Route = "/v1/chat/completions"
 TEXT: Route = "/v1/completions"
@@ -28,52 +30,129 @@ def text(prompt: Any, **options: Any) -> Completion:
     return parse(TEXT, json.dumps({"prompt": prompt, **options}).encode())
 
 
+def sizes(completion: Completion) -> list[Size]:
+    return [prompt.size for prompt in completion.prompts]
+
+
 # What the prompt is.
 
 
 def test_a_chat_is_one_prompt_of_all_its_texts() -> None:
-    assert chat("12345", "678").prompts == (Prompt(text_bytes=8),)
+    assert sizes(chat("abcde", "678")) == [Size(words=5, marks=3, messages=2)]
 
 
-@pytest.mark.parametrize(("content", "size"), [("naïve", 6), ("日本", 6), ("🙂", 4), ("", 0), (None, 0)])
-def test_text_counts_in_bytes_of_utf8(content: str | None, size: int) -> None:
-    assert chat(content).prompts == (Prompt(text_bytes=size),)
+@pytest.mark.parametrize(
+    ("content", "size"),
+    [
+        ("naïve", Size(words=4, wide=2)),
+        ("日本", Size(wide=6)),
+        ("🙂", Size(wide=4)),
+        ("f(x)\n\t=", Size(words=4, marks=3)),
+        ("", Size()),
+        (None, Size()),
+    ],
+)
+def test_text_counts_in_bytes_of_utf8(content: str | None, size: Size) -> None:
+    size = size.plus(Size(messages=1))
+    assert sizes(chat(content)) == [size]
     escaped = parse(CHAT, json.dumps({"messages": [{"content": content}]}, ensure_ascii=True).encode())
-    assert escaped.prompts == (Prompt(text_bytes=size),)
+    assert sizes(escaped) == [size]
 
 
 def test_a_list_of_parts_counts_its_texts() -> None:
-    assert chat([{"type": "text", "text": "abc"}, "de"]).prompts == (Prompt(text_bytes=5),)
+    assert sizes(chat([{"type": "text", "text": "abc"}, "de"])) == [Size(words=5, messages=1)]
 
 
 def test_an_image_is_a_constant_however_large() -> None:
     image = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 100_000}}
-    assert chat([{"type": "text", "text": "abc"}, image, image]).prompts == (Prompt(3, 2 * MEDIA_TOKENS),)
+    prompt = chat([{"type": "text", "text": "abc"}, image, image])
+    assert sizes(prompt) == [Size(words=3, messages=1, tokens=2 * MEDIA_TOKENS)]
 
 
 def test_tools_count_as_they_are_written() -> None:
     tools = '[{"type": "function", "function": {"name": "f"}}]'
     body = f'{{"messages": [{{"content": "abc"}}], "tools": {tools}}}'.encode()
-    assert parse(CHAT, body).prompts == (Prompt(text_bytes=3 + len(tools)),)
+    (size,) = sizes(parse(CHAT, body))
+    assert size.text_bytes == 3 + len(tools)
 
 
 def test_tool_calls_and_reasoning_in_the_history_count() -> None:
     calls = '[{"id": "1", "function": {"name": "f", "arguments": "{}"}}]'
     body = f'{{"messages": [{{"content": null, "tool_calls": {calls}, "reasoning": "hm"}}]}}'.encode()
-    assert parse(CHAT, body).prompts == (Prompt(text_bytes=len(calls) + 2),)
+    (size,) = sizes(parse(CHAT, body))
+    assert (size.text_bytes, size.messages) == (len(calls) + 2, 1)
 
 
 @pytest.mark.parametrize(
     ("prompt", "prompts"),
     [
-        ("four", (Prompt(text_bytes=4),)),
-        (["one", "three"], (Prompt(text_bytes=3), Prompt(text_bytes=5))),
-        ([1, 2, 3], (Prompt(tokens=3),)),
-        ([[1, 2], [3]], (Prompt(tokens=2), Prompt(tokens=1))),
+        ("four", [Size(words=4)]),
+        (["one", "three"], [Size(words=3), Size(words=5)]),
+        ([1, 2, 3], [Size(tokens=3)]),
+        ([[1, 2], [3]], [Size(tokens=2), Size(tokens=1)]),
     ],
 )
-def test_all_four_shapes_of_a_prompt(prompt: Any, prompts: tuple[Prompt, ...]) -> None:
-    assert text(prompt).prompts == prompts
+def test_all_four_shapes_of_a_prompt(prompt: Any, prompts: list[Size]) -> None:
+    assert sizes(text(prompt)) == prompts
+
+
+# Which beginnings it shares with others: the names in common, from the shortest on.
+
+
+def shared(one: Completion, other: Completion) -> int:
+    """How many messages at the begin are one text to the engine, for short ones; tools count as one."""
+    names = zip(one.prompts[0].chain, other.prompts[0].chain, strict=False)
+    return len(list(takewhile(lambda links: links[0].name == links[1].name, names)))
+
+
+def turns(*turns: tuple[str, Any], **options: Any) -> Completion:
+    messages = [{"role": role, "content": content} for role, content in turns]
+    return parse(CHAT, json.dumps({"messages": messages, **options}).encode())
+
+
+SYSTEM, ASKED, ANSWERED = ("system", "Be brief."), ("user", "Why?"), ("assistant", "Because.")
+
+
+def test_a_conversation_begins_as_its_last_turn_did() -> None:
+    before = turns(SYSTEM, ASKED)
+    after = turns(SYSTEM, ASKED, ANSWERED, ("user", "And then?"))
+    assert shared(before, after) == len(before.prompts[0].chain) == 2
+    assert [link.answered for link in after.prompts[0].chain] == [False, True, False, False]
+    assert shared(turns(SYSTEM, ("user", "Who?")), after) == 1
+    assert shared(turns(ASKED), after) == 0
+
+
+def test_a_text_is_the_same_in_parts_and_whole() -> None:
+    assert shared(chat("Why not?"), chat([{"type": "text", "text": "Why "}, "not?"])) == 1
+
+
+def test_who_said_it_is_part_of_it() -> None:
+    assert shared(turns(("user", "Why?")), turns(("system", "Why?"))) == 0
+
+
+def test_equal_texts_are_apart_where_the_engine_keeps_them_apart() -> None:
+    image = {"type": "image_url", "image_url": {"url": "data:,a"}}
+    for one, other in (
+        ({"model": "gemma"}, {"model": "an-adapter"}),
+        ({"cache_salt": "ann"}, {"cache_salt": "ben"}),
+        ({"cache_salt": "ann"}, {}),
+        ({"tools": [{"name": "f"}]}, {"tools": [{"name": "g"}]}),
+        ({"chat_template_kwargs": {"enable_thinking": True}}, {"chat_template_kwargs": {"enable_thinking": False}}),
+    ):
+        assert shared(turns(ASKED, **one), turns(ASKED, **one)) > 0
+        assert shared(turns(ASKED, **one), turns(ASKED, **other)) == 0
+    assert shared(chat([image]), chat([image])) == 1
+    assert shared(chat([image]), chat([image | {"image_url": {"url": "data:,b"}}])) == 0
+    assert shared(text("Why?", cache_salt="ann"), text("Why?", cache_salt="ben")) == 0
+
+
+def test_what_does_not_change_the_prompt_does_not_change_its_name() -> None:
+    assert shared(turns(ASKED, temperature=0, user="ann", n=2), turns(ASKED, stream=True, max_tokens=5)) == 1
+
+
+def test_token_ids_share_a_beginning_too() -> None:
+    ids = list(range(5000))
+    assert shared(text(ids), text([*ids[:4000], *ids])) == 4000 * 8 // STRIDE
 
 
 def test_seats_are_prompts_times_n() -> None:
@@ -175,7 +254,7 @@ anything: st.SearchStrategy[Any] = st.recursive(
 def test_asking_for_usage_adds_that_and_nothing_else(
     extra: dict[str, Any], options: dict[str, Any] | None, ask: bool | None, ascii: bool, indent: int | None
 ) -> None:
-    read = ("n", "user", "model", "stream", "tools", "stream_options", "max_tokens", "max_completion_tokens")
+    read = ("n", "user", "model", "stream", "stream_options", "max_tokens", "max_completion_tokens")
     extra = {key: value for key, value in extra.items() if key not in read}
     if options is not None:
         options["include_usage"] = ask
@@ -230,6 +309,7 @@ def test_asking_for_usage_adds_that_and_nothing_else(
         (TEXT, b'{"prompt": [[1], 2]}', "not both", "prompt"),
         (TEXT, b'{"prompt": [true]}', "Expected", "prompt[0]"),
         (TEXT, b'{"prompt": [[1, null]]}', "Expected `int`", "prompt[0][1]"),
+        (TEXT, b'{"prompt": [9223372036854775808]}', "that a vocabulary has", "prompt"),
     ],
 )
 def test_what_cannot_be_read_is_a_bad_request_that_says_where(
@@ -295,6 +375,8 @@ keys = st.sampled_from(
         "max_completion_tokens",
         "tools",
         "model",
+        "cache_salt",
+        "chat_template_kwargs",
     ]
 )
 messages = st.lists(

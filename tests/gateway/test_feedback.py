@@ -18,12 +18,14 @@ vllm:num_requests_waiting{engine="0",model_name="tiny"} 2.0
 vllm:num_requests_waiting_by_reason{engine="0",reason="capacity"} 9.0
 vllm:kv_cache_usage_perc{engine="0",model_name="tiny"} 0.25
 vllm:num_preemptions_total{engine="0",model_name="tiny"} 4.0
-vllm:cache_config_info{block_size="16",engine="0",kv_cache_size_tokens="1000",num_gpu_blocks="None"} 1.0
+vllm:cache_config_info{block_size="16",engine="0",kv_cache_size_tokens="1000",num_gpu_blocks="None",enable_prefix_caching="True"} 1.0
+vllm:prefix_cache_hits_total{engine="0",model_name="tiny"} 128.0
+process_start_time_seconds 1.7e+09
 """
 
 
 def test_vllms_metrics_are_read() -> None:
-    assert EngineState.read(VLLM) == EngineState(3.0, 2.0, 0.25, 1000, 4.0)
+    assert EngineState.read(VLLM) == EngineState(3.0, 2.0, 0.25, 1000, 4.0, 16, True, 128.0, 1.7e9)
 
 
 @pytest.mark.parametrize("text", [b"", b"{}", b"vllm:num_requests_running oops\n", b"other_metric 5\n", b"\xff\xfe"])

@@ -10,7 +10,7 @@ import pytest
 
 from gateway.admission import Admission
 from gateway.forecast import MAX_RETRY_S, MIN_RETRY_S, Outlook, Run, forecast, meets, retry_after
-from gateway.learners import FEW, WINDOW, Errors, Lengths, PowerLaw, Ratio
+from gateway.learners import FEW, WINDOW, Errors, Lengths, Ratio
 from gateway.ledger import Part
 from gateway.limits import Limits
 from gateway.pace import Pace
@@ -373,12 +373,32 @@ class TestPace:
         job = scene.arrive(cost=1.0)
         assert scene.outlook().first_token(job).median == pytest.approx(6.0, rel=0.1)
 
+    @pytest.mark.parametrize("samples", [1, 30])
+    def test_what_the_curve_has_learned_is_not_learned_twice(self, samples: int) -> None:
+        """Priced at 1 s, prefilled in 3 s; then the curve says 3 s, of those who wait at the old price, too."""
+        scene = Scene()
+        price = 1.0
+        scene.pace.prefill_cost = lambda tokens: price
+        for _ in range(samples):
+            job = scene.arrive(cost=price)
+            scene.now += 3.0
+            scene.first_token(job)
+            scene.end(job)
+        scene.arrive(cost=price)
+        waits = scene.arrive(cost=price)
+        price = 3.0
+        later = scene.arrive(cost=price)
+        for job, ahead in ((waits, 2), (later, 3)):
+            assert scene.outlook().first_token(job).median == pytest.approx(
+                3.0 * ahead, rel=0.15 if samples == 1 else 0.01
+            )
+
     def test_time_a_token_is_learned_with_who_else_decodes(self) -> None:
         scene = Scene()
         for sequences in (1, 4, 16):
             for _ in range(30):
-                scene.pace.decode.saw(sequences, 0.05 * sequences**0.3)
-        assert scene.pace.decode.at(8) == pytest.approx(0.05 * 8**0.3, rel=0.1)
+                scene.pace.step.saw(sequences, 0.05 * sequences**0.3)
+        assert scene.pace.step.at(8) == pytest.approx(0.05 * 8**0.3, rel=0.1)
 
     def test_nothing_is_kept_of_who_is_gone(self) -> None:
         scene = Scene()
@@ -414,13 +434,6 @@ class TestLearners:
         for absurd in ((-5.0, 1.0), (1.0, 0.0), (1.0, -1.0)):
             ratio.saw(*absurd)
         assert 0.8 < ratio.value < 1.2
-
-    def test_a_law_of_one_point_is_still_one(self) -> None:
-        law = PowerLaw()
-        for _ in range(500):
-            law.saw(8, 0.1)
-        assert law.at(8) == pytest.approx(0.1, rel=0.01)
-        assert law.at(1) <= law.at(16) < inf
 
     def test_answers_that_have_gone_on_are_compared_with_longer_ones(self) -> None:
         lengths = Lengths()

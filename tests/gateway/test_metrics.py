@@ -121,9 +121,10 @@ def test_seconds_are_seconds(engine: ScriptedEngine, start_gateway: StartGateway
 
 def test_the_ratio_is_learned(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
     gateway = start_gateway(engine.url)
-    asked = gateway.ask(chat("x" * 4000))
-    engine.asked().answer(200, {"choices": [], "usage": {"prompt_tokens": 2000, "completion_tokens": 1}})
-    asked.read()
+    for size in (4000, 8000):
+        asked = gateway.ask(chat("x" * size))
+        engine.asked().answer(200, {"choices": [], "usage": {"prompt_tokens": size // 2, "completion_tokens": 1}})
+        asked.read()
     until(lambda: gateway.metric("fairlane_bytes_per_token") < 3.0)
 
 
@@ -176,12 +177,12 @@ def test_one_line_for_each_request(
     gateway.stop()
     (line,) = logged(caplog)
     assert list(line) == [
-        *("id", "user", "lane", "class", "predicted", "prompt", "output"),
+        *("id", "user", "lane", "class", "predicted", "prompt", "cached", "output"),
         *("queue_s", "prefill_s", "decode_s", "status", "outcome"),
     ]
     assert line["id"] == "mine"
     assert line["user"] == hashed("user:ada")
-    assert (line["lane"], line["predicted"], line["prompt"], line["output"]) == ("short", "10", "7", "3")
+    assert (line["lane"], line["predicted"], line["prompt"], line["output"]) == ("short", "14", "7", "3")
     assert (line["status"], line["outcome"]) == ("200", "completed")
     for phase in ("queue_s", "prefill_s", "decode_s"):
         assert re.fullmatch(r"\d\.\d{3}", line[phase])

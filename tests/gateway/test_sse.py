@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.sse import MAX_EVENT, EventStream, Usage, read_usage
+from gateway.sse import MAX_EVENT, EngineTimes, EventStream, PromptDetails, Usage, read_account
 
 
 def event(end: bytes = b"\n\n", /, **fields: Any) -> bytes:
@@ -249,23 +249,82 @@ def test_garbage_passes_as_it_is(chunks: list[bytes]) -> None:
 
 
 def test_usage_of_an_answer() -> None:
-    body = b'{"choices": [], "usage": {"prompt_tokens": 9, "prompt_tokens_details": {"cached_tokens": 4}}}'
-    usage = read_usage(body)
+    usage, times = read_account(
+        b'{"choices": [], "usage": {"prompt_tokens": 9, "prompt_tokens_details": {"cached_tokens": 4}}}'
+    )
     assert usage is not None
-    assert (usage.prompt_tokens, usage.output_tokens, usage.cached_tokens) == (9, 0, 4)
+    assert (usage.prompt_tokens, usage.output_tokens, usage.cached, times) == (9, 0, 4, None)
 
 
-@pytest.mark.parametrize("details", [b"null", b"{}", b'{"cached_tokens": null}'])
-def test_nothing_cached(details: bytes) -> None:
-    usage = read_usage(
+@pytest.mark.parametrize(
+    ("details", "cached"),
+    [(b"null", None), (b"{}", None), (b'{"cached_tokens": null}', None), (b'{"cached_tokens": 0}', 0)],
+)
+def test_what_is_not_told_is_not_nothing(details: bytes, cached: int | None) -> None:
+    usage, _ = read_account(
         b'{"usage": {"prompt_tokens": 9, "completion_tokens": 3, "prompt_tokens_details": %s}}' % details
     )
     assert usage is not None
-    assert (usage.output_tokens, usage.cached_tokens) == (3, 0)
+    assert (usage.output_tokens, usage.cached) == (3, cached)
+
+
+def test_times_of_an_answer() -> None:
+    usage, times = read_account(
+        b'{"usage": {"prompt_tokens": 9}, "metrics": {"queue_time_ms": 250, "generation_time_ms": 1.5, "more": []}}'
+    )
+    assert usage == Usage(9)
+    assert times == EngineTimes(250, 1.5)
+    assert (times.queue_s, times.generation_s) == (0.25, 0.0015)
+    assert (EngineTimes().queue_s, EngineTimes().generation_s) == (None, None)
 
 
 @pytest.mark.parametrize(
     "body", [b"", b"{}", b"[]", b"oops", b'{"usage": null}', b'{"usage": 5}', b"\xff", b"[" * 9999]
 )
 def test_an_answer_without_usage(body: bytes) -> None:
-    assert read_usage(body) is None
+    assert read_account(body) == (None, None)
+
+
+# One that is broken does not take the other with it.
+@pytest.mark.parametrize("metrics", [b"null", b"5", b"[]", b'{"queue_time_ms": "soon"}', b'{"queue_time_ms": 1e999}'])
+def test_times_that_cannot_be_read_are_none(metrics: bytes) -> None:
+    body = b'{"choices": [], "usage": {"prompt_tokens": 9}, "metrics": %s}' % metrics
+    assert read_account(body) == (Usage(9), None)
+    stream = EventStream()
+    relayed(stream, [token(), b"data: " + body + b"\n\n"])
+    assert (stream.usage, stream.times) == (Usage(9), None)
+
+
+@pytest.mark.parametrize("usage", [b"5", b"{}", b'{"prompt_tokens": null}', b'{"prompt_tokens": 1e30}'])
+def test_usage_that_cannot_be_read_is_none(usage: bytes) -> None:
+    body = b'{"choices": [], "usage": %s, "metrics": {"queue_time_ms": 1}}' % usage
+    assert read_account(body) == (None, EngineTimes(1))
+    stream = EventStream()
+    relayed(stream, [token(), b"data: " + body + b"\n\n"])
+    assert stream.usage is None
+
+
+def test_a_stream_tells_its_times_with_its_usage() -> None:
+    stream = EventStream(drop_usage=True)
+    details = {"cached_tokens": 4}
+    last = event(choices=[], usage={"prompt_tokens": 7, "prompt_tokens_details": details}, metrics={"queue_time_ms": 5})
+    assert relayed(stream, [token(), last, DONE]) == token() + DONE
+    assert stream.usage == Usage(7, None, PromptDetails(4))
+    assert stream.times == EngineTimes(5)
+
+
+numbers = st.integers() | st.floats() | st.none() | st.booleans() | st.text(max_size=3)
+counts = st.dictionaries(st.sampled_from(["prompt_tokens", "completion_tokens", "prompt_tokens_details"]), numbers)
+said = st.dictionaries(st.sampled_from(["queue_time_ms", "generation_time_ms"]), numbers)
+
+
+@given(st.lists(st.fixed_dictionaries({}, optional={"usage": counts, "metrics": said}), max_size=4))
+def test_whatever_is_said_of_tokens_and_times_the_stream_passes(events: list[dict[str, Any]]) -> None:
+    stream = EventStream()
+    chunks = [token(), *(event(choices=[], **fields) for fields in events), DONE]
+    assert relayed(stream, chunks) == b"".join(chunks)
+    assert stream.usage is None or isinstance(stream.usage.prompt_tokens, int)
+    for fields in events:
+        usage, times = read_account(json.dumps(fields).encode())
+        assert usage is None or isinstance(usage.output_tokens, int)
+        assert times is None or times.queue_s is None or isinstance(times.queue_s, float)

@@ -101,7 +101,7 @@ def test_the_spans_of_a_request(
     assert attributes["fairlane.outcome"] == "completed"
     assert attributes["fairlane.lane"] == "short"
     assert attributes["fairlane.seats"] == 1
-    assert attributes["fairlane.predicted.input_tokens"] == 1
+    assert attributes["fairlane.predicted.input_tokens"] == 5
     assert attributes["fairlane.predicted.prefill_s"] == pytest.approx(0.22, abs=0.01)
     assert "127.0.0.1" not in attributes["fairlane.user"]
     attributes = client["attributes"]

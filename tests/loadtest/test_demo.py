@@ -13,7 +13,6 @@ from rich.console import Console
 
 from gateway.admission import Admission
 from gateway.cost import CostModel
-from gateway.estimator import Estimator
 from gateway.limits import Limits
 from gateway.profile import load as load_cost_profile
 from loadtest.demo import DEPLOY_THRESHOLD, NOISE, Demo, Runs, figures, sentence, table
@@ -50,7 +49,7 @@ def simulated(wanted: Demo) -> Runs:
         engine = Engine(wanted.engine.with_flags(long_prefill_token_threshold=threshold), seed=wanted.seed, noise=NOISE)
         if not gated:
             return Simulation(engine)
-        return Simulation(engine, Admission(POLICIES[wanted.policy](), Limits()), CostModel(wanted.cost, Estimator()))
+        return Simulation(engine, Admission(POLICIES[wanted.policy](), Limits()), CostModel(wanted.cost))
 
     return {
         "direct": run(0, gated=False).run(wanted.arrivals),

@@ -15,7 +15,6 @@ import pytest
 
 from gateway.admission import Admission
 from gateway.cost import CostModel
-from gateway.estimator import Estimator
 from gateway.forecast import Eta, forecast
 from gateway.limits import Limits
 from gateway.pace import Pace
@@ -100,9 +99,14 @@ def floods_going(seed: int) -> Load:
 def says(load: Load, wrong: str, seed: int, *, going: bool) -> list[Said]:
     """Run it; what was said of those that waited, and what came."""
     arrivals = sorted(load.arrivals, key=lambda each: each.at)
-    cost_model = CostModel(WRONG[wrong], Estimator())
+    cost_model = CostModel(WRONG[wrong])
     admission = Admission(POLICIES[load.policy](), load.limits)
-    pace = Pace(cost_model.profile.decode, shares_steps=load.threshold > 0)
+    pace = Pace(
+        lambda tokens: cost_model.profile.decode(tokens),
+        cost_model.step,
+        shares_steps=load.threshold > 0,
+        prefill_cost=lambda tokens: cost_model.profile.prefill(tokens),
+    )
     jobs: list[Job] = []
     said: list[tuple[int, float, Eta]] = []
 

@@ -6,7 +6,6 @@ import pytest
 
 from gateway.admission import Admission
 from gateway.cost import CostModel
-from gateway.estimator import Estimator
 from gateway.limits import Limits
 from gateway.profile import load as load_cost_profile
 from loadtest.records import Outcome, Record
@@ -23,7 +22,7 @@ PROFILE = load_profile("gemma-4-26b-bf16")
 def simulate(arrivals: list[Request], policy: str | None = None, **limits: int) -> list[Record]:
     if policy is None:
         return Simulation(Engine(PROFILE)).run(arrivals)
-    cost_model = CostModel(load_cost_profile("gemma-4-26b-bf16"), Estimator())
+    cost_model = CostModel(load_cost_profile("gemma-4-26b-bf16"))
     return Simulation(Engine(PROFILE), Admission(POLICIES[policy](), Limits(**limits)), cost_model).run(arrivals)
 
 
@@ -85,7 +84,7 @@ def test_users_take_turns() -> None:
 
 
 def test_who_waits_longer_than_the_gateway_lets_them_is_sent_away() -> None:
-    cost_model = CostModel(load_cost_profile("gemma-4-26b-bf16"), Estimator())
+    cost_model = CostModel(load_cost_profile("gemma-4-26b-bf16"))
     admission = Admission(POLICIES["fifo"](), Limits(max_num_seqs=1))
     simulation = Simulation(Engine(PROFILE), admission, cost_model, queue_timeout=3.0)
     first, second, third = simulation.run([long(0.0), short(1.0), short(20.0)])
