@@ -3,6 +3,7 @@
     proxy.Completions                    raw ASGI, so that leaving while queued is noticed
       completion.parse                   bytes -> what the scheduler must know; else BadRequest
       callers.identify                   whose turn it takes
+      background.takes                   is it served last
       cost.price                         known beginning, bytes -> tokens, cached ones -> prefill seconds
       tokenizer.count                    exact tokens, where a lane or the context limit depends on them
       Job                                flow, lane, tokens, cost, seats, cache, wishes

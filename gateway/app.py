@@ -25,6 +25,8 @@ from gateway.engine import Engine
 from gateway.errors import GatewayError, InternalError, MethodNotAllowed, NotFound
 from gateway.event import Event
 from gateway.forecaster import Forecaster
+from gateway.keys import KeysError
+from gateway.keys_file import KeysFile
 from gateway.local_tokenizer import LocalTokenizer
 from gateway.metrics import Metrics
 from gateway.pace import Pace
@@ -38,6 +40,7 @@ from gateway.state_file import StateFile, default_path
 from gateway.telemetry import Telemetry
 from gateway.tokenizer import BoundedTokenizer, EngineTokenizer
 from gateway.tracing import Tracing
+from gateway.unnamed import Unnamed
 from gateway.upstream import Upstream, returned
 from gateway.waiting import WaitingRoom
 from policies import find
@@ -46,6 +49,9 @@ from policies.base import LANES
 logger = logging.getLogger("fairlane")
 
 COMPLETION_ROUTES: tuple[CompletionRoute, ...] = ("/v1/chat/completions", "/v1/completions")
+
+# How often it is seen whether the keys file has changed: one `stat` of a local file.
+KEYS_POLL = 1.0
 
 # Settings that are read once, when the gateway starts.
 FIXED = (
@@ -80,11 +86,14 @@ class Gateway:
         parts, before = self.parts, self.parts.settings
         profile = load_profile(settings.profile)
         limits = settings.limits(profile)
+        keys_file = _keys_file(settings)
         fixed = [name for name in FIXED if getattr(settings, name) != getattr(before, name)]
         if fixed:
             logger.warning("%s: a change takes a restart; everything else is in force now", ", ".join(fixed))
         parts.settings = settings
-        parts.callers = _callers(settings)
+        parts.keys_file = keys_file
+        parts.callers = _callers(settings, keys_file)
+        parts.background = settings.background_rules
         if profile != parts.cost_model.start:
             parts.cost_model.use(profile)
         parts.waiting.forecaster.pace.shares_steps = settings.engine.long_prefill_threshold > 0
@@ -96,7 +105,7 @@ class Gateway:
 
 
 def create_gateway(settings: Settings, profile: Profile | None = None) -> Gateway:
-    """Raises ValueError if the profile or the tokenizer cannot be loaded, OSError if a log file cannot be opened."""
+    """Raises ValueError if profile, tokenizer or keys cannot be loaded, OSError if a log file cannot be opened."""
     cost_model = CostModel(
         profile or load_profile(settings.profile),
         step_tokens=settings.engine.step_tokens,
@@ -124,8 +133,18 @@ def create_gateway(settings: Settings, profile: Profile | None = None) -> Gatewa
     )
     forecaster = Forecaster(admission, pace, metrics.forecast_compared)
     waiting = WaitingRoom(admission, settings.queue_timeout, decisions, forecaster)
+    keys_file = _keys_file(settings)
     parts = Parts(
-        settings, _callers(settings), cost_model, waiting, upstream, telemetry, _tokenizer(settings, upstream)
+        settings=settings,
+        keys_file=keys_file,
+        callers=_callers(settings, keys_file),
+        background=settings.background_rules,
+        unnamed=Unnamed(),
+        cost_model=cost_model,
+        waiting=waiting,
+        upstream=upstream,
+        telemetry=telemetry,
+        tokenizer=_tokenizer(settings, upstream),
     )
     engine = Engine(parts, _state_file(settings))
 
@@ -147,7 +166,7 @@ def create_gateway(settings: Settings, profile: Profile | None = None) -> Gatewa
         """Callers see their own requests, an admin all of them; a browser gets a page."""
         caller = _identify(parts, request)
         found = places(waiting.forecaster, perf_counter())
-        answer = shown(found, None if caller.admin and not caller.named_user else caller.flow())
+        answer = shown(found, None if caller.rights.admin and not caller.named_user else caller.flow())
         if "text/html" in request.headers.get("accept", ""):
             return HTMLResponse(page(answer), headers={"cache-control": "no-store"})
         return Response(json.dumps(answer), media_type="application/json", headers={"cache-control": "no-store"})
@@ -160,6 +179,7 @@ def create_gateway(settings: Settings, profile: Profile | None = None) -> Gatewa
         with files:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(engine.run)
+                tasks.start_soon(_watch_keys, parts)
                 yield
                 tasks.cancel_scope.cancel()
             await engine.keep()
@@ -201,12 +221,38 @@ def _state_file(settings: Settings) -> StateFile | None:
             return StateFile(path)
 
 
-def _callers(settings: Settings) -> Callers:
-    return Callers(settings.api_keys, settings.front_end_networks, settings.user_headers)
+def _keys_file(settings: Settings) -> KeysFile:
+    """Read. Raises KeysError, OSError."""
+    file = KeysFile(settings.keys_file)
+    file.refresh()
+    return file
+
+
+def _callers(settings: Settings, file: KeysFile) -> Callers:
+    # An empty keys file keeps everybody out, and lets nobody in.
+    return Callers(
+        [*settings.api_keys, *file.keys],
+        settings.front_end_networks,
+        settings.user_headers,
+        closed=file.path is not None,
+    )
 
 
 def _identify(parts: Parts, request: Request) -> Caller:
     return parts.callers.identify(request.client.host if request.client else None, dict(request.headers.raw))
+
+
+async def _watch_keys(parts: Parts) -> None:
+    """A change to the keys file is in force within a second; one that cannot be used changes nothing."""
+    while True:
+        await anyio.sleep(KEYS_POLL)
+        file = parts.keys_file
+        try:
+            if file.refresh():
+                parts.callers = _callers(parts.settings, file)
+                logger.info("%s: %d keys are in force", file.path, len(file.keys))
+        except (KeysError, OSError) as error:
+            logger.error("the keys stay as they were: %s", error)
 
 
 def _passed_on(answer: httpx.Response) -> Response:

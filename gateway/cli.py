@@ -4,8 +4,6 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,9 +13,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from gateway import config
+from gateway import config, key_commands
 from gateway.app import create_gateway
-from gateway.config import ConfigError
+from gateway.options import Assignments, ConfigFile, told_plainly
 from gateway.profile import load as load_profile
 from gateway.server import Server
 from gateway.settings import Settings
@@ -33,16 +31,8 @@ app = typer.Typer(
 )
 config_app = typer.Typer(no_args_is_help=True, help="Look at the settings.")
 app.add_typer(config_app, name="config")
+app.add_typer(key_commands.app, name="keys")
 register(app)
-
-ConfigFile = Annotated[
-    Path | None,
-    typer.Option("--config", envvar="FAIRLANE_CONFIG", help="TOML file with settings.", dir_okay=False),
-]
-Assignments = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Any setting of `fairlane config show`; may be repeated."),
-]
 
 
 @app.command()
@@ -77,7 +67,7 @@ def serve(
     def read_settings() -> Settings:
         return config.load(config_file, os.environ, _given(flags) | config.assigned(assignments or []))[0]
 
-    with _told_plainly():
+    with told_plainly():
         settings = read_settings()
         logging.basicConfig(
             level=settings.log_level.upper(),
@@ -94,7 +84,7 @@ def serve(
 @config_app.command("show")
 def show(config_file: ConfigFile = None, assignments: Assignments = None) -> None:
     """Print every setting: its value, its unit, where it comes from, what it is for."""
-    with _told_plainly():
+    with told_plainly():
         settings, sources = config.load(config_file, os.environ, config.assigned(assignments or []))
     table = Table("setting", "value", "unit", "source", "what it is", box=None, pad_edge=False)
     for key, unit, description in config.fields():
@@ -118,17 +108,6 @@ def main() -> None:
     app()
 
 
-@contextmanager
-def _told_plainly() -> Iterator[None]:
-    """What a person got wrong is told in plain lines and exit code 2, not in a traceback."""
-    try:
-        yield
-    except (ConfigError, ValueError, OSError) as error:
-        for line in str(error).splitlines():
-            print(f"fairlane: {line}", file=sys.stderr)
-        raise typer.Exit(2) from error
-
-
 def _given(flags: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in flags.items() if value is not None}
 
@@ -137,7 +116,7 @@ def _shown(value: object) -> str:
     if value is None or value == ():
         return "-"
     if isinstance(value, tuple):
-        return ", ".join(str(getattr(item, "owner", item)) for item in value)
+        return ", ".join(str(getattr(item, "owner", None) or item) for item in value)
     return str(value)
 
 
@@ -152,7 +131,7 @@ def _greet(settings: Settings, port: int) -> None:
         f"  base URL on this host    http://{settings.host if local else '127.0.0.1'}:{port}/v1",
         f"  base URL in the LAN      {closed if local else f'http://{_lan_address()}:{port}/v1'}",
         f"  base URL in containers   {closed if local else f'http://host.docker.internal:{port}/v1'}",
-        f"  keys                     {len(settings.keys) or 'none: any key is taken'}",
+        f"  keys                     {_keys(settings)}",
         f"  policy                   {settings.policy}",
         f"  short lane               prompts up to {limits.long_prompt_tokens} tokens, "
         f"{limits.short_lane_tokens} of them together",
@@ -162,6 +141,12 @@ def _greet(settings: Settings, port: int) -> None:
         f"25 000 tokens {cost.prefill(25000):.2g} s",
     ]
     print("\n".join(lines), file=sys.stderr, flush=True)
+
+
+def _keys(settings: Settings) -> str:
+    if settings.keys_file:
+        return f"{len(settings.keys)}, and those of {settings.keys_file}"
+    return str(len(settings.keys) or "none: any key is taken")
 
 
 def _lan_address() -> str:

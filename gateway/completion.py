@@ -4,7 +4,10 @@ Only what is needed is typed, and only as strictly as needed: everything else is
 body goes on to it byte for byte. API: https://platform.openai.com/docs/api-reference, and vLLM's OpenAI server.
 """
 
-from dataclasses import dataclass
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -17,6 +20,16 @@ Route = Literal["/v1/chat/completions", "/v1/completions"]
 # What a part that is no text (an image, a sound) costs in prompt tokens, whatever its size: Gemma's encoder makes 256
 # of an image. Its base64 is never counted.
 MEDIA_TOKENS = 256
+
+# Characters of a last message that tell what kind of request it is.
+OPENING = 200
+
+# So many characters at either end of a first message tell conversations apart; a pasted novel need not be hashed whole.
+_SESSION_CHARS = 4096
+
+# A session's name can be seen in the decision log. Without the key, which ends with the process, nobody can guess texts
+# and compare.
+_SESSION_KEY = os.urandom(16)
 
 # A count that an engine can be asked for. vLLM itself refuses n above 16384.
 _Count = Annotated[int, msgspec.Meta(ge=1, le=16384)]
@@ -70,6 +83,8 @@ class Completion:
 
     body  what goes to the engine: the client's own bytes, but for `include_usage`
     drop_usage  the client did not ask for the usage chunk, so it must be taken out again
+    session  names the conversation, from its first message: the same at each turn; "" if it has none
+    opening  how the last message begins; like `body` it is the client's own, and goes nowhere but to the rules
     """
 
     route: Route
@@ -81,6 +96,8 @@ class Completion:
     drop_usage: bool
     max_tokens: int | None
     user: str | None
+    session: str = ""
+    opening: str = field(default="", repr=False)
 
     @property
     def seats(self) -> int:
@@ -109,7 +126,40 @@ def parse(route: Route, body: bytes) -> Completion:
         drop_usage=drop_usage,
         max_tokens=request.max_completion_tokens or request.max_tokens,
         user=request.user,
+        session=_session(request),
+        opening=_opening(request),
     )
+
+
+def _session(request: _Chat | _Text) -> str:
+    """A hash of the first thing that the user said, or of the first message if the user has said nothing. A system
+    prompt tells nothing: all conversations with one program share it."""
+    if isinstance(request, _Text):
+        return ""
+    said = next((message for message in request.messages if message.role == "user"), request.messages[0])
+    text = "".join(_texts(said))
+    if not text:
+        return ""
+    ends = f"{len(text)} {text[:_SESSION_CHARS]} {text[-_SESSION_CHARS:]}".encode("utf-8", "surrogatepass")
+    return blake2b(ends, digest_size=8, key=_SESSION_KEY).hexdigest()
+
+
+def _opening(request: _Chat | _Text) -> str:
+    if isinstance(request, _Chat):
+        text = next(_texts(request.messages[-1]), "")
+    else:
+        text = request.prompt if isinstance(request.prompt, str) else ""
+    return text[:OPENING].lstrip()
+
+
+def _texts(message: _Message) -> Iterator[str]:
+    if isinstance(message.content, str):
+        yield message.content
+        return
+    for part in message.content or ():
+        text = part if isinstance(part, str) else part.get("text")
+        if isinstance(text, str):
+            yield text
 
 
 def _chat_prompt(chat: _Chat) -> tuple[Prompt, ...]:

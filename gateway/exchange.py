@@ -15,6 +15,7 @@ class Exchange:
     """Filled in as the request goes; read once, at its end.
 
     outcome  how it ended; `interrupted`, as long as nothing else is known
+    background  it was served last
     prefill_source  where the first token's time is from: `observed` in the stream, `predicted`, or `answer`,
              which came sooner than predicted
     price    what it was predicted to be; `counts`, what it came to, and of these the prefill and the charge, in seconds
@@ -31,6 +32,7 @@ class Exchange:
     max_tokens: int | None = None
     price: Price | None = None
     job: Job | None = None
+    background: bool = False
     status: int = 0
     outcome: Outcome = Outcome.INTERRUPTED
     usage: Usage | None = None

@@ -92,7 +92,7 @@ class Outlook:
     def blame(self, job: Job) -> dict[str, float]:
         """Seconds of the wait to start, by the flow that gave back what the lane waited for. They sum to that wait."""
         run = self._central(job, "start")
-        start, cap = run.times[job].start, run.admission.limits.flow_in_flight
+        start, cap = run.times[job].start, run.admission.limits.in_flight(job)
         own = [times for other, times in run.times.items() if cap and other.flow == job.flow]
         blame: dict[str, float] = {}
         before = self.now

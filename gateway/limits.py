@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from policies.base import Lane
+from policies.base import Job, Lane
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +21,14 @@ class Limits:
     flow_queued: int | None = None  # a flow's jobs that wait
     max_queued: int | None = None  # jobs that wait
     max_queued_s: float | None = None  # engine seconds of prefill that wait
+
+    def in_flight(self, job: Job) -> int | None:
+        """How many jobs of this one's flow may be in the engine."""
+        return self.flow_in_flight if job.flow_in_flight is None else job.flow_in_flight
+
+    def queued(self, job: Job) -> int | None:
+        """How many jobs of this one's flow may wait."""
+        return self.flow_queued if job.flow_queued is None else job.flow_queued
 
     def lane(self, tokens: int) -> Lane:
         return "short" if tokens <= self.long_prompt_tokens else "long"

@@ -41,7 +41,8 @@ class Line:
 
     def refuses(self, job: Job) -> Outcome | None:
         limits, flow = self.limits, self._flows.get(job.flow, _Flow())
-        if limits.flow_queued is not None and flow.queued >= limits.flow_queued:
+        cap = limits.queued(job)
+        if cap is not None and flow.queued >= cap:
             return Outcome.USER_LIMIT
         if limits.max_queued is not None and len(self._jobs) >= limits.max_queued:
             return Outcome.QUEUE_FULL
@@ -62,7 +63,7 @@ class Line:
     def head(self, lane: Lane) -> Job | None:
         if self._begun[lane]:
             return self._begun[lane][0]
-        while (job := self.policy.peek(lane)) and self._at_cap(job.flow):
+        while (job := self.policy.peek(lane)) and self._at_cap(job):
             self.policy.remove(job)
             self._aside.setdefault(job.flow, deque()).append(job)
         return job
@@ -141,13 +142,14 @@ class Line:
         self._flows[job.flow].queued -= 1
         self.cost = self.cost - job.cost if self._jobs else 0.0
 
-    def _at_cap(self, flow: str) -> bool:
-        cap = self.limits.flow_in_flight
-        return cap is not None and self._flows[flow].in_flight >= cap
+    def _at_cap(self, job: Job) -> bool:
+        cap = self.limits.in_flight(job)
+        return cap is not None and self._flows[job.flow].in_flight >= cap
 
     def _step_in(self, flow: str) -> None:
         """Let the flow's jobs stand in line again, if its cap allows one more: which one is the policy's choice."""
-        if not self._at_cap(flow):
+        aside = self._aside.get(flow)
+        if not aside or not self._at_cap(aside[-1]):
             for job in self._aside.pop(flow, ()):
                 self.policy.push(job)
 

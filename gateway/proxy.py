@@ -11,19 +11,21 @@ import anyio
 from anyio.abc import TaskGroup
 from starlette.types import Receive, Scope, Send
 
-from gateway.callers import Caller
+from gateway.callers import Caller, hashed
 from gateway.client import Client
 from gateway.completion import Completion, Route, parse
 from gateway.cost import PROGRESS_CHUNKS, Price
 from gateway.curve import Seen
 from gateway.errors import GatewayError, InternalError, Rejected
 from gateway.exchange import Exchange
+from gateway.keys import KEY_PATTERN
 from gateway.outcome import Outcome
 from gateway.parts import Parts
 from gateway.prompt import Prompt
 from gateway.sse import EventStream, read_account
 from gateway.timeline import Timeline
 from gateway.tracing import RequestTrace
+from gateway.unnamed import HINT
 from gateway.upstream import Answer, forwarded
 from gateway.waiting import Permit
 from gateway.wishes import read_wishes
@@ -34,7 +36,7 @@ logger = logging.getLogger("fairlane")
 # Tokens are counted from such a part of the long lane's begin, and of the longest prompt, on.
 NEAR = 0.75
 
-# An id is echoed into headers, logs and spans: what is longer, or holds anything odd, is replaced.
+# An id is echoed into headers, logs and spans: what is longer, or holds a key or anything odd, is replaced.
 _MAX_ID = 128
 
 
@@ -71,6 +73,7 @@ class Completions:
         caller = self.parts.callers.identify(client.address, client.headers)
         completion = parse(self.route, await client.body(self.parts.settings.max_body))
         self._check_length(completion, max(map(self._least, completion.prompts)))
+        self._check_named(caller, completion)
         tasks.start_soon(client.watch_leaving, tasks.cancel_scope)
         tasks.start_soon(client.watch_reading, tasks.cancel_scope)
         price = exchange.price = await self._price(exchange, completion)
@@ -121,6 +124,12 @@ class Completions:
                 f"This model's maximum context length is {limit} tokens. However, the prompt has at least {least}.",
             )
 
+    def _check_named(self, caller: Caller, completion: Completion) -> None:
+        """Fairness between users needs to know who they are: say so where a front end seems not to tell."""
+        named = caller.user(completion.user) is not None
+        if caller.rights.front_end and self.parts.unnamed.seen(caller.name, named):
+            logger.warning(HINT, hashed(caller.name), ", ".join(self.parts.settings.user_headers))
+
     async def _price(self, exchange: Exchange, completion: Completion) -> Price:
         """Counted where something depends on it: which lane, how long a lane is taken, whether it fits at all."""
         parts = self.parts
@@ -145,7 +154,13 @@ class Completions:
         parts = self.parts
         arrived, seats = exchange.timeline.arrived, completion.seats
         flow = caller.flow(completion.user)
-        wishes = read_wishes(headers)
+        wishes, rights = read_wishes(headers), caller.rights
+        head_start = min(wishes.priority, rights.priority)
+        session = wishes.session or caller.part(completion.user) or completion.session
+        exchange.background = parts.background.takes(caller, completion, headers)
+        if exchange.background:
+            # Behind all who ask within so many seconds of work, not for ever; its user's share stays one.
+            head_start = min(head_start, -parts.settings.background_delay)
         exchange.model = completion.model
         exchange.prompts = len(completion.prompts)
         exchange.stream = completion.stream
@@ -159,10 +174,12 @@ class Completions:
             seats=seats,
             id=exchange.id,
             kv_tokens=price.tokens + seats * parts.waiting.forecaster.answer_tokens(completion.max_tokens),
-            session=wishes.session,
-            weight=parts.settings.weights.get(flow.partition(":")[2], 1.0),
-            head_start=min(wishes.priority, caller.priority),
+            session=session,
+            weight=parts.settings.weights.get(flow.partition(":")[2], rights.weight),
+            head_start=head_start,
             deadline=arrived + wishes.deadline,
+            flow_in_flight=rights.flow_in_flight,
+            flow_queued=rights.flow_queued,
         )
 
     def _charge(self, exchange: Exchange, completion: Completion, job: Job, price: Price, chunks: int) -> float:
@@ -261,6 +278,12 @@ def _own_headers(exchange: Exchange) -> list[tuple[bytes, bytes]]:
 
 def _request_id(headers: dict[bytes, bytes]) -> str:
     given = headers.get(b"x-request-id", b"").decode("latin-1")
-    if 0 < len(given) <= _MAX_ID and given.isascii() and given.isprintable() and " " not in given:
+    if (
+        0 < len(given) <= _MAX_ID
+        and given.isascii()
+        and given.isprintable()
+        and " " not in given
+        and not KEY_PATTERN.search(given.encode())
+    ):
         return given
     return uuid.uuid4().hex

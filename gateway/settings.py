@@ -17,7 +17,10 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from gateway.callers import Key, Network, key_digest
+from gateway.background import Background, Rule
+from gateway.callers import Network
+from gateway.completion import OPENING
+from gateway.keys import Key, key_digest
 from gateway.limits import Limits
 from gateway.profile import Profile
 from policies import POLICIES, find
@@ -54,6 +57,9 @@ class KeySettings(BaseModel, extra="forbid", frozen=True):
     front_end: bool = Field(False, description="may name its own users")
     admin: bool = Field(False, description="sees everybody's place in the queue, not only its own")
     priority: float = Field(0.0, description="most seconds of head start that its x-fairlane-priority may ask for")
+    weight: PositiveFloat = Field(1.0, description="of its owner, or of each of its users; [weights] goes before it")
+    flow_in_flight: PositiveInt | None = Field(None, description="instead of the limit of that name")
+    flow_queued: PositiveInt | None = Field(None, description="instead of the limit of that name")
 
     @field_validator("key")
     @classmethod
@@ -61,6 +67,36 @@ class KeySettings(BaseModel, extra="forbid", frozen=True):
         if not key.get_secret_value().strip():
             raise ValueError("is empty: anybody would have it")
         return key
+
+
+class BackgroundSettings(BaseModel, extra="forbid", frozen=True):
+    """All that is given must be so."""
+
+    owner: str | None = Field(None, description="the key's owner, else the address")
+    user: str | None = Field(None, description="the user that the request names")
+    model: str | None = Field(None, description="the model that it asks for")
+    header: str | None = Field(None, description="NAME, which it must have, or NAME: VALUE")
+    text: str | None = Field(None, description="how its last message, or its prompt, begins")
+
+    @model_validator(mode="after")
+    def _some_condition(self) -> "BackgroundSettings":
+        if not any(self.model_dump().values()):
+            raise ValueError("says nothing: give owner, user, model, header or text, or everything would be background")
+        if self.text and len(self.text) > OPENING:
+            raise ValueError(f"text is longer than the {OPENING} characters that are looked at")
+        return self
+
+    @property
+    def rule(self) -> Rule:
+        name, _, value = (self.header or "").partition(":")
+        return Rule(
+            owner=self.owner,
+            user=self.user,
+            model=self.model,
+            header=name.strip().lower().encode(),
+            value=value.strip().encode(),
+            text=self.text or "",
+        )
 
 
 class Settings(BaseSettings):
@@ -116,12 +152,20 @@ class Settings(BaseSettings):
     drain_timeout: Seconds = Field(60.0, description="after SIGTERM, running requests may go on for so long")
     max_body: Annotated[PositiveInt, Unit("bytes")] = Field(64 << 20, description="largest request body")
     keys: tuple[KeySettings, ...] = Field((), description="API keys, each [[keys]] with key, owner, front_end")
+    keys_file: Path | None = Field(
+        None, description="more API keys, as hashes; `fairlane keys` changes it, and the gateway follows in a second"
+    )
     front_ends: tuple[str, ...] = Field(
         ("127.0.0.0/8", "::1/128"), description="networks whose clients may name their users"
     )
     user_headers: tuple[str, ...] = Field(
         ("x-openwebui-user-id", "x-user-id"), description="headers in which a front end names its user"
     )
+    background: tuple[BackgroundSettings, ...] = Field(
+        (), description="requests that are served last, each [[background]] with owner, user, model, header or text"
+    )
+    background_webui: bool = Field(True, description="Open WebUI's titles, tags and follow-ups are served last, too")
+    background_delay: Seconds = Field(60.0, description="head start that all others have on what is served last")
     insecure: bool = Field(False, description="listen beyond loopback although there are no keys")
     trace_file: Path | None = Field(None, description="write finished spans there, a line of JSON each")
     decision_log: Path | None = Field(None, description="write admission's events and decisions there")
@@ -166,10 +210,10 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _open_only_with_keys(self) -> "Settings":
-        if not self.insecure and not self.keys and not self.on_loopback:
+        if not (self.insecure or self.keys or self.keys_file or self.on_loopback):
             raise ValueError(
-                f"host = {self.host} lets others in, and there are no keys: add [[keys]], or say --insecure if "
-                "everybody who can reach this port may use the engine"
+                f"host = {self.host} lets others in, and there are no keys: set keys_file, add [[keys]], or say "
+                "--insecure if everybody who can reach this port may use the engine"
             )
         return self
 
@@ -214,9 +258,12 @@ class Settings(BaseSettings):
     @property
     def api_keys(self) -> list[Key]:
         return [
-            Key(key_digest(key.key.get_secret_value()), key.owner, key.front_end, key.admin, key.priority)
-            for key in self.keys
+            Key(digest=key_digest(key.key.get_secret_value()), **key.model_dump(exclude={"key"})) for key in self.keys
         ]
+
+    @property
+    def background_rules(self) -> Background:
+        return Background(tuple(each.rule for each in self.background), self.background_webui)
 
     @property
     def front_end_networks(self) -> list[Network]:

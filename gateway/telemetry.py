@@ -36,6 +36,7 @@ def _line(exchange: Exchange) -> str:
         "id": exchange.id,
         "user": hashed(job.flow) if job else None,
         "lane": job.lane if job else None,
+        "class": "background" if exchange.background else None,
         "predicted": price.tokens if price else None,
         "prompt": usage.prompt_tokens if usage else None,
         "cached": usage.cached if usage else None,

@@ -3,6 +3,7 @@
 What httpx raises is mapped to `gateway.errors` here and nowhere else.
 """
 
+import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
@@ -11,6 +12,7 @@ import httpx
 
 from gateway.client import Headers
 from gateway.errors import BadUpstream, UpstreamDown, UpstreamTimeout
+from gateway.keys import KEY_PATTERN
 
 # vLLM closes idle connections after 5 s (VLLM_HTTP_TIMEOUT_KEEP_ALIVE). Ours must go first: a request sent on a
 # connection that the engine is just closing fails for no fault of anybody's.
@@ -30,13 +32,11 @@ _HOP_BY_HOP = {
     b"transfer-encoding",
     b"upgrade",
 }
-# The client's key is for the gateway, not for vLLM; the engine's order is the gateway's to decide; and what comes
-# back must not be compressed, for its chunks pass as they are.
+# The engine's order is the gateway's to decide; and what comes back must not be compressed, for its chunks pass as they
+# are.
 _NOT_FORWARDED = _HOP_BY_HOP | {
     b"accept-encoding",
-    b"authorization",
     b"content-length",
-    b"cookie",
     b"expect",
     b"host",
     b"traceparent",
@@ -44,12 +44,20 @@ _NOT_FORWARDED = _HOP_BY_HOP | {
     b"x-request-id",
     b"x-vllm-priority",
 }
+# The client's key is for the gateway, not for vLLM, in whatever header it was sent: Authorization, X-Api-Key, Api-Key,
+# Cookie, one that another proxy reads. vLLM asks for none but the first, which the gateway sets itself.
+_SECRET = re.compile(rb"key|token|auth|secret|cookie|credential|password")
+
 _NOT_RETURNED = _HOP_BY_HOP | {b"date", b"server", b"x-request-id"}
 
 
 def forwarded(headers: dict[bytes, bytes]) -> Headers:
-    named = {name.strip().lower() for name in headers.get(b"connection", b"").split(b",")}
-    return [(name, value) for name, value in headers.items() if name not in _NOT_FORWARDED | named]
+    not_forwarded = _NOT_FORWARDED | {name.strip().lower() for name in headers.get(b"connection", b"").split(b",")}
+    return [
+        (name, value)
+        for name, value in headers.items()
+        if name not in not_forwarded and not _SECRET.search(name) and not KEY_PATTERN.search(value)
+    ]
 
 
 def returned(response: httpx.Response) -> Headers:

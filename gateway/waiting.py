@@ -160,7 +160,7 @@ class WaitingRoom:
             case None:
                 return
             case Outcome.USER_LIMIT as outcome:
-                why = f"{limits.flow_queued} of your requests wait already (flow_queued)"
+                why = f"{limits.queued(job)} of your requests wait already (flow_queued)"
             case outcome:
                 why = f"the queue is full (max_queued = {limits.max_queued}, max_queued_s = {limits.max_queued_s})"
         raise Rejected(outcome, f"Not queued: {why}.", _jittered(self.forecaster.retry_after(job, now)))

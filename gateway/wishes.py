@@ -2,7 +2,8 @@
 
 x-fairlane-deadline   seconds from now by which the first token should be there; else a quick 429
 x-fairlane-priority   seconds of head start: negative to let others go first; positive only as far as the key allows
-x-session-id          a conversation or an agent, which shares its user's part with the user's others
+x-session-id          a conversation or an agent, which shares its user's part with the user's others; Open WebUI
+                      says x-openwebui-chat-id
 """
 
 from dataclasses import dataclass
@@ -28,8 +29,8 @@ def read_wishes(headers: dict[bytes, bytes]) -> Wishes:
     if deadline <= 0:
         raise BadRequest("x-fairlane-deadline must be positive: seconds from now", param="x-fairlane-deadline")
     priority = _seconds(headers, b"x-fairlane-priority", 0.0)
-    session = headers.get(b"x-session-id", b"").decode("latin-1")[:MAX_SESSION]
-    return Wishes(deadline, max(-MAX_PRIORITY, min(priority, MAX_PRIORITY)), session)
+    session = headers.get(b"x-session-id") or headers.get(b"x-openwebui-chat-id", b"")
+    return Wishes(deadline, max(-MAX_PRIORITY, min(priority, MAX_PRIORITY)), session.decode("latin-1")[:MAX_SESSION])
 
 
 def _seconds(headers: dict[bytes, bytes], name: bytes, default: float) -> float:

@@ -47,6 +47,8 @@ class _Line(msgspec.Struct):
     weight: float = 1.0
     head_start: float = 0.0
     deadline: float | None = None
+    flow_in_flight: int | None = None
+    flow_queued: int | None = None
 
     def new_job(self) -> Job:
         return Job(
@@ -62,6 +64,8 @@ class _Line(msgspec.Struct):
             weight=self.weight,
             head_start=self.head_start,
             deadline=inf if self.deadline is None else self.deadline,
+            flow_in_flight=self.flow_in_flight,
+            flow_queued=self.flow_queued,
         )
 
 

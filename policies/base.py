@@ -32,6 +32,7 @@ class Job:
     weight      of the flow: twice the weight, twice the part
     head_start  priority: as if its flow had been charged so many engine seconds less
     deadline    when its first token should be there, on the driver's clock
+    flow_in_flight, flow_queued  caps of its flow, instead of those that hold for all; no policy need know them
     """
 
     flow: str
@@ -46,6 +47,8 @@ class Job:
     weight: float = 1.0
     head_start: float = 0.0
     deadline: float = inf
+    flow_in_flight: int | None = None
+    flow_queued: int | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """A job is what it is: the copy of a queue holds the same ones."""

@@ -3,16 +3,23 @@
 from ipaddress import ip_network
 from re import fullmatch
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.callers import Callers, Key, hashed, key_digest
+from gateway.callers import Callers, hashed
 from gateway.errors import UnknownKey
+from gateway.keys import Key, Rights, key_digest
+
+
+def key(secret: str, owner: str, front_end: bool = False) -> Key:
+    return Key(digest=key_digest(secret), owner=owner, front_end=front_end)
+
 
 KEYS = [
-    Key(key_digest("k-alice"), "alice"),
-    Key(key_digest("k-webui"), "webui", front_end=True),
+    key("k-alice", "alice"),
+    key("k-webui", "webui", front_end=True),
 ]
 FRONT_ENDS = [ip_network("127.0.0.0/8"), ip_network("::1/128"), ip_network("10.9.0.0/16")]
 HEADERS = ["X-OpenWebUI-User-Id", "x-user-id"]
@@ -77,6 +84,18 @@ def test_the_first_header_that_is_configured_wins() -> None:
     assert both.flow() == "user:first"
 
 
+@pytest.mark.parametrize("address", ["192.168.1.5", "127.0.0.1"])
+def test_a_name_tells_apart_the_parts_of_ones_own_share(address: str) -> None:
+    """A front end has none, for its users have shares of their own."""
+    caller = callers(*KEYS).identify(address, bearer("k-alice"))
+    parts = {caller.part("ann"), caller.part("bob"), caller.part("x" * 1000), caller.part("x" * 1001)}
+    assert len(parts) == 4
+    assert all(0 < len(part) < 300 for part in parts)
+    assert callers(*KEYS).identify(address, bearer("k-alice", x_user_id="ann")).part("bob") == caller.part("ann")
+    assert caller.part() == caller.part("") == ""
+    assert callers(*KEYS).identify(address, bearer("k-webui")).part("ann") == ""
+
+
 @given(header=st.binary(), user=st.none() | st.text())
 def test_nobody_else_mints_a_second_share(header: bytes, user: str | None) -> None:
     headers = {b"x-user-id": header, b"x-openwebui-user-id": header}
@@ -101,7 +120,7 @@ def test_a_keys_owner_is_a_flow_wherever_they_are() -> None:
 
 
 def test_keys_of_one_owner_share_one_share() -> None:
-    known = callers(Key(key_digest("one"), "alice"), Key(key_digest("two"), "alice"))
+    known = callers(key("one", "alice"), key("two", "alice"))
     assert known.identify("10.0.0.1", bearer("one")).flow() == known.identify("10.0.0.2", bearer("two")).flow()
 
 
@@ -141,6 +160,50 @@ def test_loopback_needs_none(address: str, headers: dict[bytes, bytes]) -> None:
     assert callers(*KEYS).identify(address, headers).flow().startswith("address:")
 
 
+@pytest.mark.parametrize("address", ["192.168.1.5", "2001:db8::5", None])
+def test_a_keys_file_that_is_empty_lets_nobody_in(address: str | None) -> None:
+    empty = Callers([], FRONT_ENDS, HEADERS, closed=True)
+    with pytest.raises(UnknownKey):
+        empty.identify(address, bearer("k-alice"))
+    assert empty.identify("127.0.0.1", bearer("k-alice")).flow() == "address:127.0.0.1"
+
+
+@pytest.mark.parametrize("name", [b"x-api-key", b"api-key"])
+def test_a_key_may_come_as_other_sdks_send_it(name: bytes) -> None:
+    """Anthropic's, and OpenAI's for Azure."""
+    assert callers(*KEYS).identify("192.168.1.5", {name: b" k-alice "}).name == "key:alice"
+    with pytest.raises(UnknownKey):
+        callers(*KEYS).identify("192.168.1.5", {name: b"Bearer k-alice"})
+
+
+def test_of_several_keys_the_first_that_is_known_counts() -> None:
+    """A client that must send some key or other in one header may send its own in another."""
+    known = {b"x-api-key": b"k-webui", b"api-key": b"k-alice"}
+    assert callers(*KEYS).identify("192.168.1.5", bearer("sk-none") | known).name == "key:webui"
+    assert callers(*KEYS).identify("192.168.1.5", bearer("k-alice") | known).name == "key:alice"
+
+
+def test_a_key_is_the_whole_digest_not_its_beginning() -> None:
+    """A key is found by its id; another whose id is the same must not pass for it."""
+    other = key("k-other", "alice")
+    same_id = msgspec.structs.replace(key("k-alice", "alice"), digest=other.id + "0" * 56)
+    with pytest.raises(UnknownKey):
+        callers(same_id).identify("192.168.1.5", bearer("k-other"))
+
+
+def test_a_keys_rights_are_its_callers() -> None:
+    rights = {"admin": True, "priority": 5.0, "weight": 2.0, "flow_in_flight": 3, "flow_queued": 4}
+    chief = msgspec.structs.replace(key("k", "chief"), **rights)
+    found = callers(chief).identify("192.168.1.5", bearer("k")).rights
+    assert {name: getattr(found, name) for name in rights} == rights
+
+
+@pytest.mark.parametrize(("address", "front_end", "admin"), [("127.0.0.1", True, True), ("10.9.1.2", True, False)])
+def test_an_address_has_the_rights_of_where_it_is(address: str, front_end: bool, admin: bool) -> None:
+    assert callers().identify(address, {}).rights == Rights(front_end=front_end, admin=admin)
+    assert callers().identify("192.168.1.5", {}).rights == Rights()
+
+
 def test_where_there_are_no_keys_any_key_is_ignored() -> None:
     """OpenAI's SDKs always send one."""
     assert callers().identify("192.168.1.5", bearer("sk-x")) == callers().identify("192.168.1.5", {})
@@ -153,7 +216,7 @@ def test_a_bearer_token_is_found_however_it_is_written(written: str) -> None:
 
 def test_keys_addresses_and_users_of_one_name_are_three_flows() -> None:
     name = "192.168.1.5"
-    known = callers(Key(key_digest("k"), name))
+    known = callers(key("k", name))
     flows = {
         known.identify(name, bearer("k")).flow(),
         callers().identify(name, {}).flow(),

@@ -1,6 +1,10 @@
 """Reading a request: what counts as its prompt, what goes on to the engine, and what is refused."""
 
 import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
 from itertools import takewhile
 from typing import Any
 
@@ -8,7 +12,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gateway.completion import MEDIA_TOKENS, Completion, Route, parse
+from gateway.completion import MEDIA_TOKENS, OPENING, Completion, Route, parse
 from gateway.errors import BadRequest
 from gateway.prompt import STRIDE, Size
 
@@ -391,3 +395,60 @@ def test_random_json_is_read_or_refused(route: Route, body: Any, messages: list[
     if isinstance(body, dict):
         read_or_refused(route, json.dumps(body | {"messages": messages, "prompt": prompt}).encode())
         read_or_refused(route, json.dumps({"messages": [{"content": "a"}], "prompt": "a"} | body).encode())
+
+
+# Which conversation it is, and what kind of request.
+
+
+def said(*roles_and_contents: tuple[str | None, Any]) -> Completion:
+    messages = [{"role": role, "content": content} for role, content in roles_and_contents]
+    return parse(CHAT, json.dumps({"messages": messages}).encode())
+
+
+def test_a_conversation_is_known_by_what_the_user_said_first() -> None:
+    first = said(("user", "hello"))
+    later = said(("user", "hello"), ("assistant", "hi"), ("user", "and now?"))
+    assert first.session == later.session == said(("system", "be kind"), ("user", "hello")).session
+    assert first.session != said(("user", "Hello")).session
+    assert re.fullmatch("[0-9a-f]{16}", first.session)
+
+
+def test_parts_are_what_they_say() -> None:
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    parts = [{"type": "text", "text": "hel"}, image, {"type": "text", "text": "lo"}]
+    assert said(("user", parts)).session == said(("user", "hello")).session
+    assert said(("user", parts)).opening == "hel"
+
+
+@pytest.mark.parametrize("content", [None, "", [], [{"type": "image_url"}]])
+def test_who_says_nothing_has_no_session(content: Any) -> None:
+    assert (said(("user", content)).session, said(("user", content)).opening) == ("", "")
+
+
+def test_without_a_user_the_first_message_counts() -> None:
+    assert said((None, "be kind")).session == said(("system", "be kind"), ("assistant", "hi")).session != ""
+
+
+def test_long_texts_are_told_apart_at_both_ends_and_by_their_length() -> None:
+    texts = ["a" + "x" * 20_000, "b" + "x" * 20_000, "x" * 20_000 + "a", "x" * 20_000 + "b", "x" * 20_001, "x" * 20_002]
+    assert len({said(("user", text)).session for text in texts}) == len(texts)
+
+
+def test_a_text_prompt_is_no_conversation() -> None:
+    assert (text("hello").session, text("hello").opening) == ("", "hello")
+    assert text(["hello"]).opening == text([1, 2]).opening == ""
+
+
+def test_a_request_begins_as_its_last_message_does() -> None:
+    assert said(("user", "first"), ("user", "\n last" + "x" * 300)).opening == "last" + "x" * (OPENING - 6)
+
+
+def test_nothing_that_was_said_is_in_a_session() -> None:
+    """Nor can it be guessed: in another process the same text has another name."""
+    completion = said(("user", "Kanarienvogel"))
+    assert "Kanarienvogel" not in completion.session + repr(replace(completion, body=b""))
+    code = "from gateway.completion import parse;import sys;print(parse(sys.argv[1], sys.argv[2].encode()).session)"
+    body = '{"messages": [{"role": "user", "content": "Kanarienvogel"}]}'
+    other = subprocess.run([sys.executable, "-c", code, CHAT, body], capture_output=True, text=True, check=True)
+    assert re.fullmatch("[0-9a-f]{16}\n", other.stdout)
+    assert other.stdout.strip() != completion.session

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from gateway.callers import key_digest
 from gateway.config import ConfigError, Sources, fields, load
+from gateway.keys import key_digest
 from gateway.limits import Limits
 from gateway.profile import load as load_profile
 from gateway.settings import Settings

@@ -22,8 +22,8 @@ every_policy = pytest.mark.parametrize("new_policy", POLICIES.values(), ids=POLI
 arrivals = count()
 
 
-def job(flow: str = "a", lane: Lane = "short", cost: float = 1.0, seats: int = 1) -> Job:
-    return Job(flow, lane, 10, cost, next(arrivals), seats)
+def job(flow: str = "a", lane: Lane = "short", cost: float = 1.0, seats: int = 1, **caps: Any) -> Job:
+    return Job(flow, lane, 10, cost, next(arrivals), seats, **caps)
 
 
 def arrive_all(admission: Admission, *jobs: Job) -> list[Job]:
@@ -138,6 +138,36 @@ def test_other_limits_free_those_who_stand_aside(new_policy: NewPolicy) -> None:
     assert admission.relimit(Limits(flow_in_flight=1)) == []
     assert [admission.finish(each, 1.0) for each in jobs[:3]] == [[], [], jobs[3:4]]
     assert admission.relimit(Limits()) == jobs[4:]
+
+
+@every_policy
+@pytest.mark.parametrize(("own", "for_all"), [(1, None), (1, 3), (2, 1)])
+def test_a_flows_own_cap_counts_instead_of_the_one_for_all(
+    new_policy: NewPolicy, own: int, for_all: int | None
+) -> None:
+    admission = Admission(new_policy(), Limits(flow_in_flight=for_all))
+    capped = [job("a", flow_in_flight=own) for _ in range(4)]
+    others = [job("b") for _ in range(4)]
+    assert arrive_all(admission, *capped) == capped[:own]
+    assert arrive_all(admission, *others) == others[:for_all]
+    assert admission.finish(capped[0], 1.0) == capped[own : own + 1]
+
+
+@every_policy
+def test_a_flows_own_cap_may_be_raised(new_policy: NewPolicy) -> None:
+    admission = Admission(new_policy())
+    first, second, third = job("a", flow_in_flight=1), job("a", flow_in_flight=1), job("a", flow_in_flight=2)
+    assert arrive_all(admission, first, second, third) == [first, third]
+    assert admission.finish(third, 1.0) == []
+    assert admission.finish(first, 1.0) == [second]
+
+
+def test_a_flows_own_queue_counts_instead_of_the_one_for_all() -> None:
+    admission = Admission(Fifo(), Limits(max_num_seqs=1, flow_queued=2))
+    arrive_all(admission, job("runs"), job("a"), job("b"))
+    assert admission.refuses(job("a", flow_queued=1)) is Outcome.USER_LIMIT
+    assert admission.refuses(job("b", flow_queued=2)) is None
+    assert admission.refuses(job("c", flow_queued=1)) is None
 
 
 @every_policy

@@ -378,7 +378,7 @@ def check_that_nobody_notices(
 ) -> None:
     start = time.perf_counter()
     for _ in range(30):
-        asked = gateway.ask(chat(stream=True))
+        asked = gateway.ask(chat(stream=True, user="ann"))
         engine.asked().stream(token(), DONE)
         assert asked.read() == token() + DONE
     assert time.perf_counter() - start < 2.0

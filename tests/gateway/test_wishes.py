@@ -6,7 +6,7 @@ import pytest
 
 from gateway.errors import BadRequest
 from gateway.wishes import MAX_PRIORITY, MAX_SESSION, Wishes, read_wishes
-from tests.conftest import RunningGateway, ScriptedEngine, StartGateway, chat
+from tests.conftest import Call, RunningGateway, ScriptedEngine, StartGateway, chat
 
 
 def test_who_wishes_for_nothing_gets_that() -> None:
@@ -16,6 +16,11 @@ def test_who_wishes_for_nothing_gets_that() -> None:
 def test_wishes_are_read() -> None:
     headers = {b"x-fairlane-deadline": b"2.5", b"x-fairlane-priority": b"-30", b"x-session-id": b"agent 7"}
     assert read_wishes(headers) == Wishes(2.5, -30.0, "agent 7")
+
+
+def test_open_webuis_chat_is_a_session() -> None:
+    assert read_wishes({b"x-openwebui-chat-id": b"chat 1"}).session == "chat 1"
+    assert read_wishes({b"x-openwebui-chat-id": b"chat 1", b"x-session-id": b"agent 7"}).session == "agent 7"
 
 
 def test_wishes_are_bounded() -> None:
@@ -78,6 +83,44 @@ def test_priority_goes_up_only_as_far_as_the_key_allows(
         names.append(call.json["messages"][0]["content"])
         call.answer()
     assert (names[0] == "wishes") == first
+
+
+def served(engine: ScriptedEngine, running: Call, count: int) -> list[str]:
+    """What is asked of the engine, in order, when one after the other is answered."""
+    order = []
+    for _ in range(count):
+        running.answer()
+        running = engine.asked()
+        order.append(running.json["messages"][0]["content"])
+    running.answer()
+    return order
+
+
+def test_a_conversation_is_a_session_by_its_first_message(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
+    """An agent has asked three more times before its user asks something else: that is second, not fourth."""
+    gateway = start_gateway(engine.url, engine={"max_num_seqs": 1})
+    gateway.ask(chat("runs", user="ben"))
+    running = engine.asked()
+    for n, (name, turns) in enumerate([("agent", 1), ("agent", 2), ("agent", 3), ("question", 1)], start=1):
+        messages = [{"role": "user", "content": name}, *([{"role": "assistant", "content": "."}] * (turns - 1))]
+        gateway.ask({"messages": messages, "user": "ann"})
+        gateway.wait_queued(n)
+    assert served(engine, running, 4) == ["agent", "question", "agent", "agent"]
+
+
+def test_names_split_the_share_of_who_is_no_front_end(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
+    """ann's two users take turns between them; ben's turn comes no later for there being two."""
+    keys = [{"key": "k-ann", "owner": "ann"}, {"key": "k-ben", "owner": "ben"}]
+    gateway = start_gateway(engine.url, engine={"max_num_seqs": 1}, keys=keys)
+    gateway.ask(chat("runs"), headers={"authorization": "Bearer k-ann"})
+    running = engine.asked()
+    asks = [("a1", "ann", "one"), ("a2", "ann", "one"), ("a3", "ann", "one"), ("a4", "ann", "two"), ("b", "ben", None)]
+    for n, (name, owner, user) in enumerate(asks, start=1):
+        gateway.ask(chat(name, user=user), headers={"authorization": f"Bearer k-{owner}"})
+        gateway.wait_queued(n)
+    order = served(engine, running, 5)
+    assert order.index("b") <= 1
+    assert order.index("a4") < order.index("a2") < order.index("a3")
 
 
 def test_a_session_shares_its_users_part(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
