@@ -91,6 +91,7 @@ class Gateway:
             parts.waiting.tell(Event("use", policy=settings.policy))
         parts.waiting.tell(Event("relimit", limits=limits))
         parts.waiting.queue_timeout = settings.queue_timeout
+        parts.upstream.grace = settings.engine_grace
         logger.info("settings are in force: policy %s, %s", settings.policy, limits)
 
 
@@ -107,11 +108,15 @@ def create_gateway(settings: Settings, profile: Profile | None = None) -> Gatewa
     if settings.decision_log:
         file = files.enter_context(settings.decision_log.open("w", encoding="utf-8", buffering=1))
         decisions = DecisionLog(file.write, settings.policy, admission)
+    metrics = Metrics(admission, cost_model)
     key = settings.upstream_key
     upstream = Upstream(
-        settings.base_url, key=key.get_secret_value() if key else None, timeout=settings.upstream_timeout
+        settings.base_url,
+        key=key.get_secret_value() if key else None,
+        timeout=settings.upstream_timeout,
+        grace=settings.engine_grace,
+        on_retry=metrics.engine_asked_again,
     )
-    metrics = Metrics(admission, cost_model)
     telemetry = Telemetry(Tracing(settings.trace_file), metrics)
     cuts = settings.engine.long_prefill_threshold > 0
     pace = Pace(lambda tokens: cost_model.profile.decode(tokens), cost_model.step, shares_steps=cuts)
@@ -127,14 +132,22 @@ def create_gateway(settings: Settings, profile: Profile | None = None) -> Gatewa
         _identify(parts, request)
         return _passed_on(await upstream.get("/v1/models"))
 
-    async def health(request: Request) -> Response:
-        """200 as long as the gateway lives; what it says of the engine is for people to read."""
+    async def state() -> dict[str, str]:
         try:
             engine = "up" if (await upstream.get("/health", timeout=2.0)).is_success else "unhealthy"
         except GatewayError as error:
             engine = error.outcome
-        status = "draining" if waiting.draining else "ok"
-        return Response(json.dumps({"status": status, "engine": engine}), media_type="application/json")
+        return {"status": "draining" if waiting.draining else "ok", "engine": engine}
+
+    async def health(request: Request) -> Response:
+        """200 as long as the gateway lives; what it says of the engine is for people to read."""
+        return Response(json.dumps(await state()), media_type="application/json")
+
+    async def ready(request: Request) -> Response:
+        """Whether it pays to send a request here: for load balancers and whatever waits for the engine."""
+        found = await state()
+        status = 200 if found == {"status": "ok", "engine": "up"} else 503
+        return Response(json.dumps(found), status, media_type="application/json")
 
     async def queue(request: Request) -> Response:
         """Callers see their own requests, an admin all of them; a browser gets a page."""
@@ -165,6 +178,7 @@ def create_gateway(settings: Settings, profile: Profile | None = None) -> Gatewa
             Route("/v1/models", models),
             Route("/queue", queue),
             Route("/health", health),
+            Route("/health/ready", ready),
             Route("/metrics", metrics_text),
         ],
         exception_handlers={GatewayError: _gateway_error, HTTPException: _http_error, Exception: _bug},
@@ -226,7 +240,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == 405:
         return _error(MethodNotAllowed(f"{request.url.path} does not take {request.method}."))
-    routes = ", ".join([*COMPLETION_ROUTES, "/v1/models", "/queue", "/health", "/metrics"])
+    routes = ", ".join([*COMPLETION_ROUTES, "/v1/models", "/queue", "/health", "/health/ready", "/metrics"])
     return _error(NotFound(f"There is no {request.url.path} here. There is: {routes}."))
 
 

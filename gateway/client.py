@@ -9,7 +9,7 @@ from time import perf_counter
 import anyio
 from starlette.types import Message, Receive, Scope, Send
 
-from gateway.errors import BodyTooLarge, ClientLeft, ClientStalled, GatewayError
+from gateway.errors import BodyTimeout, BodyTooLarge, ClientLeft, ClientStalled, GatewayError
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -26,8 +26,13 @@ class Client:
         self._stall = stall
         self._writing_since: float | None = None
 
-    async def body(self, limit: int) -> bytes:
-        """The whole body. Raises BodyTooLarge before more than `limit` bytes are kept, and ClientLeft."""
+    async def body(self, limit: int, timeout: float) -> bytes:
+        """The whole body. Raises BodyTooLarge before more than `limit` bytes are kept, BodyTimeout and ClientLeft."""
+        with anyio.move_on_after(timeout):
+            return await self._body(limit)
+        raise BodyTimeout(f"The body has not come whole within {timeout:g} s (body_timeout).")
+
+    async def _body(self, limit: int) -> bytes:
         declared = self.headers.get(b"content-length", b"")
         if declared.isdigit() and int(declared) > limit:
             raise BodyTooLarge(f"The body is larger than {limit} bytes (max_body).")
@@ -75,6 +80,11 @@ class Client:
     async def write(self, chunk: bytes, *, more: bool = True) -> None:
         self._answered = not more
         await self._write({"type": "http.response.body", "body": chunk, "more_body": more})
+
+    async def comment(self, text: str) -> None:
+        """A line of a stream that is no event, and that nobody is shown; nothing once the answer is over."""
+        if not self._answered:
+            await self.write(f": {text}\n".encode())
 
     async def respond(self, status: int, headers: Headers, body: bytes) -> None:
         length = [(b"content-length", str(len(body)).encode())]

@@ -5,6 +5,7 @@
     ├── UnknownKey            401
     ├── NotFound              404
     ├── MethodNotAllowed      405
+    ├── BodyTimeout           408  took longer than `body_timeout` to come
     ├── BodyTooLarge          413
     ├── Rejected              429  never queued: `queue_full`, `user_limit`, `deadline_unreachable`;
     │                              400 `context_length_exceeded`, for what can never fit
@@ -67,6 +68,10 @@ class NotFound(GatewayError):
 
 class MethodNotAllowed(GatewayError):
     outcome = Outcome.METHOD_NOT_ALLOWED
+
+
+class BodyTimeout(GatewayError):
+    outcome = Outcome.BODY_TIMEOUT
 
 
 class BodyTooLarge(GatewayError):

@@ -48,6 +48,7 @@ class Forecaster:
         self._outlook: Outlook | None = None
         self._stale = True
         self._retry: dict[Lane, tuple[float, float]] = {}
+        self._positions: tuple[Outlook | None, dict[Job, int]] = None, {}
 
     def happened(self, event: Event, dispatched: list[Job], now: float) -> None:
         self._stale = True
@@ -64,6 +65,18 @@ class Forecaster:
             self._outlook = forecast.forecast(self._admission, now, self.pace)
             self._stale = False
         return self._outlook
+
+    def position(self, job: Job, now: float) -> int | None:
+        """Its place among those that wait, by when they are expected to go; None if nobody can tell.
+
+        Worked out once an outlook, for all who ask.
+        """
+        outlook = self.outlook(now)
+        if self._positions[0] is not outlook:
+            waiting = [each for each, track in self.pace.tracks.items() if track.let_go is None and each in outlook]
+            waiting.sort(key=lambda each: (outlook.start(each).median, each.arrival))
+            self._positions = outlook, {each: place for place, each in enumerate(waiting, start=1)}
+        return self._positions[1].get(job)
 
     def meets(self, job: Job, now: float) -> bool:
         """Whether a job that comes now may be expected to have its first token by its deadline."""

@@ -22,6 +22,7 @@ class Outcome(StrEnum):
     INVALID_API_KEY = "invalid_api_key"
     NOT_FOUND = "not_found"
     METHOD_NOT_ALLOWED = "method_not_allowed"
+    BODY_TIMEOUT = "body_timeout"
     BODY_TOO_LARGE = "body_too_large"
 
     QUEUE_FULL = "queue_full"
@@ -60,6 +61,7 @@ _TOLD = {
     Outcome.INVALID_API_KEY: _Told("refused", 401, "authentication_error"),
     Outcome.NOT_FOUND: _Told("refused", 404, "invalid_request_error"),
     Outcome.METHOD_NOT_ALLOWED: _Told("refused", 405, "invalid_request_error"),
+    Outcome.BODY_TIMEOUT: _Told("refused", 408, "invalid_request_error"),
     Outcome.BODY_TOO_LARGE: _Told("refused", 413, "invalid_request_error"),
     Outcome.QUEUE_FULL: _Told("rejected", 429, "rate_limit_error"),
     Outcome.USER_LIMIT: _Told("rejected", 429, "rate_limit_error"),

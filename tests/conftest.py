@@ -44,8 +44,9 @@ T = TypeVar("T")
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
 DEADLINE = 10.0
-# A gateway that asks the engine for nothing but answers, and keeps nothing for the next test.
-ALONE = {"tokenizer": "off", "state_file": "off"}
+# A gateway that asks the engine for nothing but answers, keeps nothing for the next test, and takes an engine that is
+# not there for one that does not come back.
+ALONE = {"tokenizer": "off", "state_file": "off", "engine_grace": 0.0}
 BUDGETS = ("fairlane_queue_jobs", "fairlane_prefill_jobs", "fairlane_prefill_tokens", "fairlane_seats")
 SPARK_SPEED = 50.0
 

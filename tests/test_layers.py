@@ -44,7 +44,16 @@ PURE = {
 }
 
 SHELL = {
-    *("gateway.__main__", "gateway.app", "gateway.cli", "gateway.client", "gateway.metrics", "gateway.proxy"),
+    *(
+        "gateway.__main__",
+        "gateway.app",
+        "gateway.cli",
+        "gateway.client",
+        "gateway.comments",
+        "gateway.keepalive",
+        "gateway.metrics",
+        "gateway.proxy",
+    ),
     *("gateway.engine", "gateway.parts", "gateway.server", "gateway.state_file", "gateway.telemetry"),
     *("gateway.tokenizer", "gateway.tracing", "gateway.upstream", "gateway.waiting"),
     *("loadtest.client.connection", "loadtest.client.load_client", "loadtest.client.probe"),
