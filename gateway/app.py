@@ -12,6 +12,8 @@ import anyio.to_thread
 import httpx
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
@@ -48,7 +50,8 @@ COMPLETION_ROUTES: tuple[CompletionRoute, ...] = ("/v1/chat/completions", "/v1/c
 
 # Settings that are read once, when the gateway starts.
 FIXED = (
-    *("host", "port", "upstream", "upstream_key", "upstream_timeout"),
+    *("host", "port", "upstream", "upstream_key", "upstream_timeout", "max_headers", "max_connections"),
+    *("cors_origins", "tls_certificate", "tls_key"),
     *("trace_file", "decision_log", "state_file", "tokenizer"),
 )
 
@@ -182,6 +185,7 @@ def create_gateway(settings: Settings, profile: Profile | None = None) -> Gatewa
             Route("/metrics", metrics_text),
         ],
         exception_handlers={GatewayError: _gateway_error, HTTPException: _http_error, Exception: _bug},
+        middleware=_cors(settings.cors_origins),
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False  # one line a route: `/v1/models/` is none
@@ -206,6 +210,23 @@ def _state_file(settings: Settings) -> StateFile | None:
             return StateFile(default_path(settings.base_url))
         case path:
             return StateFile(path)
+
+
+def _cors(origins: tuple[str, ...]) -> list[Middleware]:
+    """It answers a browser's preflights, which have no key, and adds headers; no body passes through its hands."""
+    if not origins:
+        return []
+    exposed = ["x-request-id", "x-fairlane-queue-ms", "x-fairlane-cost-s", "retry-after"]
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            allow_private_network=True,
+            expose_headers=exposed,
+        )
+    ]
 
 
 def _callers(settings: Settings) -> Callers:
@@ -239,7 +260,9 @@ async def _http_error(request: Request, error: Exception) -> Response:
     """Starlette raises these for what its router does not know."""
     assert isinstance(error, HTTPException)
     if error.status_code == 405:
-        return _error(MethodNotAllowed(f"{request.url.path} does not take {request.method}."))
+        response = _error(MethodNotAllowed(f"{request.url.path} does not take {request.method}."))
+        response.headers.update(error.headers or {})  # Allow: what it does take
+        return response
     routes = ", ".join([*COMPLETION_ROUTES, "/v1/models", "/queue", "/health", "/health/ready", "/metrics"])
     return _error(NotFound(f"There is no {request.url.path} here. There is: {routes}."))
 

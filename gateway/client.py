@@ -9,7 +9,7 @@ from time import perf_counter
 import anyio
 from starlette.types import Message, Receive, Scope, Send
 
-from gateway.errors import BodyTimeout, BodyTooLarge, ClientLeft, ClientStalled, GatewayError
+from gateway.errors import BodyTooLarge, ClientLeft, ClientStalled, GatewayError, RequestTimeout
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -21,21 +21,23 @@ class Client:
         self.started = False
         self.gone: GatewayError | None = None
         self._answered = False
+        self._asked = False  # for its body
         self._receive = receive
         self._send = send
         self._stall = stall
         self._writing_since: float | None = None
 
     async def body(self, limit: int, timeout: float) -> bytes:
-        """The whole body. Raises BodyTooLarge before more than `limit` bytes are kept, BodyTimeout and ClientLeft."""
+        """The whole body. Raises BodyTooLarge before more than `limit` bytes are kept, RequestTimeout, ClientLeft."""
         with anyio.move_on_after(timeout):
             return await self._body(limit)
-        raise BodyTimeout(f"The body has not come whole within {timeout:g} s (body_timeout).")
+        raise RequestTimeout(f"The body has not come whole within {timeout:g} s (body_timeout).")
 
     async def _body(self, limit: int) -> bytes:
         declared = self.headers.get(b"content-length", b"")
         if declared.isdigit() and int(declared) > limit:
             raise BodyTooLarge(f"The body is larger than {limit} bytes (max_body).")
+        self._asked = True
         chunks: list[bytes] = []
         size = 0
         more = True
@@ -88,6 +90,9 @@ class Client:
 
     async def respond(self, status: int, headers: Headers, body: bytes) -> None:
         length = [(b"content-length", str(len(body)).encode())]
+        if b"expect" in self.headers and not self._asked:
+            # Its body was never asked for: what comes next on this connection could be that, or another request.
+            length.append((b"connection", b"close"))
         await self.start(status, [header for header in headers if header[0] != b"content-length"] + length)
         await self.write(body, more=False)
 

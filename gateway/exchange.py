@@ -27,6 +27,7 @@ class Exchange:
     id: str
     route: str
     timeline: Timeline
+    scheme: str = "http"
     model: str | None = None
     prompts: int = 1
     stream: bool = False

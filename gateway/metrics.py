@@ -13,6 +13,7 @@ from gateway.admission import Admission
 from gateway.cost import CostModel
 from gateway.exchange import Exchange
 from gateway.feedback import EngineState
+from gateway.outcome import Outcome
 from policies.base import LANES
 
 # A long prompt on a busy Spark waits minutes: the usual buckets end where ours have their middle.
@@ -71,6 +72,10 @@ class Metrics:
             if exchange.price is not None:
                 self._predicted_tokens.inc(exchange.price.tokens)
                 self._predicted_cached_tokens.inc(exchange.price.cached)
+
+    def refused(self, outcome: Outcome) -> None:
+        """A connection ended before there was a request."""
+        self._requests.labels(outcome).inc()
 
     def forecast_compared(self, ratio: float) -> None:
         """A first token came after `ratio` times the seconds that were forecast."""

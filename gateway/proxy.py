@@ -49,7 +49,7 @@ class Completions:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         client = Client(scope, receive, send, self.parts.settings.client_stall)
-        exchange = Exchange(_request_id(client.headers), self.route, Timeline(arrived=perf_counter()))
+        exchange = Exchange(_request_id(client.headers), self.route, Timeline(arrived=perf_counter()), scope["scheme"])
         trace = self.parts.telemetry.start(exchange, client.headers)
         try:
             async with anyio.create_task_group() as tasks:

@@ -127,6 +127,15 @@ class Settings(BaseSettings):
     drain_timeout: Seconds = Field(60.0, description="after SIGTERM, running requests may go on for so long")
     body_timeout: Seconds = Field(60.0, description="a request body must have come whole by then, else 408")
     max_body: Annotated[PositiveInt, Unit("bytes")] = Field(64 << 20, description="largest request body")
+    max_headers: Annotated[PositiveInt, Unit("bytes")] = Field(64 << 10, description="largest head of a request")
+    max_connections: Annotated[PositiveInt, Unit("connections")] = Field(
+        2048, description="clients' connections at once; who comes then and asks for an answer gets 503"
+    )
+    cors_origins: tuple[str, ...] = Field(
+        (), description='web pages that may use the gateway from a browser, such as "http://intranet"; "*" is any'
+    )
+    tls_certificate: Path | None = Field(None, description="serve https with this certificate chain (PEM)")
+    tls_key: Path | None = Field(None, description="its private key, unless the certificate's file has it")
     keys: tuple[KeySettings, ...] = Field((), description="API keys, each [[keys]] with key, owner, front_end")
     front_ends: tuple[str, ...] = Field(
         ("127.0.0.0/8", "::1/128"), description="networks whose clients may name their users"
@@ -183,6 +192,12 @@ class Settings(BaseSettings):
                 f"host = {self.host} lets others in, and there are no keys: add [[keys]], or say --insecure if "
                 "everybody who can reach this port may use the engine"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _no_key_alone(self) -> "Settings":
+        if self.tls_key is not None and self.tls_certificate is None:
+            raise ValueError("tls_key without tls_certificate: nothing is encrypted with a key alone")
         return self
 
     @field_validator("keys")

@@ -125,7 +125,7 @@ def _request(exchange: Exchange) -> dict[str, AttributeValue | None]:
         semconv.HTTP_METHOD: "POST",
         semconv.HTTP_ROUTE: exchange.route,
         semconv.URL_PATH: exchange.route,
-        semconv.URL_SCHEME: "http",
+        semconv.URL_SCHEME: exchange.scheme,
         semconv.HTTP_STATUS: exchange.status or None,
         semconv.REQUEST_ID: exchange.id,
         semconv.OUTCOME: exchange.outcome,

@@ -50,6 +50,7 @@ SHELL = {
         "gateway.cli",
         "gateway.client",
         "gateway.comments",
+        "gateway.connection",
         "gateway.keepalive",
         "gateway.metrics",
         "gateway.proxy",

@@ -23,8 +23,8 @@ from tests.conftest import (
 )
 
 # Waits are told of soon and often, so that the tests are quick; what the defaults are is said in one of them.
-SOON = {"silent_grace": 0.05, "comment_interval": 0.05}
-ONE_SEAT = {"engine": {"max_num_seqs": 1}}
+SOON: dict[str, Any] = {"silent_grace": 0.05, "comment_interval": 0.05}
+ONE_SEAT: dict[str, Any] = {"engine": {"max_num_seqs": 1}}
 
 QUEUED = re.compile(rb": queued position=(\d+) eta=(\d+\.\d)s\n")
 PREFILL = re.compile(rb": prefill eta=\d+\.\ds\n")
@@ -65,9 +65,10 @@ def test_who_waits_is_told_so_in_comments_and_then_has_its_answer_untouched(
     call.end(DONE)
     assert runs.read() == DONE
     answers = engine.asked()
-    rest: list[bytes] = []
-    until(lambda: rest.append(line(waits)) or PREFILL.fullmatch(rest[-1]), what="prefill is told")
-    assert all(QUEUED.fullmatch(each) for each in rest[:-1])
+    rest = [line(waits)]
+    while not PREFILL.fullmatch(rest[-1]):
+        assert QUEUED.fullmatch(rest[-1])
+        rest.append(line(waits))
     answers.stream(token("one"), token("two"), usage(), DONE)
     told = waits.read()
     comments, answer = told[: told.index(b"data:")], told[told.index(b"data:") :]
