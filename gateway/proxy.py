@@ -22,6 +22,7 @@ from gateway.errors import BadUpstream, GatewayError, InternalError, Rejected
 from gateway.exchange import Exchange
 from gateway.outcome import Outcome
 from gateway.parts import Parts
+from gateway.priority import with_priority
 from gateway.prompt import Prompt
 from gateway.sse import EventStream, read_account
 from gateway.timeline import Timeline
@@ -90,13 +91,15 @@ class Completions:
                 *trace.call_engine(self.parts.upstream.base_url),
                 (b"x-request-id", exchange.id.encode()),
             ]
+            ordered = settings.engine.scheduling_policy == "priority"
+            body = with_priority(completion.body, permit.number if ordered else None)
 
             def sent() -> None:
                 if not completion.stream:
                     tasks.start_soon(_prefill_ends, exchange, permit)
 
             try:
-                async with self.parts.upstream.post(self.route, completion.body, headers, sent) as answer:
+                async with self.parts.upstream.post(self.route, body, headers, sent) as answer:
                     exchange.asked_again = not answer.at_once
                     if not client.started:
                         exchange.status = answer.status

@@ -56,7 +56,7 @@ class Server(uvicorn.Server):
     ) -> None:
         """`on_start` is told the port when connections are accepted; `read_settings` is asked at SIGHUP.
 
-        Raises OSError if the TLS certificate cannot be used.
+        Raises ValueError if the TLS certificate cannot be used.
         """
         settings, metrics = gateway.parts.settings, gateway.parts.telemetry.metrics
         bounds = Bounds(settings.max_connections, settings.max_headers, lambda error: metrics.refused(error.outcome))
@@ -79,7 +79,12 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=int(settings.drain_timeout) + CUT_OFF_TIMEOUT,
             )
         )
-        self.config.load()
+        if settings.tls_key and not settings.tls_certificate:
+            raise ValueError("tls_key without tls_certificate: nothing is encrypted with a key alone")
+        try:
+            self.config.load()
+        except OSError as error:
+            raise ValueError(f"tls_certificate = {settings.tls_certificate}, tls_key: {error}") from error
         logging.getLogger("uvicorn.error").addFilter(_news)
         self._gateway = gateway
         self._on_start = on_start

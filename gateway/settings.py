@@ -194,12 +194,6 @@ class Settings(BaseSettings):
             )
         return self
 
-    @model_validator(mode="after")
-    def _no_key_alone(self) -> "Settings":
-        if self.tls_key is not None and self.tls_certificate is None:
-            raise ValueError("tls_key without tls_certificate: nothing is encrypted with a key alone")
-        return self
-
     @field_validator("keys")
     @classmethod
     def _each_key_once(cls, keys: tuple[KeySettings, ...]) -> tuple[KeySettings, ...]:

@@ -17,7 +17,6 @@ import pytest
 
 from gateway import connection
 from gateway.keepalive import PROBES
-from gateway.settings import Settings
 from tests.conftest import (
     CHAT,
     DONE,
@@ -403,8 +402,3 @@ def test_https(engine: ScriptedEngine, start_gateway: StartGateway, certificate:
         pool.submit(lambda: call.result().stream(token("one"), DONE))
         assert client.post(gateway.url + CHAT, json=chat(stream=True)).content == token("one") + DONE
     gateway.wait_ended("completed")
-
-
-def test_settings_of_https_that_cannot_be(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="tls_certificate"):
-        Settings(tls_key=tmp_path / "key.pem")
