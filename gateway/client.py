@@ -16,7 +16,8 @@ Headers = list[tuple[bytes, bytes]]
 
 class Client:
     def __init__(self, scope: Scope, receive: Receive, send: Send, stall: float) -> None:
-        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        # The parser leaves the blanks behind a value, which are no part of it (RFC 9110 section 5.5).
+        self.headers: dict[bytes, bytes] = {name: value.strip() for name, value in scope["headers"]}
         self.address: str | None = scope["client"][0] if scope.get("client") else None
         self.started = False
         self.gone: GatewayError | None = None

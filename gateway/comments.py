@@ -9,6 +9,8 @@ in front of an event is a part of that event. Nothing is sent within the silent 
 soon keeps its status code. From the first chunk of the answer on there are none: they could fall into an event.
 """
 
+import logging
+from collections.abc import Iterator
 from math import isfinite
 from time import perf_counter
 
@@ -16,9 +18,13 @@ import anyio
 
 from gateway.client import Client, Headers
 from gateway.exchange import Exchange
+from gateway.forecaster import Forecaster
 from gateway.sse import EventStream
 from gateway.upstream import Upstream
 from gateway.waiting import WaitingRoom
+from policies.base import Job
+
+logger = logging.getLogger("fairlane")
 
 # nginx would keep them to itself, and the answer's first tokens with them.
 HEADERS: Headers = [
@@ -40,7 +46,7 @@ async def keep_company(
     interval: float,
 ) -> None:
     """Until it is cancelled, or the answer's first chunk is there."""
-    await anyio.sleep(exchange.timeline.arrived + grace - perf_counter())
+    await anyio.sleep(max(0.0, exchange.timeline.arrived + grace - perf_counter()))
     while events.chunks == 0:
         if not client.started:
             exchange.status = 200
@@ -50,17 +56,24 @@ async def keep_company(
 
 
 def _said(exchange: Exchange, waiting: WaitingRoom, upstream: Upstream) -> str:
-    job, now = exchange.job, perf_counter()
-    if exchange.timeline.dispatched is None:
-        phase, position = "queued", waiting.forecaster.position(job, now) if job else None
-    else:
-        if upstream.away_since is not None:
-            return "engine away"
-        phase, position = "prefill", None
-    outlook = waiting.forecaster.outlook(now)
-    eta = outlook.first_token(job, now).median if job and job in outlook else float("inf")
-    return (
-        phase
-        + (f" position={position}" if position is not None else "")
-        + (f" eta={eta:.1f}s" if isfinite(eta) else "")
-    )
+    queued = exchange.timeline.dispatched is None
+    if not queued and upstream.away_since is not None:
+        return "engine away"
+    words = ["queued" if queued else "prefill"]
+    # Who waits is not to lose more than the words, should the forecast fail.
+    try:
+        words += _forecast(exchange.job, waiting.forecaster, queued)
+    except Exception:
+        logger.exception("the forecast for request %s failed", exchange.id)
+    return " ".join(words)
+
+
+def _forecast(job: Job | None, forecaster: Forecaster, queued: bool) -> Iterator[str]:
+    now = perf_counter()
+    outlook = forecaster.outlook(now)
+    if job is None or job not in outlook:
+        return
+    if queued:
+        yield f"position={forecaster.position(job, now)}"
+    if isfinite(eta := outlook.first_token(job, now).median):
+        yield f"eta={eta:.1f}s"

@@ -67,7 +67,7 @@ class Forecaster:
         return self._outlook
 
     def position(self, job: Job, now: float) -> int | None:
-        """Its place among those that wait, by when they are expected to go; None if nobody can tell.
+        """Its place among those that wait, by when they are expected to go; None if it does not wait.
 
         Worked out once an outlook, for all who ask.
         """

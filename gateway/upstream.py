@@ -147,7 +147,8 @@ class Upstream:
             except _BROKEN as error:
                 if client is self._fresh:
                     raise
-                logger.warning("engine: a connection broke before its answer (%s): asking once more", error)
+                # What it did say may be anything, and is not for a log.
+                logger.warning("engine: %s before its answer: asking once more", type(error).__name__)
                 self._on_retry()
                 client = self._fresh
             else:

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ WAITS: dict[str, Any] = {
 }
 BROKEN = sse({"error": {"message": "no", "type": "InternalServerError", "param": None, "code": "broken"}})
 
+Waiting = Callable[..., Future[None]]
+
 
 @pytest.fixture
 def gateway(engine: ScriptedEngine, start_gateway: StartGateway) -> RunningGateway:
@@ -45,7 +47,7 @@ def gateway(engine: ScriptedEngine, start_gateway: StartGateway) -> RunningGatew
 
 
 @pytest.fixture
-def waiting(engine: ScriptedEngine, gateway: RunningGateway) -> Iterator[Callable[..., None]]:
+def waiting(engine: ScriptedEngine, gateway: RunningGateway) -> Iterator[Waiting]:
     """Somebody has the one seat until a client has waited and been told so; then the client is answered."""
     first = gateway.ask(chat(stream=True))
     occupies = engine.asked()
@@ -75,7 +77,7 @@ ERROR = (token("one"), BROKEN, DONE)
 # Python
 
 
-def test_openai_python(gateway: RunningGateway, waiting: Callable[..., None]) -> None:
+def test_openai_python(gateway: RunningGateway, waiting: Waiting) -> None:
     waiting(*ANSWER)
     with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="-", max_retries=0) as client:
         stream = client.chat.completions.create(
@@ -84,7 +86,7 @@ def test_openai_python(gateway: RunningGateway, waiting: Callable[..., None]) ->
         assert [chunk.choices[0].delta.content for chunk in stream] == ["one", "two"]
 
 
-def test_openai_python_and_an_error(gateway: RunningGateway, waiting: Callable[..., None]) -> None:
+def test_openai_python_and_an_error(gateway: RunningGateway, waiting: Waiting) -> None:
     waiting(*ERROR)
     with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="-", max_retries=0) as client:
         stream = client.chat.completions.create(
@@ -96,7 +98,7 @@ def test_openai_python_and_an_error(gateway: RunningGateway, waiting: Callable[.
         assert caught.value.code == "broken"
 
 
-def test_the_read_timeout_of_a_client_is_not_reached(gateway: RunningGateway, waiting: Callable[..., None]) -> None:
+def test_the_read_timeout_of_a_client_is_not_reached(gateway: RunningGateway, waiting: Waiting) -> None:
     """What the comments are for: something comes now and then."""
     waiting(*ANSWER)
     with httpx.stream(
@@ -112,25 +114,16 @@ def anthropic() -> Any:
     return pytest.importorskip("anthropic", reason="the anthropic SDK is not installed")
 
 
-def test_anthropic_python(
-    anthropic: Any, engine: ScriptedEngine, gateway: RunningGateway, waiting: Callable[..., None]
-) -> None:
+def test_anthropic_python(anthropic: Any, engine: ScriptedEngine, gateway: RunningGateway, waiting: Waiting) -> None:
     """Its events, behind comments as the gateway writes them."""
     waiting(*ANSWER)
     with httpx.stream("POST", gateway.url + CHAT, json=chat(stream=True)) as response:
         told = b"".join(response.iter_raw())
     comments = told[: told.index(b"data:")]
     assert comments.count(b": queued") >= 2
-    message: dict[str, Any] = {
-        "id": "m",
-        "type": "message",
-        "role": "assistant",
-        "model": "m",
-        "content": [],
-        "stop_reason": None,
-    }
-    message |= {"stop_sequence": None, "usage": {"input_tokens": 1, "output_tokens": 1}}
-    events = [
+    message: dict[str, Any] = {"id": "m", "type": "message", "role": "assistant", "model": "m", "content": []}
+    message |= {"stop_reason": None, "stop_sequence": None, "usage": {"input_tokens": 1, "output_tokens": 1}}
+    events: list[dict[str, Any]] = [
         {"type": "message_start", "message": message},
         {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
         {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "hi"}},
@@ -171,7 +164,7 @@ def node() -> str:
 def test_openai_node(
     node: str,
     gateway: RunningGateway,
-    waiting: Callable[..., None],
+    waiting: Waiting,
     answer: tuple[bytes, ...],
     told: tuple[str, str | None],
 ) -> None:
@@ -208,7 +201,7 @@ run().catch(error => { told.error = String(error); tell(); });
 </script>"""
 
 
-def test_a_browser(gateway: RunningGateway, waiting: Callable[..., None], tmp_path: Path) -> None:
+def test_a_browser(gateway: RunningGateway, waiting: Waiting, tmp_path: Path) -> None:
     """`fetch` from a page of another origin; and EventSource, which can only GET, gets the bytes that came."""
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if chromium is None:
@@ -268,7 +261,7 @@ def openai_go(stream: bytes) -> tuple[list[str], str | None]:
             if data.startswith(b"[DONE]"):
                 return found, None
             try:
-                event = json.loads(data)
+                event: dict[str, Any] = json.loads(data)
             except ValueError:
                 return found, "unexpected end of JSON input"
             if "error" in event:
@@ -315,7 +308,7 @@ def go_openai(stream: bytes, limit: int = 300) -> tuple[list[str], str | None]:
         empty = 0
 
 
-def heard(gateway: RunningGateway, waiting: Callable[..., None], answer: tuple[bytes, ...]) -> bytes:
+def heard(gateway: RunningGateway, waiting: Waiting, answer: tuple[bytes, ...]) -> bytes:
     waiting(*answer)
     told = gateway.post(chat(stream=True)).content
     assert told.count(b": queued") >= 2
@@ -324,14 +317,14 @@ def heard(gateway: RunningGateway, waiting: Callable[..., None], answer: tuple[b
 
 @pytest.mark.parametrize("decode", [openai_go, go_openai])
 def test_go_clients(
-    gateway: RunningGateway, waiting: Callable[..., None], decode: Callable[[bytes], tuple[list[str], str | None]]
+    gateway: RunningGateway, waiting: Waiting, decode: Callable[[bytes], tuple[list[str], str | None]]
 ) -> None:
     assert decode(heard(gateway, waiting, ANSWER)) == (["one", "two"], None)
 
 
 @pytest.mark.parametrize("decode", [openai_go, go_openai])
 def test_go_clients_and_an_error_behind_a_token(
-    gateway: RunningGateway, waiting: Callable[..., None], decode: Callable[[bytes], tuple[list[str], str | None]]
+    gateway: RunningGateway, waiting: Waiting, decode: Callable[[bytes], tuple[list[str], str | None]]
 ) -> None:
     found, error = decode(heard(gateway, waiting, ERROR))
     assert found[0] == "one"

@@ -239,3 +239,19 @@ def test_who_leaves_while_comments_are_sent_is_out_of_the_queue(
     gateway.wait_ended("client_left")
     assert gateway.queued() == 0
     call.end(DONE)
+
+
+def test_a_grace_that_is_over_before_the_tokens_are_counted(
+    engine: ScriptedEngine, start_gateway: StartGateway
+) -> None:
+    gateway = start_gateway(engine.url, **SOON, tokenizer="engine", long_prompt_tokens=100)
+    asked = gateway.ask(chat("word " * 200, stream=True))
+    counts = engine.asked()
+    assert counts.path == "/tokenize"
+    start = time.perf_counter()
+    until(lambda: time.perf_counter() - start > 0.1)
+    counts.answer(200, {"count": 201, "max_model_len": 32768, "tokens": []})
+    call = engine.asked()
+    assert asked.response.readline().startswith(b": prefill")
+    call.stream(token(), DONE)
+    assert asked.read().endswith(token() + DONE)

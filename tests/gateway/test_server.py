@@ -54,6 +54,10 @@ class Process:
         """Where it serves, by its own words."""
         return self.says(r"base URL on this host +(http://\S+)/v1")
 
+    @property
+    def number(self) -> int:
+        return self._process.pid
+
     def signal(self, number: int) -> None:
         self._process.send_signal(number)
 
