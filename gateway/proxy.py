@@ -229,7 +229,8 @@ async def _relay(
 ) -> None:
     """A stream, chunk by chunk, as it comes. `growth` is what so many chunks have come to: engine seconds, cache."""
     if client.started:
-        await client.comment(" ".join(f"{name.decode()}={value.decode()}" for name, value in _account(exchange)))
+        account = (f"{name.decode()}={value.decode()}" for name, value in _account(exchange))
+        await client.comment(" ".join(["dispatched", *account]))
     else:
         await client.start(answer.status, answer.headers + _own_headers(exchange))
     async for chunk in answer.chunks():

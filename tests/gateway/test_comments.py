@@ -28,7 +28,7 @@ ONE_SEAT: dict[str, Any] = {"engine": {"max_num_seqs": 1}}
 
 QUEUED = re.compile(rb": queued position=(\d+) eta=(\d+\.\d)s\n")
 PREFILL = re.compile(rb": prefill eta=\d+\.\ds\n")
-ACCOUNT = re.compile(rb": x-fairlane-queue-ms=(\d+) x-fairlane-cost-s=\d+\.\d{3}\n")
+ACCOUNT = re.compile(rb": dispatched x-fairlane-queue-ms=(\d+) x-fairlane-cost-s=\d+\.\d{3}\n")
 
 
 def line(asked: Asked) -> bytes:
