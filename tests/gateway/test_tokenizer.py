@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import sys
 import threading
 import time
@@ -22,7 +23,9 @@ from anyio.from_thread import BlockingPortal
 from anyio.lowlevel import checkpoint
 
 from gateway.completion import Completion, Route, parse
-from gateway.tokenizer import ASK_AGAIN, MOST_BYTES, MOST_TEXTS, BoundedTokenizer, EngineTokenizer, LocalTokenizer
+from gateway.local_tokenizer import LocalTokenizer
+from gateway.prompt_fields import MOST_TEXTS
+from gateway.tokenizer import ASK_AGAIN, MOST_BYTES, BoundedTokenizer, EngineTokenizer
 from gateway.upstream import Upstream
 from tests.conftest import DEADLINE, Call, ScriptedEngine
 from tests.vllm.tiny_model import make_model, words
@@ -153,6 +156,10 @@ THOUGHT = {"role": "assistant", "content": "No.", "reasoning_content": "Thinking
         (
             {"documents": [{}], "chat_template_kwargs": {"documents": [], "a": 1}},
             {"chat_template_kwargs": {"documents": [{}], "a": 1}},
+        ),
+        (
+            {"reasoning_effort": "low", "chat_template_kwargs": {"reasoning_effort": "x", "enable_thinking": False}},
+            {"chat_template_kwargs": {"reasoning_effort": "low", "enable_thinking": False}},
         ),
         (
             dict.fromkeys(("model", "tools", "documents", "chat_template_kwargs", "truncate_prompt_tokens", "suffix")),
@@ -529,6 +536,7 @@ KWARGS = {"chat_template_kwargs": {"mood": "glad"}}
         ("{% for p in messages[0].content %}{{ p.text }}{% endfor %}", chat(user("one")), "one"),
         ("{% set content = messages[0].content %}{% for p in content %}{{ p.text }}{% endfor %}", chat(user("o")), "o"),
         ("{{ messages[0].content }}", chat({"role": "tool", "content": [ONE, ONE]}), "one\none"),
+        ("{% for p in messages[0].content %}{% endfor %}{{ messages[0].content }}.", chat({"role": "tool"}), "."),
         (TOOL_CALLS, chat(calls('{"a": "é<"}')), '{"a": "é<"}'),
         (TOOL_CALLS, chat(calls({"a": 1})), '{"a": 1}'),
         (TOOL_CALLS, chat(calls("[1]")), "{}"),
@@ -555,10 +563,11 @@ KWARGS = {"chat_template_kwargs": {"mood": "glad"}}
         ("  {% if true %}\na\n  {% endif %}\nb", chat(), "a\nb"),
         ("{{ strftime_now('%Y') }}", chat(), "2000"),
         ("{{ bos_token }}{{ eos_token }}{{ pad_token }}", chat(), "<s></s>"),
+        ("{{ padding_side is defined }}", chat(), "False"),
     ],
 )
 def test_a_template_gets_what_vllm_gives_it(tmp_path: Path, template: str, asked: Completion, prompt: str) -> None:
-    write_config(tmp_path, bos_token="<s>", eos_token={"content": "</s>"}, pad_token=None, add_bos_token=True)
+    write_config(tmp_path, bos_token="<s>", eos_token={"content": "</s>"}, pad_token=None, padding_side="left")
     local = templated(tmp_path, template)
     special = prompt.count("<s>")
     assert counted(local, asked) == len(prompt.replace("<s>", "").encode()) + special
@@ -575,16 +584,24 @@ def test_a_template_gets_what_vllm_gives_it(tmp_path: Path, template: str, asked
         (TEMPLATE, chat(chat_template="{{ messages }}")),
         (TEMPLATE, chat(chat_template_kwargs={"chat_template": "x"})),
         (TEMPLATE, chat(chat_template_kwargs={"messages": []})),
-        ("", chat()),
         ("gone", chat(continue_final_message=True)),
     ],
 )
 def test_what_a_template_refuses_has_no_count(
     tmp_path: Path, template: str, asked: Completion, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.DEBUG)
     assert counted(templated(tmp_path, template), asked) is None
-    assert [record for record in caplog.records if record.name == "fairlane"] == []
+    (record,) = (record for record in caplog.records if record.name == "fairlane")
+    # A template can say the prompt when it refuses it; prompts are never logged.
+    assert re.fullmatch(r"a prompt cannot be counted: \w+", record.getMessage())
+    assert record.levelno == logging.DEBUG
+
+
+def test_an_empty_prompt_has_no_count(tmp_path: Path) -> None:
+    """vLLM takes none."""
+    local = templated(tmp_path, "")
+    assert [counted(local, asked) for asked in (chat(), text(""), text([[]]))] == [None] * 3
 
 
 def test_texts_and_ids(tmp_path: Path) -> None:
@@ -665,7 +682,7 @@ def test_a_configuration_that_cannot_be_used(tmp_path: Path, config: str) -> Non
 
 @pytest.fixture
 def stuck(monkeypatch: pytest.MonkeyPatch) -> Iterator["type[Stuck]"]:
-    monkeypatch.setattr("gateway.tokenizer.datetime", Stuck)
+    monkeypatch.setattr("gateway.chat_template.datetime", Stuck)
     yield Stuck
     Stuck.released.set()
 

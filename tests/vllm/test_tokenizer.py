@@ -16,7 +16,8 @@ import pytest
 import tokenizers
 
 from gateway.completion import Route, parse
-from gateway.tokenizer import EngineTokenizer, LocalTokenizer
+from gateway.local_tokenizer import LocalTokenizer
+from gateway.tokenizer import EngineTokenizer
 from gateway.upstream import Upstream
 from tests.vllm.conftest import ENVIRONMENT, FLAGS, HERE, MODEL, SHUTDOWN, STARTUP, Vllm, wait_until
 from tests.vllm.tiny_model import START, words
