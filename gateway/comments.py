@@ -69,11 +69,10 @@ def _said(exchange: Exchange, waiting: WaitingRoom, upstream: Upstream) -> str:
 
 
 def _forecast(job: Job | None, forecaster: Forecaster, queued: bool) -> Iterator[str]:
-    now = perf_counter()
-    outlook = forecaster.outlook(now)
-    if job is None or job not in outlook:
+    if job is None:
         return
-    if queued:
-        yield f"position={forecaster.position(job, now)}"
-    if isfinite(eta := outlook.first_token(job, now).median):
+    position, eta = forecaster.place(job, perf_counter())
+    if queued and position is not None:
+        yield f"position={position}"
+    if isfinite(eta):
         yield f"eta={eta:.1f}s"

@@ -198,13 +198,17 @@ def test_who_goes_on_sending_a_refused_body_is_cut_off(
 
 
 def test_a_connection_whose_body_was_refused_and_came_whole_serves_on(
-    engine: ScriptedEngine, start_gateway: StartGateway, raw: Connect
+    engine: ScriptedEngine, start_gateway: StartGateway, raw: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(connection, "LINGER", 0.2)
     gateway = start_gateway(engine.url, max_body=1000)
     client = raw(gateway)
     client.send(HEAD + b"content-length: 2000\r\n\r\n")
     assert client.answer()[0] == 413
-    client.send(b"x" * 2000 + HEAD + b"content-length: %d\r\n\r\n" % len(BODY) + BODY)
+    client.send(b"x" * 2000)
+    start = time.perf_counter()
+    until(lambda: time.perf_counter() - start > 0.4)
+    client.send(HEAD + b"content-length: %d\r\n\r\n" % len(BODY) + BODY)
     engine.asked().answer()
     assert client.answer()[0] == 200
 
