@@ -291,6 +291,22 @@ def test_an_engine_that_does_not_come_back(start_gateway: StartGateway) -> None:
     gateway.wait_ended("engine_down", 3)
 
 
+def test_the_grace_begins_anew_when_the_engine_has_been_back(start_gateway: StartGateway) -> None:
+    """Though nobody asked it anything meanwhile."""
+    port = free_port()
+    start = time.perf_counter()
+    gateway = start_gateway(f"http://127.0.0.1:{port}", **SOON, engine_grace=2.0)
+    upstream = gateway.gateway.parts.upstream
+    until(lambda: upstream.away_since is not None)
+    with serve(ScriptedEngine(), port):
+        until(lambda: upstream.away_since is None)
+        until(lambda: time.perf_counter() - start > 2.0)
+    asked = gateway.ask(chat(stream=True))
+    assert asked.response.readline() == b": engine away\n"
+    asked.leave()
+    gateway.wait_ended("client_left")
+
+
 def test_an_answer_in_one_piece_survives_a_restart(start_gateway: StartGateway) -> None:
     """The engine dies at work: nothing of an answer has gone out, so it is asked again when it is back."""
     with ExitStack() as dying:
