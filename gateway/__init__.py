@@ -8,8 +8,9 @@
       tokenizer.count                    exact tokens, where a lane or the context limit depends on them
       Job                                flow, lane, tokens, cost, seats, cache, wishes
       watchers                           has the client left, does it still read: for the request's whole life
+        comments.keep_company            a streamed one that waits is told so, until its answer begins
         waiting.admitted(job)            refused, or: Event("arrive") -> Admission -> Line, Ledger -> wake-up
-          upstream.post                  traceparent out
+          upstream.post                  traceparent out; waits for an engine that is away, tries once more
             first token                  Event("first_token"): prefill permit back, next one goes
             relay                        bytes untouched; now and then Event("progress")
         exit of admitted, no await       Event("finish"): seats and cache back exactly once, charge settled

@@ -12,6 +12,8 @@ import anyio.to_thread
 import httpx
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
@@ -55,7 +57,8 @@ KEYS_POLL = 1.0
 
 # Settings that are read once, when the gateway starts.
 FIXED = (
-    *("host", "port", "upstream", "upstream_key", "upstream_timeout"),
+    *("host", "port", "upstream", "upstream_key", "upstream_timeout", "max_headers", "max_connections"),
+    *("cors_origins", "tls_certificate", "tls_key"),
     *("trace_file", "decision_log", "state_file", "tokenizer"),
 )
 
@@ -101,6 +104,7 @@ class Gateway:
             parts.waiting.tell(Event("use", policy=settings.policy))
         parts.waiting.tell(Event("relimit", limits=limits))
         parts.waiting.queue_timeout = settings.queue_timeout
+        parts.upstream.grace = settings.engine_grace
         logger.info("settings are in force: policy %s, %s", settings.policy, limits)
 
 
@@ -117,11 +121,15 @@ def create_gateway(settings: Settings, profile: Profile | None = None) -> Gatewa
     if settings.decision_log:
         file = files.enter_context(settings.decision_log.open("w", encoding="utf-8", buffering=1))
         decisions = DecisionLog(file.write, settings.policy, admission)
+    metrics = Metrics(admission, cost_model)
     key = settings.upstream_key
     upstream = Upstream(
-        settings.base_url, key=key.get_secret_value() if key else None, timeout=settings.upstream_timeout
+        settings.base_url,
+        key=key.get_secret_value() if key else None,
+        timeout=settings.upstream_timeout,
+        grace=settings.engine_grace,
+        on_retry=metrics.engine_asked_again,
     )
-    metrics = Metrics(admission, cost_model)
     telemetry = Telemetry(Tracing(settings.trace_file), metrics)
     cuts = settings.engine.long_prefill_threshold > 0
     # The profile is asked for each time: it gets better.
@@ -153,14 +161,22 @@ def create_gateway(settings: Settings, profile: Profile | None = None) -> Gatewa
         _identify(parts, request)
         return _passed_on(await upstream.get("/v1/models"))
 
-    async def health(request: Request) -> Response:
-        """200 as long as the gateway lives; what it says of the engine is for people to read."""
+    async def state() -> dict[str, str]:
         try:
             engine = "up" if (await upstream.get("/health", timeout=2.0)).is_success else "unhealthy"
         except GatewayError as error:
             engine = error.outcome
-        status = "draining" if waiting.draining else "ok"
-        return Response(json.dumps({"status": status, "engine": engine}), media_type="application/json")
+        return {"status": "draining" if waiting.draining else "ok", "engine": engine}
+
+    async def health(request: Request) -> Response:
+        """200 as long as the gateway lives; what it says of the engine is for people to read."""
+        return Response(json.dumps(await state()), media_type="application/json")
+
+    async def ready(request: Request) -> Response:
+        """Whether it pays to send a request here: for load balancers and whatever waits for the engine."""
+        found = await state()
+        status = 200 if found == {"status": "ok", "engine": "up"} else 503
+        return Response(json.dumps(found), status, media_type="application/json")
 
     async def queue(request: Request) -> Response:
         """Callers see their own requests, an admin all of them; a browser gets a page."""
@@ -192,9 +208,11 @@ def create_gateway(settings: Settings, profile: Profile | None = None) -> Gatewa
             Route("/v1/models", models),
             Route("/queue", queue),
             Route("/health", health),
+            Route("/health/ready", ready),
             Route("/metrics", metrics_text),
         ],
         exception_handlers={GatewayError: _gateway_error, HTTPException: _http_error, Exception: _bug},
+        middleware=_cors(settings.cors_origins),
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False  # one line a route: `/v1/models/` is none
@@ -219,6 +237,23 @@ def _state_file(settings: Settings) -> StateFile | None:
             return StateFile(default_path(settings.base_url))
         case path:
             return StateFile(path)
+
+
+def _cors(origins: tuple[str, ...]) -> list[Middleware]:
+    """It answers a browser's preflights, which have no key, and adds headers; no body passes through its hands."""
+    if not origins:
+        return []
+    exposed = ["x-request-id", "x-fairlane-queue-ms", "x-fairlane-cost-s", "retry-after"]
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            allow_private_network=True,
+            expose_headers=exposed,
+        )
+    ]
 
 
 def _keys_file(settings: Settings) -> KeysFile:
@@ -278,8 +313,10 @@ async def _http_error(request: Request, error: Exception) -> Response:
     """Starlette raises these for what its router does not know."""
     assert isinstance(error, HTTPException)
     if error.status_code == 405:
-        return _error(MethodNotAllowed(f"{request.url.path} does not take {request.method}."))
-    routes = ", ".join([*COMPLETION_ROUTES, "/v1/models", "/queue", "/health", "/metrics"])
+        response = _error(MethodNotAllowed(f"{request.url.path} does not take {request.method}."))
+        response.headers.update(error.headers or {})  # Allow: what it does take
+        return response
+    routes = ", ".join([*COMPLETION_ROUTES, "/v1/models", "/queue", "/health", "/health/ready", "/metrics"])
     return _error(NotFound(f"There is no {request.url.path} here. There is: {routes}."))
 
 

@@ -75,10 +75,11 @@ def serve(
             stream=sys.stderr,
         )
         # httpx tells of every request it sends, and uvicorn of each stage it is in; ours says it once, with more.
-        for name in ("httpx", "uvicorn"):
+        for name in ("httpx", "httpcore", "uvicorn"):
             logging.getLogger(name).setLevel(logging.WARNING)
         gateway = create_gateway(settings)
-    Server(gateway, lambda bound: _greet(settings, bound), read_settings).run()
+        server = Server(gateway, lambda bound: _greet(settings, bound), read_settings)
+    server.run()
 
 
 @config_app.command("show")
@@ -124,13 +125,13 @@ def _greet(settings: Settings, port: int) -> None:
     """What an admin wants to know first: the URLs to paste, and what rules are in force."""
     cost = load_profile(settings.profile)
     limits = settings.limits(cost)
-    local = settings.on_loopback
+    local, scheme = settings.on_loopback, "https" if settings.tls_certificate else "http"
     closed = "not reachable: listen with --host 0.0.0.0 and keys (or --insecure)"
     lines = [
         f"fairlane {version('fairlane')}, in front of {settings.base_url}",
-        f"  base URL on this host    http://{settings.host if local else '127.0.0.1'}:{port}/v1",
-        f"  base URL in the LAN      {closed if local else f'http://{_lan_address()}:{port}/v1'}",
-        f"  base URL in containers   {closed if local else f'http://host.docker.internal:{port}/v1'}",
+        f"  base URL on this host    {scheme}://{settings.host if local else '127.0.0.1'}:{port}/v1",
+        f"  base URL in the LAN      {closed if local else f'{scheme}://{_lan_address()}:{port}/v1'}",
+        f"  base URL in containers   {closed if local else f'{scheme}://host.docker.internal:{port}/v1'}",
         f"  keys                     {_keys(settings)}",
         f"  policy                   {settings.policy}",
         f"  short lane               prompts up to {limits.long_prompt_tokens} tokens, "

@@ -9,28 +9,36 @@ from time import perf_counter
 import anyio
 from starlette.types import Message, Receive, Scope, Send
 
-from gateway.errors import BodyTooLarge, ClientLeft, ClientStalled, GatewayError
+from gateway.errors import BodyTooLarge, ClientLeft, ClientStalled, GatewayError, RequestTimeout
 
 Headers = list[tuple[bytes, bytes]]
 
 
 class Client:
     def __init__(self, scope: Scope, receive: Receive, send: Send, stall: float) -> None:
-        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        # The parser leaves the blanks behind a value, which are no part of it (RFC 9110 section 5.5).
+        self.headers: dict[bytes, bytes] = {name: value.strip() for name, value in scope["headers"]}
         self.address: str | None = scope["client"][0] if scope.get("client") else None
         self.started = False
         self.gone: GatewayError | None = None
         self._answered = False
+        self._asked = False  # for its body
         self._receive = receive
         self._send = send
         self._stall = stall
         self._writing_since: float | None = None
 
-    async def body(self, limit: int) -> bytes:
-        """The whole body. Raises BodyTooLarge before more than `limit` bytes are kept, and ClientLeft."""
+    async def body(self, limit: int, timeout: float) -> bytes:
+        """The whole body. Raises BodyTooLarge before more than `limit` bytes are kept, RequestTimeout, ClientLeft."""
+        with anyio.move_on_after(timeout):
+            return await self._body(limit)
+        raise RequestTimeout(f"The body has not come whole within {timeout:g} s (body_timeout).")
+
+    async def _body(self, limit: int) -> bytes:
         declared = self.headers.get(b"content-length", b"")
         if declared.isdigit() and int(declared) > limit:
             raise BodyTooLarge(f"The body is larger than {limit} bytes (max_body).")
+        self._asked = True
         chunks: list[bytes] = []
         size = 0
         more = True
@@ -76,8 +84,16 @@ class Client:
         self._answered = not more
         await self._write({"type": "http.response.body", "body": chunk, "more_body": more})
 
+    async def comment(self, text: str) -> None:
+        """A line of a stream that is no event, and that nobody is shown; nothing once the answer is over."""
+        if not self._answered:
+            await self.write(f": {text}\n".encode())
+
     async def respond(self, status: int, headers: Headers, body: bytes) -> None:
         length = [(b"content-length", str(len(body)).encode())]
+        if b"expect" in self.headers and not self._asked:
+            # Its body was never asked for: what comes next on this connection could be that, or another request.
+            length.append((b"connection", b"close"))
         await self.start(status, [header for header in headers if header[0] != b"content-length"] + length)
         await self.write(body, more=False)
 

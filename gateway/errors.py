@@ -5,7 +5,9 @@
     ├── UnknownKey            401
     ├── NotFound              404
     ├── MethodNotAllowed      405
+    ├── RequestTimeout        408  its body took longer than `body_timeout` to come, or its head too long
     ├── BodyTooLarge          413
+    ├── HeadersTooLarge       431
     ├── Rejected              429  never queued: `queue_full`, `user_limit`, `deadline_unreachable`;
     │                              400 `context_length_exceeded`, for what can never fit
     ├── QueueTimeout          429  evicted: waited longer than `queue_timeout`
@@ -13,6 +15,7 @@
     ├── ClientStalled         499  stopped reading for `client_stall`
     ├── InternalError         500  a bug of ours; the log has it
     ├── BadUpstream           502  the engine hung up, or did not speak HTTP
+    ├── TooManyConnections    503
     ├── UpstreamDown          503  the engine refuses connections
     ├── Draining              503  evicted: the gateway shuts down
     └── UpstreamTimeout       504  the engine was silent for too long
@@ -69,8 +72,16 @@ class MethodNotAllowed(GatewayError):
     outcome = Outcome.METHOD_NOT_ALLOWED
 
 
+class RequestTimeout(GatewayError):
+    outcome = Outcome.REQUEST_TIMEOUT
+
+
 class BodyTooLarge(GatewayError):
     outcome = Outcome.BODY_TOO_LARGE
+
+
+class HeadersTooLarge(GatewayError):
+    outcome = Outcome.HEADERS_TOO_LARGE
 
 
 class Rejected(GatewayError):
@@ -100,6 +111,11 @@ class InternalError(GatewayError):
 
 class BadUpstream(GatewayError):
     outcome = Outcome.BAD_UPSTREAM
+
+
+class TooManyConnections(GatewayError):
+    outcome = Outcome.TOO_MANY_CONNECTIONS
+    retry_after = 5
 
 
 class UpstreamDown(GatewayError):

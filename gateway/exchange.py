@@ -21,11 +21,14 @@ class Exchange:
     price    what it was predicted to be; `counts`, what it came to, and of these the prefill and the charge, in seconds
     usage, times  as the engine states them
     seen     its prefill, if that was a sample of the curve
+    asked_again  the engine was away, or its connection broke, and it was asked once more
+    engine_failed  it answered with an error of its own, be that in a stream that had begun with 200
     """
 
     id: str
     route: str
     timeline: Timeline
+    scheme: str = "http"
     model: str | None = None
     prompts: int = 1
     stream: bool = False
@@ -42,3 +45,10 @@ class Exchange:
     charged_s: float | None = None
     seen: Seen | None = None
     prefill_source: str = "observed"
+    asked_again: bool = False
+    engine_failed: bool = False
+
+    @property
+    def failed(self) -> bool:
+        """Whether that is an error of the server, whatever status its client was told before."""
+        return self.engine_failed or self.status >= 500 or self.outcome.status >= 500

@@ -14,6 +14,7 @@ from policies.base import Job, Lane
 # cost something.
 MAX_AGE_S = 0.5
 RETRY_AGE_S = 2.0
+PLACE_AGE_S = 2.0
 FEW_JOBS = 10
 
 
@@ -48,6 +49,7 @@ class Forecaster:
         self._outlook: Outlook | None = None
         self._stale = True
         self._retry: dict[Lane, tuple[float, float]] = {}
+        self._places: tuple[Outlook | None, dict[Job, int]] = None, {}
 
     def happened(self, event: Event, dispatched: list[Job], now: float) -> None:
         self._stale = True
@@ -57,13 +59,24 @@ class Forecaster:
         if event.kind == "arrive" and event.job is not None and event.job not in dispatched:
             self._say(event.job, now)
 
-    def outlook(self, now: float) -> Outlook:
-        """At most MAX_AGE_S old."""
+    def outlook(self, now: float, max_age: float = MAX_AGE_S) -> Outlook:
+        """At most so many seconds old."""
         age = inf if self._outlook is None else now - self._outlook.now
-        if self._outlook is None or (self._stale and (age >= MAX_AGE_S or len(self.pace.tracks) <= FEW_JOBS)):
+        if self._outlook is None or (self._stale and (age >= max_age or len(self.pace.tracks) <= FEW_JOBS)):
             self._outlook = forecast.forecast(self._admission, now, self.pace)
             self._stale = False
         return self._outlook
+
+    def place(self, job: Job, now: float) -> tuple[int | None, float]:
+        """Its place among those that wait, by when they are expected to go, None if it does not wait; and seconds to
+        its first token. For many who ask often: worked out once an outlook, and that may be a little older.
+        """
+        outlook = self.outlook(now, PLACE_AGE_S)
+        if self._places[0] is not outlook:
+            waiting = [each for each, track in self.pace.tracks.items() if track.let_go is None and each in outlook]
+            waiting.sort(key=lambda each: (outlook.start(each).median, each.arrival))
+            self._places = outlook, {each: place for place, each in enumerate(waiting, start=1)}
+        return self._places[1].get(job), outlook.first_token(job, now).median if job in outlook else inf
 
     def meets(self, job: Job, now: float) -> bool:
         """Whether a job that comes now may be expected to have its first token by its deadline."""

@@ -13,6 +13,7 @@ from gateway.admission import Admission
 from gateway.cost import CostModel
 from gateway.exchange import Exchange
 from gateway.feedback import EngineState
+from gateway.outcome import Outcome
 from policies.base import LANES
 
 # A long prompt on a busy Spark waits minutes: the usual buckets end where ours have their middle.
@@ -45,6 +46,9 @@ class Metrics:
         self._engine_preemptions = self._gauge("fairlane_engine_preemptions", "Preemptions in the engine so far.")
         self._prompt_tokens = self._counter("fairlane_prompt_tokens", "Prompt tokens, as the engine counted them.")
         self._cached_tokens = self._counter("fairlane_cached_tokens", "Of these, found in the engine's prefix cache.")
+        self._asked_again = self._counter(
+            "fairlane_engine_asked_again", "Requests sent once more, for a connection that broke before an answer came."
+        )
         self._output_tokens = self._counter("fairlane_output_tokens", "Output tokens, as the engine counted them.")
         self._predicted_tokens = self._counter("fairlane_predicted_prompt_tokens", "Prompt tokens, as predicted.")
         self._predicted_cached_tokens = self._counter("fairlane_predicted_cached_tokens", "Of these, cached.")
@@ -69,9 +73,16 @@ class Metrics:
                 self._predicted_tokens.inc(exchange.price.tokens)
                 self._predicted_cached_tokens.inc(exchange.price.cached)
 
+    def refused(self, outcome: Outcome) -> None:
+        """A connection ended before there was a request."""
+        self._requests.labels(outcome).inc()
+
     def forecast_compared(self, ratio: float) -> None:
         """A first token came after `ratio` times the seconds that were forecast."""
         self._forecast.observe(ratio)
+
+    def engine_asked_again(self) -> None:
+        self._asked_again.inc()
 
     def engine_seen(self, state: EngineState | None) -> None:
         """What the engine's own metrics say, or that there is nothing to read."""

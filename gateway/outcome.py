@@ -22,8 +22,11 @@ class Outcome(StrEnum):
     INVALID_API_KEY = "invalid_api_key"
     NOT_FOUND = "not_found"
     METHOD_NOT_ALLOWED = "method_not_allowed"
+    REQUEST_TIMEOUT = "request_timeout"
     BODY_TOO_LARGE = "body_too_large"
+    HEADERS_TOO_LARGE = "headers_too_large"
 
+    TOO_MANY_CONNECTIONS = "too_many_connections"
     QUEUE_FULL = "queue_full"
     USER_LIMIT = "user_limit"
     DEADLINE_UNREACHABLE = "deadline_unreachable"
@@ -60,7 +63,10 @@ _TOLD = {
     Outcome.INVALID_API_KEY: _Told("refused", 401, "authentication_error"),
     Outcome.NOT_FOUND: _Told("refused", 404, "invalid_request_error"),
     Outcome.METHOD_NOT_ALLOWED: _Told("refused", 405, "invalid_request_error"),
+    Outcome.REQUEST_TIMEOUT: _Told("refused", 408, "invalid_request_error"),
     Outcome.BODY_TOO_LARGE: _Told("refused", 413, "invalid_request_error"),
+    Outcome.HEADERS_TOO_LARGE: _Told("refused", 431, "invalid_request_error"),
+    Outcome.TOO_MANY_CONNECTIONS: _Told("rejected", 503, "server_error"),
     Outcome.QUEUE_FULL: _Told("rejected", 429, "rate_limit_error"),
     Outcome.USER_LIMIT: _Told("rejected", 429, "rate_limit_error"),
     Outcome.DEADLINE_UNREACHABLE: _Told("rejected", 429, "rate_limit_error"),

@@ -1,5 +1,6 @@
 """One completion request, top to bottom: the walk that the package's docstring draws."""
 
+import json
 import logging
 import uuid
 from collections.abc import Callable
@@ -12,15 +13,17 @@ from anyio.abc import TaskGroup
 from starlette.types import Receive, Scope, Send
 
 from gateway.callers import Caller, hashed
-from gateway.client import Client
+from gateway.client import Client, Headers
+from gateway.comments import keep_company
 from gateway.completion import Completion, Route, parse
 from gateway.cost import PROGRESS_CHUNKS, Price
 from gateway.curve import Seen
-from gateway.errors import GatewayError, InternalError, Rejected
+from gateway.errors import BadUpstream, GatewayError, InternalError, Rejected
 from gateway.exchange import Exchange
 from gateway.keys import KEY_PATTERN
 from gateway.outcome import Outcome
 from gateway.parts import Parts
+from gateway.priority import with_priority
 from gateway.prompt import Prompt
 from gateway.sse import EventStream, read_account
 from gateway.timeline import Timeline
@@ -49,7 +52,7 @@ class Completions:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         client = Client(scope, receive, send, self.parts.settings.client_stall)
-        exchange = Exchange(_request_id(client.headers), self.route, Timeline(arrived=perf_counter()))
+        exchange = Exchange(_request_id(client.headers), self.route, Timeline(arrived=perf_counter()), scope["scheme"])
         trace = self.parts.telemetry.start(exchange, client.headers)
         try:
             async with anyio.create_task_group() as tasks:
@@ -71,7 +74,8 @@ class Completions:
 
     async def _serve(self, client: Client, exchange: Exchange, trace: RequestTrace, tasks: TaskGroup) -> None:
         caller = self.parts.callers.identify(client.address, client.headers)
-        completion = parse(self.route, await client.body(self.parts.settings.max_body))
+        settings = self.parts.settings
+        completion = parse(self.route, await client.body(settings.max_body, settings.body_timeout))
         self._check_length(completion, max(map(self._least, completion.prompts)))
         self._check_named(caller, completion)
         tasks.start_soon(client.watch_leaving, tasks.cancel_scope)
@@ -80,19 +84,28 @@ class Completions:
         job = exchange.job = self._job(exchange, completion, price, caller, client.headers)
 
         exchange.timeline.queued = perf_counter()
+        events = EventStream(len(completion.prompts), completion.n, completion.drop_usage)
+        if completion.stream:
+            tasks.start_soon(self._keep_company, client, exchange, events)
         async with self.parts.waiting.admitted(job, completion.max_tokens) as permit:
             exchange.timeline.dispatched = perf_counter()
-            events = EventStream(len(completion.prompts), completion.n, completion.drop_usage)
             headers = [
                 *forwarded(client.headers),
                 *trace.call_engine(self.parts.upstream.base_url),
                 (b"x-request-id", exchange.id.encode()),
             ]
-            if not completion.stream:
-                tasks.start_soon(_prefill_ends, exchange, permit)
+            ordered = settings.engine.scheduling_policy == "priority"
+            body = with_priority(completion.body, permit.number if ordered else None)
+
+            def sent() -> None:
+                if not completion.stream:
+                    tasks.start_soon(_prefill_ends, exchange, permit)
+
             try:
-                async with self.parts.upstream.post(self.route, completion.body, headers) as answer:
-                    exchange.status = answer.status
+                async with self.parts.upstream.post(self.route, body, headers, sent) as answer:
+                    exchange.asked_again = not answer.at_once
+                    if not client.started:
+                        exchange.status = answer.status
                     if answer.streams:
                         growth = partial(self.parts.cost_model.growth, job, price)
                         prefilled = partial(self.parts.cost_model.prefilled, completion.prompts, price)
@@ -107,10 +120,20 @@ class Completions:
                 permit.output_tokens = exchange.counts.output // job.seats if exchange.counts else None
                 seen = self._seen(exchange, permit)
 
-        failed = events.failed or exchange.status >= 400
+        failed = answer.status >= 400 or events.failed
+        exchange.engine_failed = answer.status >= 500 or events.failed
         exchange.outcome = Outcome.ENGINE_ERROR if failed else Outcome.COMPLETED
         if exchange.usage and not failed:
             self._learn(exchange, completion, price, seen)
+
+    async def _keep_company(self, client: Client, exchange: Exchange, events: EventStream) -> None:
+        parts, settings = self.parts, self.parts.settings
+        await keep_company(
+            *(client, exchange, events, parts.waiting, parts.upstream),
+            own_headers=_id_header(exchange),
+            grace=settings.silent_grace,
+            interval=settings.comment_interval,
+        )
 
     def _least(self, prompt: Prompt) -> int:
         return self.parts.cost_model.estimator.least(prompt.size)
@@ -193,7 +216,9 @@ class Completions:
         return self.parts.cost_model.partial_cost(job.cost, elapsed=elapsed, began=began, chunks=chunks)
 
     def _seen(self, exchange: Exchange, permit: Permit) -> Seen | None:
-        """Its prefill, if that can be told from others' work."""
+        """Its prefill, if that can be told from others' work, and from waiting for an engine that was away."""
+        if exchange.asked_again:
+            return None
         # Work of others, straight at the engine, is in no ledger.
         if self.parts.waiting.admission.ledger.foreign_seats:
             return None
@@ -222,13 +247,17 @@ async def _relay(
     prefilled: Callable[[], None],
 ) -> None:
     """A stream, chunk by chunk, as it comes. `growth` is what so many chunks have come to: engine seconds, cache."""
-    await client.start(answer.status, answer.headers + _own_headers(exchange))
+    if client.started:
+        account = (f"{name.decode()}={value.decode()}" for name, value in _account(exchange))
+        await client.comment(" ".join(["dispatched", *account]))
+    else:
+        await client.start(answer.status, answer.headers + _own_headers(exchange))
     async for chunk in answer.chunks():
         whole = events.feed(chunk)
         permit.track.tokens = events.chunks
         if exchange.timeline.first_token is None and events.first_token:
             exchange.timeline.first_token = perf_counter()
-            permit.first_token()
+            permit.first_token(guessed=exchange.asked_again)
             prefilled()
         if events.chunks % PROGRESS_CHUNKS == 0:
             permit.progress(*growth(events.chunks))
@@ -245,7 +274,10 @@ async def _hand_over(client: Client, exchange: Exchange, answer: Answer) -> None
         exchange.timeline.first_token = perf_counter()
         exchange.prefill_source = "answer"
     exchange.usage, exchange.times = read_account(body)
-    await client.respond(answer.status, answer.headers + _own_headers(exchange), body)
+    if client.started:
+        await client.write(_last_event(_engine_error(body)), more=False)
+    else:
+        await client.respond(answer.status, answer.headers + _own_headers(exchange), body)
 
 
 async def _prefill_ends(exchange: Exchange, permit: Permit) -> None:
@@ -261,19 +293,45 @@ async def _tell(client: Client, exchange: Exchange, error: GatewayError) -> None
     """Answer with the error: as a response, or, once a stream has begun, as its last event."""
     exchange.outcome = error.outcome
     if client.started:
-        await client.write(b"data: " + error.body() + b"\n\ndata: [DONE]\n\n", more=False)
+        await client.write(_last_event(error.body()), more=False)
     else:
         exchange.status = error.status
         headers = [(b"content-type", b"application/json"), *error.headers(), *_own_headers(exchange)]
         await client.respond(error.status, headers, error.body())
 
 
-def _own_headers(exchange: Exchange) -> list[tuple[bytes, bytes]]:
-    headers = [(b"x-request-id", exchange.id.encode())]
-    if exchange.job and exchange.timeline.queue_s is not None:
-        headers.append((b"x-fairlane-queue-ms", b"%.0f" % (1e3 * exchange.timeline.queue_s)))
-        headers.append((b"x-fairlane-cost-s", b"%.3f" % exchange.job.cost))
-    return headers
+def _last_event(error: bytes) -> bytes:
+    """How a stream that has begun is told of an error."""
+    return b"data: " + error + b"\n\ndata: [DONE]\n\n"
+
+
+def _engine_error(body: bytes) -> bytes:
+    """What the engine answered, in one piece and perhaps several lines, to a request whose stream has begun."""
+    try:
+        content = json.loads(body)
+    except ValueError:
+        content = None
+    if not (isinstance(content, dict) and content.get("error")):
+        raise BadUpstream("The engine answered a streamed request with neither a stream nor an error.")
+    return json.dumps(content).encode()
+
+
+def _own_headers(exchange: Exchange) -> Headers:
+    return [*_id_header(exchange), *_account(exchange)]
+
+
+def _id_header(exchange: Exchange) -> Headers:
+    return [(b"x-request-id", exchange.id.encode())]
+
+
+def _account(exchange: Exchange) -> Headers:
+    """How long it waited, and what it costs, as far as it came."""
+    if exchange.job is None or exchange.timeline.queue_s is None:
+        return []
+    return [
+        (b"x-fairlane-queue-ms", b"%.0f" % (1e3 * exchange.timeline.queue_s)),
+        (b"x-fairlane-cost-s", b"%.3f" % exchange.job.cost),
+    ]
 
 
 def _request_id(headers: dict[bytes, bytes]) -> str:

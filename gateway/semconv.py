@@ -33,5 +33,6 @@ TRUE_COST = "fairlane.true.prefill_s"  # the curve at true counts
 OBSERVED_PREFILL = "fairlane.observed.prefill_s"  # a sample of the curve: what nobody else's work was in
 CHARGED = "fairlane.charged_s"
 COUNTED = "fairlane.counted"  # the tokens were counted, not estimated
+ASKED_AGAIN = "fairlane.asked_again"  # the engine was away, or its connection broke
 OUTCOME = "fairlane.outcome"
 TIMING_SOURCE = "fairlane.timing.source"  # observed | predicted | answer

@@ -8,6 +8,7 @@ settings anew.
 
 import asyncio
 import logging
+import resource
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -18,6 +19,8 @@ import anyio
 import uvicorn
 
 from gateway.app import Gateway
+from gateway.connection import Bounds, bounded
+from gateway.keepalive import PROBES, unacknowledged_for
 from gateway.settings import Settings
 
 logger = logging.getLogger("fairlane")
@@ -33,6 +36,17 @@ def _news(record: logging.LogRecord) -> bool:
     return record.msg != "ASGI callable returned without completing response."
 
 
+def _allow_files(count: int) -> None:
+    """A connection is a file, and the usual limit of 1024 is one that a process may raise by itself."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + 256
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        given = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (given, hard))
+        if given < wanted:
+            logger.warning("the system allows %d open files: too few for max_connections", given)
+
+
 class Server(uvicorn.Server):
     def __init__(
         self,
@@ -40,34 +54,56 @@ class Server(uvicorn.Server):
         on_start: Callable[[int], None] | None = None,
         read_settings: Callable[[], Settings] | None = None,
     ) -> None:
-        """`on_start` is told the port when connections are accepted; `read_settings` is asked at SIGHUP."""
-        settings = gateway.parts.settings
+        """`on_start` is told the port when connections are accepted; `read_settings` is asked at SIGHUP.
+
+        Raises ValueError if the TLS certificate cannot be used.
+        """
+        settings, metrics = gateway.parts.settings, gateway.parts.telemetry.metrics
+        bounds = Bounds(settings.max_connections, settings.max_headers, lambda error: metrics.refused(error.outcome))
         super().__init__(
             uvicorn.Config(
                 gateway.app,
                 host=settings.host,
                 port=settings.port,
                 loop="uvloop",
-                http="httptools",
+                http=bounded(bounds),
                 ws="none",
                 lifespan="on",
                 log_config=None,
                 access_log=False,
                 server_header=False,
                 timeout_keep_alive=75,
+                ssl_certfile=settings.tls_certificate,
+                ssl_keyfile=settings.tls_key,
                 # A backstop: by then the gateway has ended everything itself.
                 timeout_graceful_shutdown=int(settings.drain_timeout) + CUT_OFF_TIMEOUT,
             )
         )
+        if settings.tls_key and not settings.tls_certificate:
+            raise ValueError("tls_key without tls_certificate: nothing is encrypted with a key alone")
+        try:
+            self.config.load()
+        except OSError as error:
+            raise ValueError(f"tls_certificate = {settings.tls_certificate}, tls_key: {error}") from error
         logging.getLogger("uvicorn.error").addFilter(_news)
         self._gateway = gateway
         self._on_start = on_start
         self._read_settings = read_settings
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        _allow_files(2 * self._gateway.parts.settings.max_connections)
         await super().startup(sockets)
+        for server in self.servers:
+            for listener in server.sockets:
+                self._watch_over(listener)
         if self._on_start and not self.should_exit:
             self._on_start(self.servers[0].sockets[0].getsockname()[1])
+
+    def _watch_over(self, listener: socket.socket) -> None:
+        """Linux hands a listener's options down to its connections. A window that stays shut ends one like silence
+        does, so a client may be unacknowledged for as long as it may read nothing."""
+        for option in (*PROBES, unacknowledged_for(self._gateway.parts.settings.client_stall)):
+            listener.setsockopt(*option)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

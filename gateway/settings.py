@@ -8,6 +8,7 @@ from pydantic import (
     AnyHttpUrl,
     BaseModel,
     Field,
+    NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -45,6 +46,9 @@ class EngineSettings(BaseModel, extra="forbid", frozen=True):
     )
     max_num_seqs: Annotated[PositiveInt, Unit("sequences")] = Field(
         256, description="sequences in the engine at once; at most vLLM's --max-num-seqs"
+    )
+    scheduling_policy: Literal["fcfs", "priority"] = Field(
+        "fcfs", description="vLLM's --scheduling-policy; with priority the gateway tells it our order"
     )
     kv_tokens: Annotated[PositiveInt | None, Unit("tokens")] = Field(
         None, description="cache that prompts and answers may fill; vLLM logs its size at start; unset: no limit"
@@ -148,9 +152,26 @@ class Settings(BaseSettings):
         {}, description="a user's part of the engine against others' 1; by key owner, user name or address"
     )
     queue_timeout: Seconds = Field(300.0, description="a request that waited longer gets 429")
+    silent_grace: Seconds = Field(
+        3.0, description="a streamed request that waited longer is told so in SSE comments, with status 200"
+    )
+    comment_interval: Seconds = Field(5.0, description="from one such comment to the next")
+    engine_grace: Annotated[NonNegativeFloat, Unit("s")] = Field(
+        120.0, description="requests wait for an engine that is away for up to so long; then they get 503"
+    )
     client_stall: Seconds = Field(60.0, description="a client that reads nothing for so long is cut off")
     drain_timeout: Seconds = Field(60.0, description="after SIGTERM, running requests may go on for so long")
+    body_timeout: Seconds = Field(60.0, description="a request body must have come whole by then, else 408")
     max_body: Annotated[PositiveInt, Unit("bytes")] = Field(64 << 20, description="largest request body")
+    max_headers: Annotated[PositiveInt, Unit("bytes")] = Field(64 << 10, description="largest head of a request")
+    max_connections: Annotated[PositiveInt, Unit("connections")] = Field(
+        2048, description="clients' connections at once; who comes then and asks for an answer gets 503"
+    )
+    cors_origins: tuple[str, ...] = Field(
+        (), description='web pages that may use the gateway from a browser, such as "http://intranet"; "*" is any'
+    )
+    tls_certificate: Path | None = Field(None, description="serve https with this certificate chain (PEM)")
+    tls_key: Path | None = Field(None, description="its private key, unless the certificate's file has it")
     keys: tuple[KeySettings, ...] = Field((), description="API keys, each [[keys]] with key, owner, front_end")
     keys_file: Path | None = Field(
         None, description="more API keys, as hashes; `fairlane keys` changes it, and the gateway follows in a second"

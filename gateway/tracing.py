@@ -108,8 +108,9 @@ class RequestTrace:
         span.end(self._ns(end))
 
     def _end(self, span: Span) -> None:
-        # A 4xx or a client that left is no failure of the server (semantic conventions for HTTP spans, Status).
-        if self._exchange.status >= 500:
+        # A 4xx or a client that left is no failure of the server (semantic conventions for HTTP spans, Status). What
+        # went wrong after a stream had begun with 200 is one.
+        if self._exchange.failed:
             span.set_status(Status(StatusCode.ERROR))
             span.set_attribute(semconv.ERROR_TYPE, self._exchange.outcome)
         span.end(self._ns(self._exchange.timeline.ended))
@@ -124,7 +125,7 @@ def _request(exchange: Exchange) -> dict[str, AttributeValue | None]:
         semconv.HTTP_METHOD: "POST",
         semconv.HTTP_ROUTE: exchange.route,
         semconv.URL_PATH: exchange.route,
-        semconv.URL_SCHEME: "http",
+        semconv.URL_SCHEME: exchange.scheme,
         semconv.HTTP_STATUS: exchange.status or None,
         semconv.REQUEST_ID: exchange.id,
         semconv.OUTCOME: exchange.outcome,
@@ -138,6 +139,7 @@ def _request(exchange: Exchange) -> dict[str, AttributeValue | None]:
         semconv.TRUE_COST: exchange.true_prefill_s,
         semconv.OBSERVED_PREFILL: exchange.seen.seconds if exchange.seen else None,
         semconv.CHARGED: exchange.charged_s,
+        semconv.ASKED_AGAIN: exchange.asked_again or None,
     }
 
 

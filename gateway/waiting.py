@@ -7,6 +7,7 @@ come back twice, wherever a request is cancelled.
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from itertools import count
 from math import ceil
 from random import uniform
 from time import perf_counter
@@ -31,11 +32,13 @@ class Permit:
     """The right to be in the engine. Its prefill part goes back at the first token, its seats at the end.
 
     `cost` is what the job is charged in the end, in engine seconds: the prediction, until somebody knows better.
+    `number` counts the dispatches, in the order in which admission let them go.
     `track.tokens` is how many of its answer came, kept up to date by whoever relays them.
     """
 
-    def __init__(self, room: "WaitingRoom", job: Job) -> None:
+    def __init__(self, room: "WaitingRoom", job: Job, number: int) -> None:
         self.job = job
+        self.number = number
         self.cost = job.cost
         self.output_tokens: int | None = None  # of a whole answer
         self.track = room.forecaster.pace.tracks.get(job) or Track()
@@ -61,6 +64,7 @@ class _Waiter:
     def __init__(self) -> None:
         self.wake = anyio.Event()
         self.granted = False
+        self.number = 0
         self.evicted: GatewayError | None = None
         self.scope = anyio.CancelScope()
 
@@ -79,6 +83,7 @@ class WaitingRoom:
         self.draining = False
         self._observe = observe
         self._waiters: dict[Job, _Waiter] = {}
+        self._dispatched = count(1)
 
     @asynccontextmanager
     async def admitted(self, job: Job, max_tokens: int | None = None) -> AsyncIterator[Permit]:
@@ -99,7 +104,7 @@ class WaitingRoom:
             # A grant may have come in the very moment of the timeout: then it holds.
             if not waiter.granted:
                 raise self._timeout(job)
-            permit = Permit(self, job)
+            permit = Permit(self, job, waiter.number)
             cost = job.cost
             try:
                 with waiter.scope:
@@ -136,7 +141,7 @@ class WaitingRoom:
         dispatched = tell(self.admission, event)
         for granted in dispatched:
             waiter = self._waiters[granted]
-            waiter.granted = True
+            waiter.granted, waiter.number = True, next(self._dispatched)
             waiter.wake.set()
         # From here on nothing may fail: what has happened has happened, whoever else would like to know of it.
         try:

@@ -44,8 +44,9 @@ T = TypeVar("T")
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
 DEADLINE = 10.0
-# A gateway that asks the engine for nothing but answers, and keeps nothing for the next test.
-ALONE = {"tokenizer": "off", "state_file": "off"}
+# A gateway that asks the engine for nothing but answers, keeps nothing for the next test, and takes an engine that is
+# not there for one that does not come back.
+ALONE = {"tokenizer": "off", "state_file": "off", "engine_grace": 0.0}
 BUDGETS = ("fairlane_queue_jobs", "fairlane_prefill_jobs", "fairlane_prefill_tokens", "fairlane_seats")
 SPARK_SPEED = 50.0
 
@@ -435,6 +436,11 @@ class RunningGateway:
             if sample.name == name and labels.items() <= sample.labels.items()
         )
 
+    @property
+    def connections(self) -> set[Any]:
+        """uvicorn's, as they are at any moment."""
+        return self._server.server_state.connections
+
     def queued(self, lane: str | None = None) -> int:
         return int(self.metric("fairlane_queue_jobs", **({} if lane is None else {"lane": lane})))
 
@@ -489,7 +495,8 @@ def _start(upstream: str, profile: Profile | None = None, **settings: Any) -> Ru
     server = _ServerInThread(made, port.put)
     stack.enter_context(running(server))
     try:
-        url = f"http://127.0.0.1:{port.get(timeout=DEADLINE)}"
+        scheme = "https" if "tls_certificate" in settings else "http"
+        url = f"{scheme}://127.0.0.1:{port.get(timeout=DEADLINE)}"
     except BaseException:
         stack.close()
         raise

@@ -26,8 +26,8 @@ gateway gateway.admission gateway.background gateway.callers gateway.completion 
 gateway.curve gateway.decision_log gateway.errors gateway.estimator gateway.event gateway.exchange
 gateway.feedback gateway.forecast gateway.forecaster gateway.keys gateway.learned gateway.learners
 gateway.ledger gateway.limits gateway.line gateway.outcome gateway.pace gateway.places gateway.prefix_index
-gateway.profile gateway.prompt gateway.prompt_fields gateway.regression gateway.semconv gateway.settings
-gateway.sse gateway.timeline gateway.unnamed gateway.wishes
+gateway.priority gateway.profile gateway.prompt gateway.prompt_fields gateway.regression gateway.semconv
+gateway.settings gateway.sse gateway.timeline gateway.unnamed gateway.wishes
 loadtest loadtest.calibration loadtest.calibration.accuracy loadtest.calibration.calibration
 loadtest.calibration.cost_fit loadtest.calibration.fit loadtest.calibration.ladder
 loadtest.calibration.measurements loadtest.client loadtest.client.answer loadtest.client.texts loadtest.front
@@ -46,10 +46,10 @@ loadtest.workloads.workload
 PURE = set(_PURE.split())
 
 _SHELL = """
-gateway.__main__ gateway.app gateway.chat_template gateway.cli gateway.client gateway.engine
-gateway.key_commands gateway.keys_file gateway.local_tokenizer gateway.metrics gateway.options gateway.parts
-gateway.proxy gateway.server gateway.state_file gateway.telemetry gateway.tokenizer gateway.tracing
-gateway.upstream gateway.waiting
+gateway.__main__ gateway.app gateway.chat_template gateway.cli gateway.client gateway.comments
+gateway.connection gateway.engine gateway.keepalive gateway.key_commands gateway.keys_file
+gateway.local_tokenizer gateway.metrics gateway.options gateway.parts gateway.proxy gateway.server
+gateway.state_file gateway.telemetry gateway.tokenizer gateway.tracing gateway.upstream gateway.waiting
 loadtest.calibration.bench loadtest.client.connection loadtest.client.load_client loadtest.client.probe
 loadtest.commands loadtest.demo loadtest.live_display loadtest.load_commands loadtest.process
 loadtest.profile_commands loadtest.provenance loadtest.runs loadtest.spark.answer loadtest.spark.frontend

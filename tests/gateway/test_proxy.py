@@ -745,10 +745,11 @@ def test_the_engine_hangs_up_before_its_headers(
     engine: ScriptedEngine, gateway: RunningGateway, garbage: bytes, stream: bool
 ) -> None:
     asked = gateway.ask(chat(stream=stream))
-    call = engine.asked()
-    if garbage:
-        call.say(garbage)
-    call.hang_up()
+    for _ in range(2):  # asked once more, and no more than that
+        call = engine.asked()
+        if garbage:
+            call.say(garbage)
+        call.hang_up()
     assert asked.status == 502
     content = asked.json()["error"]
     assert (content["type"], content["code"]) == ("server_error", "bad_upstream")
@@ -825,6 +826,9 @@ def test_who_is_refused_leaves_the_others_alone(engine: ScriptedEngine, start_ga
     for wrong in ("hang up", "silent", "mid-stream", "error"):
         asked = gateway.ask(chat(stream=True))
         call = engine.asked()
+        if wrong == "hang up":
+            call.hang_up()
+            call = engine.asked()
         if wrong == "mid-stream":
             call.start()
             call.send(token())

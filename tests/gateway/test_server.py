@@ -54,6 +54,10 @@ class Process:
         """Where it serves, by its own words."""
         return self.says(r"base URL on this host +(http://\S+)/v1")
 
+    @property
+    def number(self) -> int:
+        return self._process.pid
+
     def signal(self, number: int) -> None:
         self._process.send_signal(number)
 
@@ -266,17 +270,16 @@ def test_it_waits_for_an_engine_that_is_not_up_yet(start: Start, ask: Callable[.
     port = free_port()
     process = start("serve", "--upstream", f"http://127.0.0.1:{port}", "--port", "0")
     process.says("engine: not there yet, waiting for it")
-    early = ask(process.url)
-    assert early.status == 503
-    assert early.json()["error"]["code"] == "engine_down"
+    asked = ask(process.url)
+    process.says("requests wait for it for 120 s")
     engine = ScriptedEngine()
     with serve(engine, port):
         process.says(rf"engine: http://127.0.0.1:{port} serves scripted")
-        asked = ask(process.url)
         engine.asked().answer()
         assert asked.status == 200
         asked.read()
     assert process.said.count("not there yet") == 1
+    assert process.said.count("cannot be reached; requests wait") == 1
 
 
 def test_its_files(engine: ScriptedEngine, start: Start, ask: Callable[..., Asked], tmp_path: Path) -> None:
@@ -313,6 +316,8 @@ def test_its_files(engine: ScriptedEngine, start: Start, ask: Callable[..., Aske
         (["--trace-file", "/nowhere/spans.jsonl"], "/nowhere/spans.jsonl"),
         (["--decision-log", "/nowhere/log.jsonl"], "/nowhere/log.jsonl"),
         (["--port", "70000"], "port"),
+        (["--set", "tls_certificate=/nowhere/chain.pem"], "/nowhere/chain.pem"),
+        (["--set", "tls_key=/nowhere/key.pem"], "tls_certificate"),
         (["--upstream", "spark:8000:x"], "upstream"),
     ],
 )
