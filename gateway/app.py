@@ -9,7 +9,6 @@ from time import perf_counter
 
 import anyio
 import anyio.to_thread
-import httpx
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -18,7 +17,6 @@ from starlette.routing import Route
 
 from gateway.admission import Admission
 from gateway.callers import Caller, Callers
-from gateway.completion import Route as CompletionRoute
 from gateway.cost import CostModel
 from gateway.decision_log import DecisionLog
 from gateway.engine import Engine
@@ -28,23 +26,23 @@ from gateway.forecaster import Forecaster
 from gateway.metrics import Metrics
 from gateway.pace import Pace
 from gateway.parts import Parts
+from gateway.passed_on import PassedOn
 from gateway.places import page, places, shown
 from gateway.profile import Profile
 from gateway.profile import load as load_profile
-from gateway.proxy import Completions
+from gateway.proxy import Proxied
+from gateway.routes import PASSED, QUEUED, REFUSED, shape
 from gateway.settings import Settings
 from gateway.state_file import StateFile, default_path
 from gateway.telemetry import Telemetry
 from gateway.tokenizer import BoundedTokenizer, EngineTokenizer, LocalTokenizer, Tokenizer
 from gateway.tracing import Tracing
-from gateway.upstream import Upstream, returned
+from gateway.upstream import Upstream
 from gateway.waiting import WaitingRoom
 from policies import find
 from policies.base import LANES
 
 logger = logging.getLogger("fairlane")
-
-COMPLETION_ROUTES: tuple[CompletionRoute, ...] = ("/v1/chat/completions", "/v1/completions")
 
 # Settings that are read once, when the gateway starts.
 FIXED = (
@@ -122,11 +120,6 @@ def create_gateway(settings: Settings, profile: Profile | None = None) -> Gatewa
     )
     engine = Engine(parts, _state_file(settings))
 
-    async def models(request: Request) -> Response:
-        """vLLM's own answer: the gateway serves no models."""
-        _identify(parts, request)
-        return _passed_on(await upstream.get("/v1/models"))
-
     async def health(request: Request) -> Response:
         """200 as long as the gateway lives; what it says of the engine is for people to read."""
         try:
@@ -161,8 +154,8 @@ def create_gateway(settings: Settings, profile: Profile | None = None) -> Gatewa
 
     app = Starlette(
         routes=[
-            *(Route(route, Completions(route, parts), methods=["POST"]) for route in COMPLETION_ROUTES),
-            Route("/v1/models", models),
+            *(Route(route.path, Proxied(route.path, route.api, parts), methods=["POST"]) for route in QUEUED),
+            *(Route(route.path, PassedOn(route, parts), methods=[route.method]) for route in PASSED),
             Route("/queue", queue),
             Route("/health", health),
             Route("/metrics", metrics_text),
@@ -202,33 +195,24 @@ def _identify(parts: Parts, request: Request) -> Caller:
     return parts.callers.identify(request.client.host if request.client else None, dict(request.headers.raw))
 
 
-def _passed_on(answer: httpx.Response) -> Response:
-    response = Response(answer.content, answer.status_code)
-    response.raw_headers = [
-        (name, value) for name, value in returned(answer) if name not in (b"content-length", b"content-encoding")
-    ] + [(b"content-length", str(len(answer.content)).encode())]
-    return response
-
-
-def _error(error: GatewayError) -> Response:
-    response = Response(error.body(), error.status, media_type="application/json")
-    response.raw_headers.extend(error.headers())
-    return response
-
-
 async def _gateway_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, GatewayError)
-    return _error(error)
+    response = Response(shape(request.url.path).whole(error), error.status, media_type="application/json")
+    response.raw_headers.extend(error.headers())
+    return response
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
     """Starlette raises these for what its router does not know."""
     assert isinstance(error, HTTPException)
+    path = request.url.path
     if error.status_code == 405:
-        return _error(MethodNotAllowed(f"{request.url.path} does not take {request.method}."))
-    routes = ", ".join([*COMPLETION_ROUTES, "/v1/models", "/queue", "/health", "/metrics"])
-    return _error(NotFound(f"There is no {request.url.path} here. There is: {routes}."))
+        response = await _gateway_error(request, MethodNotAllowed(f"{path} does not take {request.method}."))
+        response.headers.update(error.headers or {})  # which methods it takes
+        return response
+    routes = ", ".join([*dict.fromkeys(route.path for route in (*QUEUED, *PASSED)), "/queue", "/health", "/metrics"])
+    return await _gateway_error(request, NotFound(REFUSED.get(path) or f"There is no {path} here. There is: {routes}."))
 
 
 async def _bug(request: Request, error: Exception) -> Response:
-    return _error(InternalError("The gateway failed; its log has the reason."))
+    return await _gateway_error(request, InternalError("The gateway failed; its log has the reason."))

@@ -1,4 +1,4 @@
-"""One completion request, top to bottom: the walk that the package's docstring draws."""
+"""One request that is queued, top to bottom: the walk that the package's docstring draws."""
 
 import logging
 import uuid
@@ -11,9 +11,9 @@ import anyio
 from anyio.abc import TaskGroup
 from starlette.types import Receive, Scope, Send
 
+from gateway.api.base import Api, InferenceRequest
 from gateway.callers import Caller
 from gateway.client import Client
-from gateway.completion import Completion, Route, parse
 from gateway.cost import PROGRESS_CHUNKS, Price
 from gateway.curve import Seen
 from gateway.errors import GatewayError, InternalError, Rejected
@@ -21,7 +21,7 @@ from gateway.exchange import Exchange
 from gateway.outcome import Outcome
 from gateway.parts import Parts
 from gateway.prompt import Prompt
-from gateway.sse import EventStream, read_account
+from gateway.sse import EventStream
 from gateway.timeline import Timeline
 from gateway.tracing import RequestTrace
 from gateway.upstream import Answer, forwarded
@@ -39,10 +39,11 @@ _MAX_ID = 128
 
 
 @dataclass(frozen=True, slots=True)
-class Completions:
-    """`POST` to a completion route, as a raw ASGI endpoint."""
+class Proxied:
+    """`POST` to a route whose work is queued, as a raw ASGI endpoint."""
 
-    route: Route
+    route: str
+    api: Api
     parts: Parts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -55,10 +56,11 @@ class Completions:
                 try:
                     await self._serve(client, exchange, trace, tasks)
                 except GatewayError as error:
-                    await _tell(client, exchange, error)
+                    await _tell(client, exchange, error, self.api)
                 except Exception:
                     logger.exception("request %s failed", exchange.id)
-                    await _tell(client, exchange, InternalError("The gateway failed; its log has the reason."))
+                    bug = InternalError("The gateway failed; its log has the reason.")
+                    await _tell(client, exchange, bug, self.api)
                 tasks.cancel_scope.cancel()
             if client.gone:
                 exchange.outcome = client.gone.outcome
@@ -69,7 +71,8 @@ class Completions:
 
     async def _serve(self, client: Client, exchange: Exchange, trace: RequestTrace, tasks: TaskGroup) -> None:
         caller = self.parts.callers.identify(client.address, client.headers)
-        completion = parse(self.route, await client.body(self.parts.settings.max_body))
+        body = await client.body(self.parts.settings.max_body)
+        completion = self.api.parse(body, client.headers.get(b"content-type", b""))
         self._check_length(completion, max(map(self._least, completion.prompts)))
         tasks.start_soon(client.watch_leaving, tasks.cancel_scope)
         tasks.start_soon(client.watch_reading, tasks.cancel_scope)
@@ -79,29 +82,30 @@ class Completions:
         exchange.timeline.queued = perf_counter()
         async with self.parts.waiting.admitted(job, completion.max_tokens) as permit:
             exchange.timeline.dispatched = perf_counter()
-            events = EventStream(len(completion.prompts), completion.n, completion.drop_usage)
+            events = EventStream(self.api.read, len(completion.prompts), completion.n, completion.drop_usage)
             headers = [
                 *forwarded(client.headers),
                 *trace.call_engine(self.parts.upstream.base_url),
                 (b"x-request-id", exchange.id.encode()),
             ]
-            if not completion.stream:
+            if self.api.decodes and not completion.stream:
                 tasks.start_soon(_prefill_ends, exchange, permit)
             try:
-                async with self.parts.upstream.post(self.route, completion.body, headers) as answer:
+                async with self.parts.upstream.send("POST", self.route, completion.body, headers) as answer:
                     exchange.status = answer.status
                     if answer.streams:
                         growth = partial(self.parts.cost_model.growth, job, price)
                         prefilled = partial(self.parts.cost_model.prefilled, completion.prompts, price)
                         await _relay(client, exchange, permit, answer, events, growth, prefilled)
                     else:
-                        await _hand_over(client, exchange, answer)
+                        await _hand_over(client, exchange, permit, answer, self.api)
             finally:
                 exchange.usage = exchange.usage or events.usage
                 exchange.times = exchange.times or events.times
                 exchange.timeline.ended = perf_counter()
                 permit.cost = exchange.charged_s = self._charge(exchange, completion, job, price, events.chunks)
-                permit.output_tokens = exchange.counts.output // job.seats if exchange.counts else None
+                if self.api.decodes and exchange.counts:
+                    permit.output_tokens = exchange.counts.output // job.seats
                 seen = self._seen(exchange, permit)
 
         failed = events.failed or exchange.status >= 400
@@ -112,22 +116,22 @@ class Completions:
     def _least(self, prompt: Prompt) -> int:
         return self.parts.cost_model.estimator.least(prompt.size)
 
-    def _check_length(self, completion: Completion, least: int) -> None:
+    def _check_length(self, completion: InferenceRequest, least: int) -> None:
         """What can never fit need not wait to be told so. What might fit is the engine's to judge."""
         limit = self.parts.max_model_len
-        if limit is not None and least > limit:
+        if limit is not None and least > limit and not completion.cut:
             raise Rejected(
                 Outcome.TOO_LONG,
                 f"This model's maximum context length is {limit} tokens. However, the prompt has at least {least}.",
             )
 
-    async def _price(self, exchange: Exchange, completion: Completion) -> Price:
+    async def _price(self, exchange: Exchange, completion: InferenceRequest) -> Price:
         """Counted where something depends on it: which lane, how long a lane is taken, whether it fits at all."""
         parts = self.parts
         price = parts.cost_model.price(completion.prompts)
         limit = parts.max_model_len
         long = price.uncached >= NEAR * parts.waiting.admission.limits.long_prompt_tokens
-        if parts.tokenizer is None or not (long or (limit and price.tokens >= NEAR * limit)):
+        if parts.tokenizer is None or not self.api.tokenized or not (long or (limit and price.tokens >= NEAR * limit)):
             return price
         exchange.timeline.asked = perf_counter()
         counted = await parts.tokenizer.count(completion)
@@ -140,7 +144,12 @@ class Completions:
         return parts.cost_model.price(completion.prompts, counted)
 
     def _job(
-        self, exchange: Exchange, completion: Completion, price: Price, caller: Caller, headers: dict[bytes, bytes]
+        self,
+        exchange: Exchange,
+        completion: InferenceRequest,
+        price: Price,
+        caller: Caller,
+        headers: dict[bytes, bytes],
     ) -> Job:
         parts = self.parts
         arrived, seats = exchange.timeline.arrived, completion.seats
@@ -165,7 +174,7 @@ class Completions:
             deadline=arrived + wishes.deadline,
         )
 
-    def _charge(self, exchange: Exchange, completion: Completion, job: Job, price: Price, chunks: int) -> float:
+    def _charge(self, exchange: Exchange, completion: InferenceRequest, job: Job, price: Price, chunks: int) -> float:
         if exchange.usage:
             exchange.counts = self.parts.cost_model.counts(completion.prompts, price, exchange.usage)
             exchange.true_prefill_s = self.parts.cost_model.true_prefill(exchange.counts, exchange.prompts)
@@ -186,7 +195,7 @@ class Completions:
         # Nobody saw the first token come; but the engine tells how long before the end that was.
         return permit.track.seen(ended - times.generation_s)
 
-    def _learn(self, exchange: Exchange, completion: Completion, price: Price, seen: Seen | None) -> None:
+    def _learn(self, exchange: Exchange, completion: InferenceRequest, price: Price, seen: Seen | None) -> None:
         assert exchange.usage
         queue_s = exchange.times.queue_s if exchange.times else None
         if self.parts.cost_model.learn(completion.prompts, price, exchange.usage, seen, queue_s):
@@ -218,14 +227,17 @@ async def _relay(
     await client.write(events.end(), more=False)
 
 
-async def _hand_over(client: Client, exchange: Exchange, answer: Answer) -> None:
+async def _hand_over(client: Client, exchange: Exchange, permit: Permit, answer: Answer, api: Api) -> None:
     """An answer in one piece. It is read whole first: should the engine break off, the client gets an error that
     says so, and no half of an answer."""
     body = await answer.read()
     if exchange.timeline.first_token is None and answer.status < 400:
         exchange.timeline.first_token = perf_counter()
         exchange.prefill_source = "answer"
-    exchange.usage, exchange.times = read_account(body)
+        if not api.decodes:
+            permit.first_token()  # which is all there is
+    said = api.read(body)
+    exchange.usage, exchange.times = said.usage, said.times
     await client.respond(answer.status, answer.headers + _own_headers(exchange), body)
 
 
@@ -238,15 +250,15 @@ async def _prefill_ends(exchange: Exchange, permit: Permit) -> None:
         permit.first_token(guessed=True)
 
 
-async def _tell(client: Client, exchange: Exchange, error: GatewayError) -> None:
+async def _tell(client: Client, exchange: Exchange, error: GatewayError, api: Api) -> None:
     """Answer with the error: as a response, or, once a stream has begun, as its last event."""
     exchange.outcome = error.outcome
     if client.started:
-        await client.write(b"data: " + error.body() + b"\n\ndata: [DONE]\n\n", more=False)
+        await client.write(api.errors.event(error), more=False)
     else:
         exchange.status = error.status
         headers = [(b"content-type", b"application/json"), *error.headers(), *_own_headers(exchange)]
-        await client.respond(error.status, headers, error.body())
+        await client.respond(error.status, headers, api.errors.whole(error))
 
 
 def _own_headers(exchange: Exchange) -> list[tuple[bytes, bytes]]:

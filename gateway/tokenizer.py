@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 import anyio
 import msgspec
 
-from gateway.completion import Completion
+from gateway.api.base import InferenceRequest
 from gateway.errors import GatewayError
 from gateway.upstream import Upstream
 
@@ -67,7 +67,7 @@ _TEXT_PARTS = {
 
 
 class Tokenizer(Protocol):
-    async def count(self, completion: Completion) -> int | None:
+    async def count(self, completion: InferenceRequest) -> int | None:
         """Prompt tokens, as the engine will count them, all prompts of the request together.
 
         None if they cannot be counted. Raises nothing but its cancellation.
@@ -86,7 +86,7 @@ class BoundedTokenizer:
         self._places = anyio.Semaphore(concurrent)
         self._patience = patience
 
-    async def count(self, completion: Completion) -> int | None:
+    async def count(self, completion: InferenceRequest) -> int | None:
         if len(completion.body) > MOST_BYTES:
             return None
         with anyio.move_on_after(self._patience):
@@ -115,7 +115,7 @@ class EngineTokenizer:
         self._clock = clock
         self._missing_until: float | None = None  # by the clock; None while the server has /tokenize, as far as known
 
-    async def count(self, completion: Completion) -> int | None:
+    async def count(self, completion: InferenceRequest) -> int | None:
         try:
             fields = _fields(completion)
             if "messages" in fields:
@@ -163,10 +163,10 @@ _MESSAGES = msgspec.json.Decoder(list[_Message])
 _PROMPT = msgspec.json.Decoder(str | list[str | int | list[int]])
 
 
-def _fields(completion: Completion) -> Fields:
+def _fields(completion: InferenceRequest) -> Fields:
     """The body's fields that are not null. Raises _Uncountable if one of them, or a part of a message, forbids it."""
     fields = {name: value for name, value in _FIELDS.decode(completion.body).items() if value != _NULL}
-    chat = completion.route == "/v1/chat/completions"
+    chat = completion.api == "chat"
     if not fields.keys().isdisjoint(_UNCOUNTED) or ("messages" if chat else "prompt") not in fields:
         raise _Uncountable
     if not chat:
@@ -260,10 +260,10 @@ class LocalTokenizer:
         # Its threads are the bound: a count that nobody waits for any more runs on, and no more run beside it.
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="tokenizer")
 
-    async def count(self, completion: Completion) -> int | None:
+    async def count(self, completion: InferenceRequest) -> int | None:
         return await asyncio.wrap_future(self._threads.submit(self._count, completion))
 
-    def _count(self, completion: Completion) -> int | None:
+    def _count(self, completion: InferenceRequest) -> int | None:
         try:
             fields = _fields(completion)
             chat = "messages" in fields

@@ -41,6 +41,7 @@ _NOT_FORWARDED = _HOP_BY_HOP | {
     b"host",
     b"traceparent",
     b"tracestate",
+    b"x-api-key",
     b"x-request-id",
     b"x-vllm-priority",
 }
@@ -76,13 +77,16 @@ class Upstream:
         await self._client.aclose()
 
     @asynccontextmanager
-    async def post(self, path: str, body: bytes, headers: Headers) -> AsyncIterator["Answer"]:
+    async def send(
+        self, method: str, path: str, body: bytes, headers: Headers, *, timeout: float | None = None
+    ) -> AsyncIterator["Answer"]:
         """Send, and hand over the answer when its headers are there. Leaving the block closes it, which is how
         vLLM learns that a request is no longer wanted.
 
         Raises UpstreamDown, BadUpstream, UpstreamTimeout.
         """
-        request = self._client.build_request("POST", path, content=body, headers=headers)
+        patience = self._client.timeout if timeout is None else timeout
+        request = self._client.build_request(method, path, content=body, headers=headers, timeout=patience)
         # Around the block too, for what goes wrong while the answer is read is raised in there.
         with _mapped(self.base_url):
             response = await self._client.send(request, stream=True)
@@ -93,12 +97,12 @@ class Upstream:
                     await response.aclose()
 
     async def get(self, path: str, *, timeout: float = 10.0) -> httpx.Response:
-        """A small answer, whole. Raises as `post` does."""
+        """A small answer, whole. Raises as `send` does."""
         with _mapped(self.base_url):
             return await self._client.get(path, timeout=timeout)
 
     async def ask(self, path: str, body: bytes, *, timeout: float = 10.0) -> httpx.Response:
-        """A small question in JSON, its answer whole. Raises as `post` does."""
+        """A small question in JSON, its answer whole. Raises as `send` does."""
         with _mapped(self.base_url):
             return await self._client.post(
                 path, content=body, headers={"content-type": "application/json"}, timeout=timeout

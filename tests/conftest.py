@@ -142,6 +142,7 @@ class Call:
     path: str
     headers: dict[str, str]
     body: bytes
+    query: str = ""
     left: threading.Event = field(default_factory=threading.Event)
     _over: threading.Event = field(default_factory=threading.Event)
     _steps: asyncio.Queue[Message | bytes | None] = field(default_factory=asyncio.Queue)
@@ -235,7 +236,7 @@ class ScriptedEngine:
             message = await receive()
             body, more = body + message.get("body", b""), message.get("more_body", False)
         headers = {name.decode(): value.decode("latin-1") for name, value in scope["headers"]}
-        call = Call(scope["method"], scope["path"], headers, body)
+        call = Call(scope["method"], scope["path"], headers, body, scope["query_string"].decode())
         if call.path == "/metrics":
             call.answer(404 if self.metrics is None else 200, self.metrics or {})
         elif call.path == "/version":

@@ -22,7 +22,10 @@ PACKAGES = ("policies", "gateway", "loadtest")
 PURE = {
     *("policies", "policies.backlog", "policies.base", "policies.deadline", "policies.drr", "policies.fair"),
     *("policies.fifo", "policies.ordered", "policies.shortest", "policies.turns", "gateway", "gateway.admission"),
-    *("gateway.callers", "gateway.completion", "gateway.config", "gateway.cost", "gateway.curve"),
+    *("gateway.api", "gateway.api.audio", "gateway.api.base", "gateway.api.chat", "gateway.api.completions"),
+    *("gateway.api.conversation", "gateway.api.errors", "gateway.api.messages", "gateway.api.openai"),
+    *("gateway.api.pooling", "gateway.api.responses", "gateway.routes", "gateway.usage"),
+    *("gateway.callers", "gateway.config", "gateway.cost", "gateway.curve"),
     *("gateway.decision_log", "gateway.learned", "gateway.prefix_index", "gateway.prompt", "gateway.regression"),
     *("gateway.errors", "gateway.estimator", "gateway.event", "gateway.exchange", "gateway.feedback"),
     *("gateway.forecast", "gateway.forecaster", "gateway.learners", "gateway.ledger", "gateway.limits"),
@@ -45,8 +48,15 @@ PURE = {
 
 SHELL = {
     *("gateway.__main__", "gateway.app", "gateway.cli", "gateway.client", "gateway.metrics", "gateway.proxy"),
-    *("gateway.engine", "gateway.parts", "gateway.server", "gateway.state_file", "gateway.telemetry"),
-    *("gateway.tokenizer", "gateway.tracing", "gateway.upstream", "gateway.waiting"),
+    *(
+        "gateway.engine",
+        "gateway.parts",
+        "gateway.passed_on",
+        "gateway.server",
+        "gateway.state_file",
+        "gateway.telemetry",
+    ),
+    *("gateway.telemetry", "gateway.tokenizer", "gateway.tracing", "gateway.upstream", "gateway.waiting"),
     *("loadtest.client.connection", "loadtest.client.load_client", "loadtest.client.probe"),
     *("loadtest.commands", "loadtest.demo", "loadtest.load_commands", "loadtest.process", "loadtest.live_display"),
     *("loadtest.provenance", "loadtest.runs", "loadtest.spark.answer", "loadtest.spark.frontend"),

@@ -15,14 +15,15 @@ import httpx
 import pytest
 import tokenizers
 
-from gateway.completion import Route, parse
+from gateway.routes import QUEUED
 from gateway.tokenizer import EngineTokenizer, LocalTokenizer
 from gateway.upstream import Upstream
 from tests.vllm.conftest import ENVIRONMENT, FLAGS, HERE, MODEL, SHUTDOWN, STARTUP, Vllm, wait_until
 from tests.vllm.tiny_model import START, words
 
-CHAT: Route = "/v1/chat/completions"
-TEXT: Route = "/v1/completions"
+CHAT = "/v1/chat/completions"
+TEXT = "/v1/completions"
+APIS = {route.path: route.api for route in QUEUED}
 
 # Shows all that a request can give a template, so that whatever is not carried is missing in the count.
 TEMPLATE = """\
@@ -115,7 +116,7 @@ def local(server: Vllm) -> LocalTokenizer:
     return LocalTokenizer(server.folder)
 
 
-def usage(server: Vllm, route: Route, body: dict[str, Any]) -> int:
+def usage(server: Vllm, route: str, body: dict[str, Any]) -> int:
     """What the engine says of the prompt, when it has read it."""
     answer = httpx.post(f"{server.url}{route}", json={"max_tokens": 1, **body}, timeout=60, trust_env=False)
     assert answer.is_success, answer.text
@@ -123,19 +124,19 @@ def usage(server: Vllm, route: Route, body: dict[str, Any]) -> int:
     return tokens
 
 
-def asked(server: Vllm, route: Route, body: dict[str, Any]) -> int | None:
+def asked(server: Vllm, route: str, body: dict[str, Any]) -> int | None:
     async def count() -> int | None:
         upstream = Upstream(server.url)
         try:
-            return await EngineTokenizer(upstream).count(parse(route, json.dumps(body).encode()))
+            return await EngineTokenizer(upstream).count(APIS[route].parse(json.dumps(body).encode(), b""))
         finally:
             await upstream.aclose()
 
     return anyio.run(count)
 
 
-def counted(local: LocalTokenizer, route: Route, body: dict[str, Any]) -> int | None:
-    return anyio.run(local.count, parse(route, json.dumps(body).encode()))
+def counted(local: LocalTokenizer, route: str, body: dict[str, Any]) -> int | None:
+    return anyio.run(local.count, APIS[route].parse(json.dumps(body).encode(), b""))
 
 
 def user(content: object) -> dict[str, Any]:
@@ -253,7 +254,7 @@ def test_an_unknown_model_does_not_end_the_counting(server: Vllm) -> None:
         tokenizer = EngineTokenizer(upstream)
         try:
             bodies = [{"messages": [user("hello")], "model": model} for model in ("unknown", MODEL)]
-            return [await tokenizer.count(parse(CHAT, json.dumps(body).encode())) for body in bodies]
+            return [await tokenizer.count(APIS[CHAT].parse(json.dumps(body).encode(), b"")) for body in bodies]
         finally:
             await upstream.aclose()
 

@@ -8,25 +8,28 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gateway.completion import MEDIA_TOKENS, Completion, Route, parse
+from gateway.api.base import Api, InferenceRequest
+from gateway.api.chat import CHAT
+from gateway.api.completions import COMPLETIONS as TEXT
+from gateway.api.conversation import MEDIA_TOKENS
 from gateway.errors import BadRequest
 from gateway.prompt import STRIDE, Size
 
-CHAT: Route = "/v1/chat/completions"
-TEXT: Route = "/v1/completions"
-ROUTES: tuple[Route, ...] = (CHAT, TEXT)
+
+def parse(api: Api, body: bytes) -> InferenceRequest:
+    return api.parse(body, b"application/json")
 
 
-def chat(*contents: Any, **options: Any) -> Completion:
+def chat(*contents: Any, **options: Any) -> InferenceRequest:
     messages = [{"role": "user", "content": content} for content in contents]
     return parse(CHAT, json.dumps({"messages": messages, **options}).encode())
 
 
-def text(prompt: Any, **options: Any) -> Completion:
+def text(prompt: Any, **options: Any) -> InferenceRequest:
     return parse(TEXT, json.dumps({"prompt": prompt, **options}).encode())
 
 
-def sizes(completion: Completion) -> list[Size]:
+def sizes(completion: InferenceRequest) -> list[Size]:
     return [prompt.size for prompt in completion.prompts]
 
 
@@ -95,13 +98,13 @@ def test_all_four_shapes_of_a_prompt(prompt: Any, prompts: list[Size]) -> None:
 # Which beginnings it shares with others: the names in common, from the shortest on.
 
 
-def shared(one: Completion, other: Completion) -> int:
+def shared(one: InferenceRequest, other: InferenceRequest) -> int:
     """How many messages at the begin are one text to the engine, for short ones; tools count as one."""
     names = zip(one.prompts[0].chain, other.prompts[0].chain, strict=False)
     return len(list(takewhile(lambda links: links[0].name == links[1].name, names)))
 
 
-def turns(*turns: tuple[str, Any], **options: Any) -> Completion:
+def turns(*turns: tuple[str, Any], **options: Any) -> InferenceRequest:
     messages = [{"role": role, "content": content} for role, content in turns]
     return parse(CHAT, json.dumps({"messages": messages, **options}).encode())
 
@@ -264,7 +267,7 @@ def test_asking_for_usage_adds_that_and_nothing_else(
 
 
 @pytest.mark.parametrize(
-    ("route", "body", "says", "param"),
+    ("api", "body", "says", "param"),
     [
         (CHAT, b"", "not valid JSON", None),
         (CHAT, b"hello", "not valid JSON", None),
@@ -309,27 +312,30 @@ def test_asking_for_usage_adds_that_and_nothing_else(
     ],
 )
 def test_what_cannot_be_read_is_a_bad_request_that_says_where(
-    route: Route, body: bytes, says: str, param: str | None
+    api: Api, body: bytes, says: str, param: str | None
 ) -> None:
     with pytest.raises(BadRequest) as refused:
-        parse(route, body)
+        parse(api, body)
     assert says in refused.value.message
     assert refused.value.param == param
     assert json.loads(refused.value.body())["error"]["param"] == param
 
 
-def read_or_refused(route: Route, body: bytes) -> None:
+apis = st.sampled_from((CHAT, TEXT))
+
+
+def read_or_refused(api: Api, body: bytes) -> None:
     try:
-        completion = parse(route, body)
+        completion = parse(api, body)
     except BadRequest:
         return
     assert completion.prompts
     assert completion.seats >= 1
 
 
-@given(route=st.sampled_from(ROUTES), body=st.binary(max_size=60))
-def test_random_bytes_are_read_or_refused(route: Route, body: bytes) -> None:
-    read_or_refused(route, body)
+@given(api=apis, body=st.binary(max_size=60))
+def test_random_bytes_are_read_or_refused(api: Api, body: bytes) -> None:
+    read_or_refused(api, body)
 
 
 VALID = (
@@ -338,10 +344,10 @@ VALID = (
 )
 
 
-@given(route=st.sampled_from(ROUTES), at=st.integers(0, len(VALID)), cut=st.integers(0, 5), put=st.binary(max_size=4))
-@example(route=CHAT, at=0, cut=0, put=b"\xef\xbb\xbf")
-def test_damaged_requests_are_read_or_refused(route: Route, at: int, cut: int, put: bytes) -> None:
-    read_or_refused(route, VALID[:at] + put + VALID[at + cut :])
+@given(api=apis, at=st.integers(0, len(VALID)), cut=st.integers(0, 5), put=st.binary(max_size=4))
+@example(api=CHAT, at=0, cut=0, put=b"\xef\xbb\xbf")
+def test_damaged_requests_are_read_or_refused(api: Api, at: int, cut: int, put: bytes) -> None:
+    read_or_refused(api, VALID[:at] + put + VALID[at + cut :])
 
 
 @pytest.mark.parametrize(
@@ -381,13 +387,13 @@ messages = st.lists(
 
 
 @given(
-    route=st.sampled_from(ROUTES),
+    api=apis,
     body=anything | st.dictionaries(keys, anything),
     messages=messages,
     prompt=anything | st.lists(anything, max_size=3),
 )
-def test_random_json_is_read_or_refused(route: Route, body: Any, messages: list[Any], prompt: Any) -> None:
-    read_or_refused(route, json.dumps(body).encode())
+def test_random_json_is_read_or_refused(api: Api, body: Any, messages: list[Any], prompt: Any) -> None:
+    read_or_refused(api, json.dumps(body).encode())
     if isinstance(body, dict):
-        read_or_refused(route, json.dumps(body | {"messages": messages, "prompt": prompt}).encode())
-        read_or_refused(route, json.dumps({"messages": [{"content": "a"}], "prompt": "a"} | body).encode())
+        read_or_refused(api, json.dumps(body | {"messages": messages, "prompt": prompt}).encode())
+        read_or_refused(api, json.dumps({"messages": [{"content": "a"}], "prompt": "a"} | body).encode())
