@@ -163,7 +163,6 @@ def create_gateway(settings: Settings, profile: Profile | None = None) -> Gatewa
         exception_handlers={GatewayError: _gateway_error, HTTPException: _http_error, Exception: _bug},
         lifespan=lifespan,
     )
-    app.router.redirect_slashes = False  # one line a route: `/v1/models/` is none
     return Gateway(parts, app)
 
 
