@@ -23,6 +23,7 @@ from gateway.engine import Engine
 from gateway.errors import GatewayError, InternalError, MethodNotAllowed, NotFound
 from gateway.event import Event
 from gateway.forecaster import Forecaster
+from gateway.local_tokenizer import LocalTokenizer
 from gateway.metrics import Metrics
 from gateway.pace import Pace
 from gateway.parts import Parts
@@ -35,7 +36,7 @@ from gateway.routes import PASSED, QUEUED, REFUSED, shape
 from gateway.settings import Settings
 from gateway.state_file import StateFile, default_path
 from gateway.telemetry import Telemetry
-from gateway.tokenizer import BoundedTokenizer, EngineTokenizer, LocalTokenizer, Tokenizer
+from gateway.tokenizer import BoundedTokenizer, EngineTokenizer
 from gateway.tracing import Tracing
 from gateway.upstream import Upstream
 from gateway.waiting import WaitingRoom
@@ -112,7 +113,13 @@ def create_gateway(settings: Settings, profile: Profile | None = None) -> Gatewa
     metrics = Metrics(admission, cost_model)
     telemetry = Telemetry(Tracing(settings.trace_file), metrics)
     cuts = settings.engine.long_prefill_threshold > 0
-    pace = Pace(lambda tokens: cost_model.profile.decode(tokens), cost_model.step, shares_steps=cuts)
+    # The profile is asked for each time: it gets better.
+    pace = Pace(
+        lambda tokens: cost_model.profile.decode(tokens),
+        cost_model.step,
+        shares_steps=cuts,
+        prefill_cost=lambda tokens: cost_model.profile.prefill(tokens),
+    )
     forecaster = Forecaster(admission, pace, metrics.forecast_compared)
     waiting = WaitingRoom(admission, settings.queue_timeout, decisions, forecaster)
     parts = Parts(
@@ -166,7 +173,7 @@ def create_gateway(settings: Settings, profile: Profile | None = None) -> Gatewa
     return Gateway(parts, app)
 
 
-def _tokenizer(settings: Settings, upstream: Upstream) -> Tokenizer | None:
+def _tokenizer(settings: Settings, upstream: Upstream) -> BoundedTokenizer | None:
     match settings.tokenizer:
         case "off":
             return None

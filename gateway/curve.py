@@ -72,7 +72,7 @@ class PrefillCurve:
         """vLLM's --max-num-batched-tokens, and its --long-prefill-token-threshold, which is off at 0."""
         self._step = step
         self._step_tokens = step_tokens
-        self._threshold = threshold or step_tokens
+        self._threshold = min(threshold or step_tokens, step_tokens)
         self.use(start)
 
     def use(self, start: Profile) -> None:

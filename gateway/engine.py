@@ -3,6 +3,7 @@ was learned of it, which is kept from one start of the gateway to the next. Noth
 """
 
 import logging
+from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
@@ -14,6 +15,7 @@ from gateway.feedback import EngineState, Feedback
 from gateway.learned import Learned
 from gateway.parts import Parts
 from gateway.state_file import StateFile
+from gateway.upstream import Upstream
 
 logger = logging.getLogger("fairlane")
 
@@ -29,6 +31,44 @@ GONE = 3
 # How often what was learned is kept, and makes new limits, where a target depends on it.
 KEEP = 60.0
 RELIMIT = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What an engine says that it is.
+
+    name     its model and the version of its server: what was learned of another says nothing about this one
+    lengths  of each model that it serves, by the name it is served under, the longest context; None if it is not told
+    """
+
+    name: str
+    lengths: dict[str, int | None]
+
+    @property
+    def max_model_len(self) -> int | None:
+        """None where it is not told of each."""
+        known = [length for length in self.lengths.values() if isinstance(length, int) and length > 0]
+        return max(known) if known and len(known) == len(self.lengths) else None
+
+
+async def served(upstream: Upstream) -> Served:
+    """Raises whatever comes of an engine that is not there, or of something that is none."""
+    answer = await upstream.get("/v1/models")
+    answer.raise_for_status()
+    cards: list[dict[str, Any]] = answer.json()["data"]
+    lengths = {str(card["id"]): card.get("max_model_len") for card in cards}
+    # The model's own name, where it is served under another; adapters are further cards.
+    name = str(cards[0].get("root") or cards[0]["id"])
+    return Served(f"{name} on vLLM {await _version(upstream)}", lengths)
+
+
+async def _version(upstream: Upstream) -> str:
+    try:
+        answer = await upstream.get("/version")
+        answer.raise_for_status()
+        return str(answer.json()["version"])
+    except Exception:
+        return "?"
 
 
 class Engine:
@@ -49,7 +89,12 @@ class Engine:
     async def keep(self) -> None:
         """Write down what was learned, if there is anything new. The engine must be known, for whom it is true."""
         parts = self._parts
-        if self._state_file is None or parts.engine is None or self._seen == self._kept:
+        if self._state_file is None or parts.engine is None:
+            return
+        if await anyio.to_thread.run_sync(self._state_file.replaced):
+            await self._take_over(self._state_file)
+            return
+        if self._seen == self._kept:
             return
         seen = self._seen
         learned = Learned.of(parts.cost_model, parts.engine, parts.settings.profile)
@@ -67,31 +112,19 @@ class Engine:
         waited = False
         while True:
             try:
-                answer = await upstream.get("/v1/models")
-                answer.raise_for_status()
-                cards: list[dict[str, Any]] = answer.json()["data"]
-                lengths = {str(card["id"]): card.get("max_model_len") for card in cards}
-                # The model's own name, where it is served under another; adapters are further cards.
-                name = str(cards[0].get("root") or cards[0]["id"])
+                found = await served(upstream)
                 break
             except Exception as error:
                 if not waited:
                     logger.warning("engine: not there yet, waiting for it (%s)", error)
                     waited = True
             await anyio.sleep(ENGINE_POLL)
-        models = ", ".join(f"{name} (up to {length} tokens)" if length else name for name, length in lengths.items())
+        models = ", ".join(
+            f"{name} (up to {length} tokens)" if length else name for name, length in found.lengths.items()
+        )
         logger.info("engine: %s serves %s", upstream.base_url, models)
-        if lengths and all(isinstance(length, int) and length > 0 for length in lengths.values()):
-            self._parts.max_model_len = max(length for length in lengths.values() if length)
-        await self._meet(f"{name} on vLLM {await self._version()}")
-
-    async def _version(self) -> str:
-        try:
-            answer = await self._parts.upstream.get("/version")
-            answer.raise_for_status()
-            return str(answer.json()["version"])
-        except Exception:
-            return "?"
+        self._parts.max_model_len = found.max_model_len or self._parts.max_model_len
+        await self._meet(found.name)
 
     async def _meet(self, engine: str) -> None:
         """What was learned of another engine says nothing about this one."""
@@ -112,6 +145,16 @@ class Engine:
         kept.teach(parts.cost_model)
         self._kept = self._seen
         logger.info("engine: %d samples of earlier runs tell what it costs", kept.samples)
+
+    async def _take_over(self, state_file: StateFile) -> None:
+        """Somebody has measured the engine while we ran, as `fairlane calibrate` does, and knows its seconds better."""
+        model, kept = self._parts.cost_model, await anyio.to_thread.run_sync(state_file.read)
+        if kept is None or kept.engine != self._parts.engine:
+            return
+        model.use(model.start)
+        kept.teach(model)
+        self._kept = self._seen
+        logger.info("engine: %s was written anew: its %d samples tell what it costs", state_file.path, kept.samples)
 
     async def _watch(self) -> None:
         """Scrape the engine and let admission know, again and again. What cannot be had corrects nothing."""

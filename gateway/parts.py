@@ -6,7 +6,7 @@ from gateway.callers import Callers
 from gateway.cost import CostModel
 from gateway.settings import Settings
 from gateway.telemetry import Telemetry
-from gateway.tokenizer import Tokenizer
+from gateway.tokenizer import BoundedTokenizer
 from gateway.upstream import Upstream
 from gateway.waiting import WaitingRoom
 
@@ -21,7 +21,7 @@ class Parts:
     waiting: WaitingRoom
     upstream: Upstream
     telemetry: Telemetry
-    tokenizer: Tokenizer | None
+    tokenizer: BoundedTokenizer | None
     # As the engine states them, once it has been found: its longest prompt, and the model and version that it is.
     max_model_len: int | None = None
     engine: str | None = None

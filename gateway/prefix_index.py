@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from gateway.learners import Ratio, Window
-from gateway.prompt import EMPTY, Link, Prompt, Size
+from gateway.prompt import EMPTY, STRIDE, Link, Prompt, Size
 
 # Beginnings remembered; each has 200 bytes. A prompt of 25 000 tokens has about 150.
 MOST = 1 << 16
@@ -20,6 +20,9 @@ BLOCK = 16
 
 # A prediction of which less than this has come true was a miss: the beginning was no longer there.
 HIT = 0.5
+# One of which so much has come true was all there; in between, what others begin alike with was.
+WHOLE = 0.9
+STRIDE_TOKENS = STRIDE / 4
 # Misses of what was used a moment ago are no evictions, but tell that the engine does not cache as expected.
 FRESH = 0.1
 # Cached tokens that must have been expected before the engine's counter is compared.
@@ -49,6 +52,7 @@ class Match:
     cached  of the whole prompt, expected
     link    which of the prompt's chain it is
     age     tokens that went into the cache since it was last used
+    lost    tokens of a longer one, that is known but taken to be gone; its age
     """
 
     size: Size = EMPTY
@@ -56,6 +60,8 @@ class Match:
     cached: int = 0
     link: int = -1
     age: int = 0
+    lost: float = 0.0
+    lost_age: int = 0
 
 
 NOTHING = Match()
@@ -80,7 +86,9 @@ class PrefixIndex:
         self._written = 0
         self._hits: float | None = None  # of the engine's counter, when `_expected` was 0
         self._expected = 0
-        self._stays: int | None = None  # tokens written since its last use, after which a beginning was found gone
+        # Tokens written since its last use, after which a beginning was still found, and after which it was gone.
+        self._stayed = 0
+        self._gone: int | None = None
         self._answers = Window()  # share of an answer's tokens that were found again
         self.trust = Ratio(1.0, belief=2048, low=0.0, high=1.0)  # of what is expected to be cached, what is
 
@@ -91,16 +99,22 @@ class PrefixIndex:
         """Changes nothing."""
         if not self.enabled:
             return NOTHING
+        lost, lost_age = 0.0, 0
         for number in range(len(prompt.chain) - 1, -1, -1):
             link = prompt.chain[number]
             known = self._known.get(link.name)
-            if known is None or self._is_gone(known):
+            if known is None:
+                continue
+            age = self._written - known.used
+            if self._is_gone(known, age):
+                if not lost:
+                    lost, lost_age = known.tokens, age
                 continue
             last = number == len(prompt.chain) - 1
             found = known.tokens - 1 if last else known.tokens + self._again(known, link)
             cached = int(max(0.0, found)) // self.block * self.block
-            return Match(link.size, known.tokens, self._trusted(cached), number, self._written - known.used)
-        return NOTHING
+            return Match(link.size, known.tokens, self._trusted(cached), number, age, lost, lost_age)
+        return Match(lost=lost, lost_age=lost_age) if lost else NOTHING
 
     def prefilled(self, prompt: Prompt, tokens: float, match: Match) -> None:
         """Its first token is there, so all of it is in the cache, whoever asks next."""
@@ -113,7 +127,9 @@ class PrefixIndex:
         tell."""
         self._written += answer
         self.tells = self.tells or cached is not None
-        if cached is not None and match.link >= 0:
+        if cached is not None and match.lost and cached >= WHOLE * match.lost:
+            self._found(match.lost_age)
+        elif cached is not None and match.link >= 0:
             self._correct(prompt.chain, match, min(cached, tokens))
         self._remember(prompt, tokens, match, exact=True)
         if prompt.chain and (known := self._known.get(prompt.chain[-1].name)):
@@ -141,11 +157,21 @@ class PrefixIndex:
         self._known.clear()
         self._hits = None
 
-    def _is_gone(self, known: _Known) -> bool:
-        age = self._written - known.used
+    def _is_gone(self, known: _Known, age: int) -> bool:
         return (self.capacity is not None and age + known.tokens > self.capacity) or (
-            self._stays is not None and age > self._stays
+            self._gone is not None and age > (self._stayed + self._gone) / 2
         )
+
+    def _found(self, age: int) -> None:
+        """The newest is believed: blocks that are held meanwhile, and beginnings that are shared, make it vary."""
+        self._stayed = max(self._stayed, age)
+        if self._gone is not None and self._gone <= age:
+            self._gone = 2 * age
+
+    def _missed(self, age: int) -> None:
+        self._gone = age if self._gone is None else min(self._gone, age)
+        if self._stayed >= age:
+            self._stayed = age // 2
 
     def _again(self, known: _Known, link: Link) -> float:
         """Tokens of the answer that come next. A template may leave out what a model thought, and a text is not always
@@ -162,21 +188,27 @@ class PrefixIndex:
         known = self._known.get(chain[match.link].name)
         if known is None:
             return
-        expected = max(match.tokens, match.cached)
+        # Not of the answer: a template that leaves out what was thought says nothing of the cache.
+        expected = match.tokens
         missed = cached < HIT * expected - self.block
-        if not missed:
-            self._stays = None if self._stays is None else max(self._stays, match.age)
-        elif match.age > FRESH * (self.capacity or 0) and match.age > expected:
-            self._stays = match.age if self._stays is None else min(self._stays, match.age)
+        if cached >= WHOLE * expected:
+            self._found(match.age)
+        elif missed and match.age > FRESH * (self.capacity or 0) and match.age > expected:
+            self._missed(match.age)
             return
-        self.trust.saw(cached, expected)
+        # A part of a block is no miss, and where a length was estimated, it may be that which is wrong.
+        whole = cached if known.exact else expected
+        self.trust.saw(min(whole + self.block, expected) if cached else 0.0, expected)
+        if not known.exact and cached:
+            more = cached > expected / WHOLE + STRIDE_TOKENS  # it may go on alike up to where the next name is due
+            if more or cached + self.block < expected:
+                known.tokens = cached + self.block / 2
+            return
         if missed:
             return
         if known.answer and chain[match.link].answered and known.answer >= self.block // 2:
             found = cached + self.block / 2 - known.tokens
             self._answers.add(min(1.0, max(0.0, found / known.answer)))
-        elif not known.exact and cached + self.block < known.tokens:
-            known.tokens = cached + self.block / 2
 
     def _remember(self, prompt: Prompt, tokens: float, match: Match, *, exact: bool) -> None:
         """Between what is known and the whole, the tokens are spread by size."""

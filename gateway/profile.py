@@ -78,16 +78,21 @@ class Profile(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         )
 
 
+def shipped() -> list[str]:
+    """Their names."""
+    return list(_shipped())
+
+
 def load(name: str) -> Profile:
     """A profile by its name among those shipped, or from the TOML file of that path, which holds one table.
 
     Raises ValueError, with what can be done about it.
     """
-    shipped = tomllib.loads((files("gateway") / "profiles.toml").read_text())
-    if name in shipped:
-        return _profile(name, shipped[name])
+    tables = _shipped()
+    if name in tables:
+        return _profile(name, tables[name])
     if not name.endswith(".toml"):
-        raise ValueError(f"no profile {name!r}: choose {' or '.join(shipped)}, or give the path of a .toml file")
+        raise ValueError(f"no profile {name!r}: choose {' or '.join(tables)}, or give the path of a .toml file")
     try:
         tables = tomllib.loads(Path(name).read_text())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -96,6 +101,10 @@ def load(name: str) -> Profile:
         held = ", ".join(tables) or "nothing"
         raise ValueError(f"{name} must hold one table ([some-name] and its keys); it holds {held}")
     return _profile(name, *tables.values())
+
+
+def _shipped() -> dict[str, Any]:
+    return tomllib.loads((files("gateway") / "profiles.toml").read_text())
 
 
 def _profile(name: str, table: Any) -> Profile:

@@ -200,6 +200,8 @@ class Proxied:
         queue_s = exchange.times.queue_s if exchange.times else None
         if self.parts.cost_model.learn(completion.prompts, price, exchange.usage, seen, queue_s):
             exchange.seen = seen
+        if price.counted and self.parts.tokenizer:
+            self.parts.tokenizer.compare(price.tokens, exchange.usage.prompt_tokens)
 
 
 async def _relay(

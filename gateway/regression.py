@@ -11,7 +11,7 @@ and is all that there is to save, to draw and to explain.
 
 from collections import deque
 from collections.abc import Iterable, Sequence
-from math import isfinite, log2, sqrt
+from math import log2, sqrt
 from typing import NamedTuple
 
 KEPT = 16  # samples of a magnitude, which is a power of two
@@ -21,6 +21,7 @@ DOUBT = 0.3  # of each coefficient at the start, relative to it; the whole formu
 MINOR = 0.3  # a coefficient that starts at 0 is given room for such a share of y
 LEAST_SPREAD = 0.03  # relative error that is not told from noise
 USUAL_SPREAD = 0.1  # of a sample, against which the doubt of the start is weighed
+BOUNDS = 1e-9, 1e18  # of all that can be a sample's x or y: in between, sums of squares are neither 0 nor infinite
 
 _HUBER, _TUKEY = 1.345, 4.685
 _ROUNDS = (_HUBER,) * 5 + (_TUKEY,) * 2
@@ -43,10 +44,11 @@ class Regression:
         self._theta: Row | None = self.start
 
     def saw(self, x: Sequence[float], y: float) -> bool:
-        """Whether it is a sample at all: y must be above 0, and x must say something about it."""
+        """Whether it is a sample at all: y must be above 0, no x below it, and x must say something about y."""
         row = tuple(x)
-        expected = _dot(self.start, row)
-        if not (isfinite(y) and y > 0 and all(map(isfinite, row)) and isfinite(expected) and expected > 0):
+        if not (_bounded(y) and all(each == 0 or _bounded(each) for each in row)):
+            return False
+        if not _bounded(expected := _dot(self.start, row)):
             return False
         self.seen += 1
         kept = self._samples.setdefault(round(log2(expected)), deque(maxlen=KEPT))
@@ -101,6 +103,11 @@ class Regression:
     def _minor(self, samples: list[Sample], k: int) -> float:
         total = sum(sample.x[k] for sample in samples)
         return MINOR * sum(_dot(self.start, sample.x) for sample in samples) / total if total > 0 else 1e-12
+
+
+def _bounded(value: float) -> bool:
+    least, most = BOUNDS
+    return least <= value <= most
 
 
 def _weight(r: float, bound: float) -> float:

@@ -27,9 +27,11 @@ class StateFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._complained = False
+        self._known: tuple[int, int] | None = None  # the file as it was when last read or written here
 
     def read(self) -> Learned | None:
         """What was kept; None if there is nothing, or nothing that can be used."""
+        self._known = self._there()
         try:
             with self.path.open("rb") as file:
                 data = file.read(MOST_BYTES + 1)
@@ -42,6 +44,11 @@ class StateFile:
             logger.warning("%s: what was learned earlier cannot be used, learning starts anew (%s)", self.path, error)
             return None
 
+    def replaced(self) -> bool:
+        """Whether somebody else has written it since it was last read or written here. Blocks, too."""
+        there = self._there()
+        return there is not None and there != self._known
+
     def write(self, learned: Learned) -> bool:
         """Whether it is kept. Blocks: call it off the event loop."""
         try:
@@ -53,6 +60,7 @@ class StateFile:
                     file.flush()
                     os.fsync(file.fileno())
                 os.replace(name, self.path)
+                self._known = self._there()
             except BaseException:
                 with suppress(OSError):
                     os.unlink(name)
@@ -64,3 +72,10 @@ class StateFile:
             return False
         self._complained = False
         return True
+
+    def _there(self) -> tuple[int, int] | None:
+        try:
+            stat = self.path.stat()
+        except OSError:
+            return None
+        return stat.st_ino, stat.st_mtime_ns

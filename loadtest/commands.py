@@ -11,7 +11,7 @@ from rich.console import Console
 
 from gateway.profile import load as load_cost_profile
 from loadtest import demo as demonstration
-from loadtest import load_commands, policy_table
+from loadtest import load_commands, policy_table, profile_commands
 from loadtest.replay import Divergence
 from loadtest.replay import replay as replay_log
 from loadtest.spark.profile import EngineProfile, load_profile
@@ -28,6 +28,8 @@ def register(app: typer.Typer) -> None:
     app.command()(sim)
     app.command()(replay)
     app.command()(policies)
+    app.command()(profile_commands.calibrate)
+    app.add_typer(profile_commands.app, name="profile")
     app.add_typer(load_commands.app, name="load")
 
 

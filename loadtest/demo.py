@@ -181,7 +181,8 @@ def _gateway(demo: Demo, engine: str) -> Iterator[str]:
         profile = Path(folder) / "profile.toml"
         profile.write_text(demo.cost.scaled(1 / demo.speed).toml("demo"))
         command = ["serve", "--upstream", engine, "--policy", demo.policy, "--profile", str(profile)]
-        flags = ["--set", f"engine.long_prefill_threshold={DEPLOY_THRESHOLD}"]
+        # Nothing is to be left of it, nor found by the next one.
+        flags = ["--set", f"engine.long_prefill_threshold={DEPLOY_THRESHOLD}", "--set", "state_file=off"]
         with running([*command, *flags]) as url:
             yield url
 

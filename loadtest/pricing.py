@@ -6,8 +6,9 @@ cold      as learned, but no beginning of a prompt is expected in the engine's c
 tokens    a token is a token, with neither a constant nor a square
 requests  a request is a request, and its answer is nothing
 
-Only the price differs, which orders who waits and is what users are charged. The lanes are by uncached tokens in all of
-them: to `true` these are counted, and `cold` takes all of a prompt to be uncached, so that it has other lanes, too.
+The price orders who waits, and is what users are charged. The lanes are by uncached tokens, whoever prices; but `cold`
+takes all of a prompt to be uncached, so it has other lanes, too. What is cached the others expect as ours does: the
+engine tells nobody before it has looked.
 
 `tokens` and `requests` are told what a prompt of USUAL tokens costs on this machine, which is a few pages that a search
 found, and never learn otherwise. Any price without a constant and a square is right for one length alone: at this one

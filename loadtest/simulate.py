@@ -42,7 +42,7 @@ class Agenda:
 
 @dataclass(eq=False, slots=True)
 class _Sent:
-    """A request on its way: at the gateway, then in the engine."""
+    """A request on its way: at the gateway, then, from `let_go` on, in the engine, which has a line of its own."""
 
     record: Record
     prompts: tuple[Prompt, ...]
@@ -50,6 +50,8 @@ class _Sent:
     price: Price | None = None
     job: Job | None = None
     sequence: Sequence | None = None
+    let_go: float = 0.0
+    engine_queue: float = 0.0
 
 
 class Simulation:
@@ -196,6 +198,7 @@ class Simulation:
             priority=self._priority(sent.prompt_tokens),
             keys=keys,
         )
+        sent.let_go = self._agenda.now
         self._by_sequence[sequence] = sent
         self._engine.add(sequence)
         if not self._stepping:
@@ -209,9 +212,10 @@ class Simulation:
         if step is not None:
             now = self._agenda.now
             for sequence in step.started:
-                record = self._by_sequence[sequence].record
+                sent = self._by_sequence[sequence]
+                record = sent.record
                 if record.queue is None and record.sent is not None:
-                    record.queue = now - record.sent
+                    record.queue, sent.engine_queue = now - record.sent, now - sent.let_go
             self._agenda.at(now + step.duration_s, self._end_step)
 
     def _end_step(self) -> None:
@@ -238,7 +242,7 @@ class Simulation:
                 del self._by_job[sent.job]
                 seen = self._pace.tracks[sent.job].seen()
                 self._tell_admission(Event("finish", sent.job, cost, output_tokens=sequence.output_tokens))
-                queue_s = record.queue if self._tells_times else None
+                queue_s = sent.engine_queue if self._tells_times else None
                 self._cost_model.learn(sent.prompts, sent.price, usage, seen, queue_s)
             self._end(record, Outcome.COMPLETED)
 

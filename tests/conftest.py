@@ -552,12 +552,14 @@ def gateway(engine: ScriptedEngine, _shared_gateway: RunningGateway, _nothing_fa
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _no_outside() -> Iterator[None]:
-    """Whoever runs the tests may have a collector, a proxy or settings of their own."""
+def _no_outside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Whoever runs the tests may have a collector, a proxy or settings of their own, and state to lose."""
     with pytest.MonkeyPatch.context() as environ:
         for name in list(os.environ):
             if name.startswith(("OTEL_", "FAIRLANE_")) and name != "FAIRLANE_VLLM_PYTHON":
                 environ.delenv(name)
             if name.lower() in ("http_proxy", "https_proxy", "all_proxy"):
                 environ.delenv(name)
+        environ.delenv("STATE_DIRECTORY", raising=False)
+        environ.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         yield

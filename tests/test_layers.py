@@ -19,49 +19,44 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("policies", "gateway", "loadtest")
 
-PURE = {
-    *("policies", "policies.backlog", "policies.base", "policies.deadline", "policies.drr", "policies.fair"),
-    *("policies.fifo", "policies.ordered", "policies.shortest", "policies.turns", "gateway", "gateway.admission"),
-    *("gateway.api", "gateway.api.audio", "gateway.api.base", "gateway.api.chat", "gateway.api.completions"),
-    *("gateway.api.conversation", "gateway.api.errors", "gateway.api.messages", "gateway.api.openai"),
-    *("gateway.api.pooling", "gateway.api.responses", "gateway.routes", "gateway.usage"),
-    *("gateway.callers", "gateway.config", "gateway.cost", "gateway.curve"),
-    *("gateway.decision_log", "gateway.learned", "gateway.prefix_index", "gateway.prompt", "gateway.regression"),
-    *("gateway.errors", "gateway.estimator", "gateway.event", "gateway.exchange", "gateway.feedback"),
-    *("gateway.forecast", "gateway.forecaster", "gateway.learners", "gateway.ledger", "gateway.limits"),
-    *("gateway.line", "gateway.outcome", "gateway.pace", "gateway.places", "gateway.profile", "gateway.semconv"),
-    *("gateway.settings", "gateway.sse", "gateway.timeline", "gateway.wishes", "loadtest", "loadtest.calibration"),
-    *("loadtest.calibration.accuracy", "loadtest.calibration.cost_fit", "loadtest.calibration.fit"),
-    *("loadtest.calibration.measurements", "loadtest.client", "loadtest.client.answer", "loadtest.client.texts"),
-    *("loadtest.front", "loadtest.policy_table", "loadtest.pricing", "loadtest.records", "loadtest.replay"),
-    *("loadtest.report", "loadtest.report.bootstrap", "loadtest.report.charts", "loadtest.report.comparison"),
-    *("loadtest.report.differences", "loadtest.report.figures", "loadtest.report.gallery", "loadtest.report.groups"),
-    *("loadtest.report.page", "loadtest.report.points", "loadtest.report.sentence", "loadtest.report.strips"),
-    *("loadtest.report.svg", "loadtest.report.terminal", "loadtest.report.units", "loadtest.report.vllm_json"),
-    *("loadtest.request", "loadtest.results", "loadtest.schedule", "loadtest.simulate", "loadtest.spark"),
-    *("loadtest.spark.api", "loadtest.spark.body", "loadtest.spark.decoding", "loadtest.spark.engine"),
-    *("loadtest.spark.kv_cache", "loadtest.spark.profile", "loadtest.spark.sequence", "loadtest.spark.timing"),
-    *("loadtest.spark.tokens", "loadtest.summary", "loadtest.workloads", "loadtest.workloads.closed_loops"),
-    *("loadtest.workloads.office", "loadtest.workloads.office_mix", "loadtest.workloads.open_loops"),
-    *("loadtest.workloads.sharegpt", "loadtest.workloads.starvation", "loadtest.workloads.workload"),
-}
+_PURE = """
+policies policies.backlog policies.base policies.deadline policies.drr policies.fair policies.fifo
+policies.ordered policies.shortest policies.turns
+gateway gateway.admission gateway.api gateway.api.audio gateway.api.base gateway.api.chat
+gateway.api.completions gateway.api.conversation gateway.api.errors gateway.api.messages gateway.api.openai
+gateway.api.pooling gateway.api.responses gateway.callers gateway.config gateway.cost gateway.curve
+gateway.decision_log gateway.errors gateway.estimator gateway.event gateway.exchange gateway.feedback
+gateway.forecast gateway.forecaster gateway.learned gateway.learners gateway.ledger gateway.limits
+gateway.line gateway.outcome gateway.pace gateway.places gateway.prefix_index gateway.profile gateway.prompt
+gateway.prompt_fields gateway.regression gateway.routes gateway.semconv gateway.settings gateway.sse gateway.timeline
+gateway.usage gateway.wishes
+loadtest loadtest.calibration loadtest.calibration.accuracy loadtest.calibration.calibration
+loadtest.calibration.cost_fit loadtest.calibration.fit loadtest.calibration.ladder
+loadtest.calibration.measurements loadtest.client loadtest.client.answer loadtest.client.texts
+loadtest.front loadtest.policy_table loadtest.pricing loadtest.records loadtest.replay loadtest.report
+loadtest.report.bootstrap loadtest.report.braille loadtest.report.charts loadtest.report.comparison
+loadtest.report.differences loadtest.report.figures loadtest.report.gallery loadtest.report.groups
+loadtest.report.page loadtest.report.points loadtest.report.price_curve loadtest.report.sentence
+loadtest.report.strips loadtest.report.svg loadtest.report.terminal loadtest.report.units
+loadtest.report.vllm_json loadtest.request loadtest.results loadtest.schedule loadtest.simulate
+loadtest.spark loadtest.spark.api loadtest.spark.body loadtest.spark.decoding loadtest.spark.engine
+loadtest.spark.kv_cache loadtest.spark.profile loadtest.spark.sequence loadtest.spark.timing
+loadtest.spark.tokens loadtest.summary loadtest.workloads loadtest.workloads.closed_loops
+loadtest.workloads.office loadtest.workloads.office_mix loadtest.workloads.open_loops
+loadtest.workloads.sharegpt loadtest.workloads.starvation loadtest.workloads.workload
+"""
+PURE = set(_PURE.split())
 
-SHELL = {
-    *("gateway.__main__", "gateway.app", "gateway.cli", "gateway.client", "gateway.metrics", "gateway.proxy"),
-    *(
-        "gateway.engine",
-        "gateway.parts",
-        "gateway.passed_on",
-        "gateway.server",
-        "gateway.state_file",
-        "gateway.telemetry",
-    ),
-    *("gateway.telemetry", "gateway.tokenizer", "gateway.tracing", "gateway.upstream", "gateway.waiting"),
-    *("loadtest.client.connection", "loadtest.client.load_client", "loadtest.client.probe"),
-    *("loadtest.commands", "loadtest.demo", "loadtest.load_commands", "loadtest.process", "loadtest.live_display"),
-    *("loadtest.provenance", "loadtest.runs", "loadtest.spark.answer", "loadtest.spark.frontend"),
-    *("loadtest.spark.live_engine", "loadtest.spark.metrics", "loadtest.spark.server", "loadtest.suite"),
-}
+_SHELL = """
+gateway.__main__ gateway.app gateway.chat_template gateway.cli gateway.client gateway.engine
+gateway.local_tokenizer gateway.metrics gateway.parts gateway.passed_on gateway.proxy gateway.server gateway.state_file
+gateway.telemetry gateway.tokenizer gateway.tracing gateway.upstream gateway.waiting
+loadtest.calibration.bench loadtest.client.connection loadtest.client.load_client loadtest.client.probe
+loadtest.commands loadtest.demo loadtest.live_display loadtest.load_commands loadtest.process
+loadtest.profile_commands loadtest.provenance loadtest.runs loadtest.spark.answer loadtest.spark.frontend
+loadtest.spark.live_engine loadtest.spark.metrics loadtest.spark.server loadtest.suite
+"""
+SHELL = set(_SHELL.split())
 
 IMPURE = {
     *("asyncio", "anyio", "httpx", "starlette", "uvicorn", "opentelemetry", "prometheus_client"),

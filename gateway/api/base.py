@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
@@ -64,11 +64,16 @@ class Said(NamedTuple):
 NOTHING = Said()
 
 
+class Parse(Protocol):
+    def __call__(self, body: bytes, content_type: bytes = b"") -> InferenceRequest:
+        """Raises BadRequest."""
+
+
 @dataclass(frozen=True, slots=True)
 class Api:
     """
     operation   its name in traces (gen_ai.operation.name)
-    parse       a body and its content type into a request; raises BadRequest
+    parse       a body into a request; only a form needs its content type
     read        the data of an event, or a whole answer, into what it says; raises nothing
     errors      how it writes errors
     decodes     its answers are written token by token
@@ -76,7 +81,7 @@ class Api:
     """
 
     operation: str
-    parse: Callable[[bytes, bytes], InferenceRequest]
+    parse: Parse
     read: Callable[[bytes], Said]
     errors: Shape = OPENAI
     decodes: bool = True

@@ -7,11 +7,12 @@ drawn at the edge, not left out.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any, Literal
 
 from loadtest.records import percentile
 from loadtest.report.points import LIMITS_S, Rate
-from loadtest.report.svg import FAINT, HEIGHT, INK, LETTERS, PAPER, STAGES, drawn, side
+from loadtest.report.svg import FAINT, HEIGHT, INK, LETTERS, PAPER, STAGES, WIDTH, by_itself, drawn, side
 from loadtest.report.units import seconds, shown
 
 if TYPE_CHECKING:
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 
 SHORTEST_S = 0.02  # what is drawn of a wait, at the least
 TICKS_S = {
+    0.0001: "0.1 ms",
+    0.0003: "0.3 ms",
+    0.001: "1 ms",
+    0.003: "3 ms",
     0.01: "0.01 s",
     0.03: "0.03 s",
     0.1: "0.1 s",
@@ -35,6 +40,7 @@ TICKS_S = {
 }
 MOST_STEPS = 200  # of a distribution
 LONGEST_NAME = 16
+TITLE = 48  # letters in a line of it
 PIXELS = (600, 360)  # dots that fall on the same of these are one
 DASHES = ("-", "-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)))
 
@@ -67,6 +73,15 @@ class Curve:
     name: str
     side: int
     points: Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Priced:
+    """Seconds by tokens, as they are believed, or were learned."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    learned: bool
 
 
 def distribution(key: str, label: str, waits: Sequence[tuple[int, Sequence[float]]]) -> str:
@@ -218,6 +233,37 @@ def by_size(key: str, label: str, curves: Sequence[Curve], unit: str, *, waits: 
     return drawn(key, label, draw)
 
 
+def prices(
+    key: str,
+    label: str,
+    lines: Sequence[Priced],
+    dots: Sequence[tuple[bool, Sequence[tuple[float, float]]]],
+    tokens: tuple[float, float],
+    ticks: Mapping[int, str],
+) -> str:
+    """What a prompt costs by its length, a file by itself. Samples are filled if the prompt was alone."""
+
+    def draw(axes: "Axes") -> None:
+        found = [*(line.points for line in lines), *(each for _, each in dots)]
+        known = [at for points in found for _, at in points]
+        _logarithmic(axes, "y", (min(known) / 1.3, max(known) * 1.3), TICKS_S)
+        _logarithmic(axes, "x", tokens, ticks)
+        for line in lines:
+            style: Any = {"lw": 2.5, "ls": "-"} if line.learned else {"lw": 1.2, "ls": "--"}
+            axes.plot(*zip(*line.points, strict=True), color=side(int(line.learned)), label=line.name, **style)
+        for alone, points in dots:
+            if points:
+                what = "a prompt by itself" if alone else "corrected: partly cached, or not alone"
+                style = {"ms": 5, "mec": INK, "mew": 1, "mfc": INK if alone else "none", "zorder": 3}
+                axes.plot(*zip(*points, strict=True), "o", color=INK, alpha=0.65, label=what, **style)
+        axes.set_xlabel("tokens of the prompt")
+        axes.set_title("\n".join(wrap(label, TITLE)), loc="left", size=LETTERS)
+        # Above a curve that rises to the right there is room.
+        axes.legend(loc="upper left", framealpha=1, facecolor=PAPER, edgecolor=PAPER, handlelength=1.8, borderpad=0.2)
+
+    return by_itself(drawn(key, label, draw, height=3.4), WIDTH, 3.4)
+
+
 def _brief(name: str) -> str:
     """In one line, and short enough to leave room for what it names."""
     line = "".join(letter if letter.isprintable() else " " for letter in name)
@@ -263,21 +309,27 @@ def _waits(
     axes: "Axes", which: Literal["x", "y"], waits: Iterable[float], limits: Mapping[float, str] | None = None
 ) -> None:
     """Room for these, on a logarithmic scale with ticks that people read; at the limits, where there are some."""
-    from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
-
     known = [max(wait, SHORTEST_S) for wait in waits] or [0.1, 10.0]
     low, high = min(known) / 1.3, max(known) * 1.3
     if high / low < 12:  # two ticks at the least
         low, high = low / 2, high * 2
-    if which == "x":
-        axes.set_xscale("log")
-        axes.set_xlim(low, high)
-    else:
-        axes.set_yscale("log")
-        axes.set_ylim(low, high)
     ticks = {at: text for at, text in TICKS_S.items() if low <= at <= high}
     if limits:
         ticks = {at: text for at, text in ticks.items() if not min(limits) / 2 < at < 2 * max(limits)} | dict(limits)
+    _logarithmic(axes, which, (low, high), ticks)
+
+
+def _logarithmic(
+    axes: "Axes", which: Literal["x", "y"], span: tuple[float, float], ticks: Mapping[float, str] | Mapping[int, str]
+) -> None:
+    from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+
+    if which == "x":
+        axes.set_xscale("log")
+        axes.set_xlim(*span)
+    else:
+        axes.set_yscale("log")
+        axes.set_ylim(*span)
     axis = axes.xaxis if which == "x" else axes.yaxis
     axis.set_major_locator(FixedLocator(list(ticks)))
     axis.set_major_formatter(FixedFormatter(list(ticks.values())))

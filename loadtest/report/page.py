@@ -18,7 +18,7 @@ from loadtest.report.groups import Group
 from loadtest.report.points import LIMITS_S, batches, highest, rates
 from loadtest.report.sentence import called, sentence
 from loadtest.report.strips import named, strips
-from loadtest.report.svg import SIDES
+from loadtest.report.svg import SIDES, palette
 from loadtest.report.units import Unit, number, shown, span, times
 from loadtest.summary import Summary
 
@@ -77,6 +77,7 @@ def html(groups: Sequence[Group]) -> str:
         two_tones=not groups[0][0].summary.points,
         headline=_headline(groups, compared),
         charts=gallery(groups, compared),
+        palette=Markup(palette().rstrip("\n")),
         svg=Markup,
         colours=SIDES,
         figures=list(_all_figures(groups, compared)),

@@ -9,6 +9,7 @@ import re
 import warnings
 from collections.abc import Callable
 from html import escape
+from importlib.resources import files
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +78,19 @@ def drawn(key: str, label: str, draw: Callable[["Axes"], None], *, height: float
         written = StringIO()
         figure.savefig(written, format="svg")
     return _inline(written.getvalue(), key, label)
+
+
+def palette() -> str:
+    """The colours of a page, light and dark, as its style sheet has them."""
+    return (files("loadtest.report") / "colours.css").read_text()
+
+
+def by_itself(svg: str, width: float, height: float) -> str:
+    """A drawing that is a file of its own, so many inches wide and high, with colours and letters of its own."""
+    size = f'width="{144 * width:.0f}" height="{144 * height:.0f}"'
+    style = f"<style>\n{palette()}svg {{ background: var(--paper); font-family: system-ui, sans-serif; }}\n</style>"
+    head, rest = svg.split(">", 1)
+    return f'{head} xmlns="http://www.w3.org/2000/svg" {size}>\n{style}{rest}\n'
 
 
 def _inline(svg: str, key: str, label: str) -> str:

@@ -88,7 +88,8 @@ def test_prose_code_and_other_scripts_are_told_apart(seed: int) -> None:
 )
 def test_what_cannot_be_true_teaches_nothing(size: Size, tokens: int) -> None:
     estimator = Estimator()
-    estimator.learn(size, tokens)
+    for _ in range(20):
+        estimator.learn(size, tokens)
     assert estimator.bytes_per_token == pytest.approx(BYTES_PER_TOKEN)
 
 

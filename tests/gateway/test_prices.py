@@ -182,6 +182,23 @@ def test_what_cannot_be_counted_is_guessed(
     assert span["fairlane.predicted.input_tokens"] == pytest.approx(LONG_TOKENS, rel=0.1)
 
 
+def test_a_count_that_is_wrong_again_and_again_is_given_up(
+    engine: ScriptedEngine, counting: RunningGateway, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(3):
+        asked = counting.ask(chat(f"{number} {NOVEL}", stream=True))
+        engine.asked().answer(200, {"count": 9000, "max_model_len": 32_768, "tokens": []})
+        engine.asked().stream(token(), counts(LONG_TOKENS), DONE)
+        asked.read()
+    counting.wait_ended("completed", 3)
+    asked = counting.ask(chat(f"3 {NOVEL}", stream=True))
+    call = engine.asked()
+    assert call.path != "/tokenize"
+    call.stream(token(), counts(LONG_TOKENS), DONE)
+    asked.read()
+    assert "9000 instead of 11000" in caplog.text
+
+
 def test_a_client_that_leaves_while_its_prompt_is_counted_is_gone(
     engine: ScriptedEngine, counting: RunningGateway
 ) -> None:

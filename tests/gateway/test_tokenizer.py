@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import sys
 import threading
 import time
@@ -24,7 +25,9 @@ from anyio.lowlevel import checkpoint
 from gateway.api.base import InferenceRequest
 from gateway.api.chat import CHAT
 from gateway.api.completions import COMPLETIONS
-from gateway.tokenizer import ASK_AGAIN, MOST_BYTES, MOST_TEXTS, BoundedTokenizer, EngineTokenizer, LocalTokenizer
+from gateway.local_tokenizer import LocalTokenizer
+from gateway.prompt_fields import MOST_TEXTS
+from gateway.tokenizer import ASK_AGAIN, MOST_BYTES, BoundedTokenizer, EngineTokenizer
 from gateway.upstream import Upstream
 from tests.conftest import DEADLINE, Call, ScriptedEngine
 from tests.vllm.tiny_model import make_model, words
@@ -35,7 +38,7 @@ def user(content: object = "hello") -> dict[str, Any]:
 
 
 def completion(body: dict[str, Any]) -> InferenceRequest:
-    return (COMPLETIONS if "prompt" in body else CHAT).parse(json.dumps(body).encode(), b"")
+    return (COMPLETIONS if "prompt" in body else CHAT).parse(json.dumps(body).encode())
 
 
 def chat(*messages: dict[str, Any], **fields: Any) -> InferenceRequest:
@@ -154,6 +157,10 @@ THOUGHT = {"role": "assistant", "content": "No.", "reasoning_content": "Thinking
             {"chat_template_kwargs": {"documents": [{}], "a": 1}},
         ),
         (
+            {"reasoning_effort": "low", "chat_template_kwargs": {"reasoning_effort": "x", "enable_thinking": False}},
+            {"chat_template_kwargs": {"reasoning_effort": "low", "enable_thinking": False}},
+        ),
+        (
             dict.fromkeys(("model", "tools", "documents", "chat_template_kwargs", "truncate_prompt_tokens", "suffix")),
             {},
         ),
@@ -180,7 +187,7 @@ def test_a_chat_carries_what_makes_its_prompt(
 
 def test_messages_pass_byte_for_byte(asking: Asking, engine: ScriptedEngine) -> None:
     messages = rb'[ {"role":"user", "content" : "h\u00e9", "x": 1.0}]'
-    counting = asking.start(CHAT.parse(b'{"messages": ' + messages + b"}", b""))
+    counting = asking.start(CHAT.parse(b'{"messages": ' + messages + b"}"))
     call = engine.asked()
     call.answer(200, {"count": 3})
     assert counting.result(DEADLINE) == 3
@@ -528,6 +535,7 @@ KWARGS = {"chat_template_kwargs": {"mood": "glad"}}
         ("{% for p in messages[0].content %}{{ p.text }}{% endfor %}", chat(user("one")), "one"),
         ("{% set content = messages[0].content %}{% for p in content %}{{ p.text }}{% endfor %}", chat(user("o")), "o"),
         ("{{ messages[0].content }}", chat({"role": "tool", "content": [ONE, ONE]}), "one\none"),
+        ("{% for p in messages[0].content %}{% endfor %}{{ messages[0].content }}.", chat({"role": "tool"}), "."),
         (TOOL_CALLS, chat(calls('{"a": "é<"}')), '{"a": "é<"}'),
         (TOOL_CALLS, chat(calls({"a": 1})), '{"a": 1}'),
         (TOOL_CALLS, chat(calls("[1]")), "{}"),
@@ -554,12 +562,13 @@ KWARGS = {"chat_template_kwargs": {"mood": "glad"}}
         ("  {% if true %}\na\n  {% endif %}\nb", chat(), "a\nb"),
         ("{{ strftime_now('%Y') }}", chat(), "2000"),
         ("{{ bos_token }}{{ eos_token }}{{ pad_token }}", chat(), "<s></s>"),
+        ("{{ padding_side is defined }}", chat(), "False"),
     ],
 )
 def test_a_template_gets_what_vllm_gives_it(
     tmp_path: Path, template: str, asked: InferenceRequest, prompt: str
 ) -> None:
-    write_config(tmp_path, bos_token="<s>", eos_token={"content": "</s>"}, pad_token=None, add_bos_token=True)
+    write_config(tmp_path, bos_token="<s>", eos_token={"content": "</s>"}, pad_token=None, padding_side="left")
     local = templated(tmp_path, template)
     special = prompt.count("<s>")
     assert counted(local, asked) == len(prompt.replace("<s>", "").encode()) + special
@@ -576,16 +585,24 @@ def test_a_template_gets_what_vllm_gives_it(
         (TEMPLATE, chat(chat_template="{{ messages }}")),
         (TEMPLATE, chat(chat_template_kwargs={"chat_template": "x"})),
         (TEMPLATE, chat(chat_template_kwargs={"messages": []})),
-        ("", chat()),
         ("gone", chat(continue_final_message=True)),
     ],
 )
 def test_what_a_template_refuses_has_no_count(
     tmp_path: Path, template: str, asked: InferenceRequest, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.DEBUG)
     assert counted(templated(tmp_path, template), asked) is None
-    assert [record for record in caplog.records if record.name == "fairlane"] == []
+    (record,) = (record for record in caplog.records if record.name == "fairlane")
+    # A template can say the prompt when it refuses it; prompts are never logged.
+    assert re.fullmatch(r"a prompt cannot be counted: \w+", record.getMessage())
+    assert record.levelno == logging.DEBUG
+
+
+def test_an_empty_prompt_has_no_count(tmp_path: Path) -> None:
+    """vLLM takes none."""
+    local = templated(tmp_path, "")
+    assert [counted(local, asked) for asked in (chat(), text(""), text([[]]))] == [None] * 3
 
 
 def test_texts_and_ids(tmp_path: Path) -> None:
@@ -666,7 +683,7 @@ def test_a_configuration_that_cannot_be_used(tmp_path: Path, config: str) -> Non
 
 @pytest.fixture
 def stuck(monkeypatch: pytest.MonkeyPatch) -> Iterator["type[Stuck]"]:
-    monkeypatch.setattr("gateway.tokenizer.datetime", Stuck)
+    monkeypatch.setattr("gateway.chat_template.datetime", Stuck)
     yield Stuck
     Stuck.released.set()
 

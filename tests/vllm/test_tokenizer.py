@@ -15,8 +15,9 @@ import httpx
 import pytest
 import tokenizers
 
+from gateway.local_tokenizer import LocalTokenizer
 from gateway.routes import QUEUED
-from gateway.tokenizer import EngineTokenizer, LocalTokenizer
+from gateway.tokenizer import EngineTokenizer
 from gateway.upstream import Upstream
 from tests.vllm.conftest import ENVIRONMENT, FLAGS, HERE, MODEL, SHUTDOWN, STARTUP, Vllm, wait_until
 from tests.vllm.tiny_model import START, words
@@ -128,7 +129,7 @@ def asked(server: Vllm, route: str, body: dict[str, Any]) -> int | None:
     async def count() -> int | None:
         upstream = Upstream(server.url)
         try:
-            return await EngineTokenizer(upstream).count(APIS[route].parse(json.dumps(body).encode(), b""))
+            return await EngineTokenizer(upstream).count(APIS[route].parse(json.dumps(body).encode()))
         finally:
             await upstream.aclose()
 
@@ -136,7 +137,7 @@ def asked(server: Vllm, route: str, body: dict[str, Any]) -> int | None:
 
 
 def counted(local: LocalTokenizer, route: str, body: dict[str, Any]) -> int | None:
-    return anyio.run(local.count, APIS[route].parse(json.dumps(body).encode(), b""))
+    return anyio.run(local.count, APIS[route].parse(json.dumps(body).encode()))
 
 
 def user(content: object) -> dict[str, Any]:
@@ -254,7 +255,7 @@ def test_an_unknown_model_does_not_end_the_counting(server: Vllm) -> None:
         tokenizer = EngineTokenizer(upstream)
         try:
             bodies = [{"messages": [user("hello")], "model": model} for model in ("unknown", MODEL)]
-            return [await tokenizer.count(APIS[CHAT].parse(json.dumps(body).encode(), b"")) for body in bodies]
+            return [await tokenizer.count(APIS[CHAT].parse(json.dumps(body).encode())) for body in bodies]
         finally:
             await upstream.aclose()
 

@@ -14,7 +14,7 @@ from gateway.usage import PromptDetails, Usage
 
 
 def parse(**fields: Any) -> InferenceRequest:
-    return MESSAGES.parse(json.dumps({"max_tokens": 5, **fields}).encode(), b"")
+    return MESSAGES.parse(json.dumps({"max_tokens": 5, **fields}).encode())
 
 
 def size(*contents: Any, **fields: Any) -> Size:
@@ -63,7 +63,7 @@ def test_what_else_is_read() -> None:
 
 def test_bytes_are_as_they_were() -> None:
     body = b'{ "messages":[{"content" : "a"}],"stream": true , "x":1.50}\n'
-    assert MESSAGES.parse(body, b"").body is body
+    assert MESSAGES.parse(body).body is body
 
 
 def test_a_conversation_begins_as_its_last_turn_did() -> None:
@@ -75,7 +75,7 @@ def test_a_conversation_begins_as_its_last_turn_did() -> None:
 @pytest.mark.parametrize("body", [b"", b"{}", b"[]", b'{"messages": []}', b'{"messages": "a"}', b'{"messages": ["a"]}'])
 def test_what_cannot_be_read_is_refused(body: bytes) -> None:
     with pytest.raises(BadRequest):
-        MESSAGES.parse(body, b"")
+        MESSAGES.parse(body)
 
 
 # What it answers.

@@ -17,7 +17,7 @@ from gateway.prompt import STRIDE, Size
 
 
 def parse(api: Api, body: bytes) -> InferenceRequest:
-    return api.parse(body, b"application/json")
+    return api.parse(body)
 
 
 def chat(*contents: Any, **options: Any) -> InferenceRequest:

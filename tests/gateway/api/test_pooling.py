@@ -17,7 +17,7 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:,a"}}
 
 
 def sizes(**fields: Any) -> list[Size]:
-    return [prompt.size for prompt in EMBEDDINGS.parse(json.dumps(fields).encode(), b"").prompts]
+    return [prompt.size for prompt in EMBEDDINGS.parse(json.dumps(fields).encode()).prompts]
 
 
 @pytest.mark.parametrize(
@@ -59,13 +59,13 @@ def test_a_pair_is_a_prompt() -> None:
 
 
 def test_each_prompt_takes_a_seat_and_has_no_answer() -> None:
-    request = SCORE.parse(b'{"query": "a", "documents": ["b", "c"], "user": "ann", "model": "m"}', b"")
+    request = SCORE.parse(b'{"query": "a", "documents": ["b", "c"], "user": "ann", "model": "m"}')
     assert (request.seats, request.max_tokens, request.stream) == (2, 0, False)
     assert (request.user, request.model) == ("ann", "m")
 
 
 def test_its_beginnings_have_no_names() -> None:
-    assert all(prompt.chain == () for prompt in EMBEDDINGS.parse(b'{"input": ["a", "b"]}', b"").prompts)
+    assert all(prompt.chain == () for prompt in EMBEDDINGS.parse(b'{"input": ["a", "b"]}').prompts)
 
 
 def test_what_is_missing_is_the_engines_to_tell() -> None:
@@ -76,7 +76,7 @@ def test_what_is_missing_is_the_engines_to_tell() -> None:
 @pytest.mark.parametrize("body", [b"", b"[]", b"hello", b'{"model": []}', b'{"input": [9223372036854775808]}'])
 def test_what_cannot_be_read_is_refused(body: bytes) -> None:
     with pytest.raises(BadRequest):
-        EMBEDDINGS.parse(body, b"")
+        EMBEDDINGS.parse(body)
 
 
 def test_usage_is_of_its_prompts() -> None:

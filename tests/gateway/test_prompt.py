@@ -1,0 +1,164 @@
+"""A prompt's size and the names of its beginnings: two share a name if, and only if, they are one text up to there."""
+
+from collections.abc import Callable
+from itertools import pairwise, takewhile
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.prompt import FEW, STRIDE, Prompt, PromptReader, Size, text_size
+
+Told = Callable[[PromptReader], None]
+
+
+def read(*told: Told, seed: tuple[bytes, ...] = ()) -> Prompt:
+    reader = PromptReader(seed)
+    for tell in told:
+        tell(reader)
+    return reader.prompt()
+
+
+def message(text: bytes, role: str = "user") -> Told:
+    def tell(reader: PromptReader) -> None:
+        reader.role(role)
+        reader.text(text)
+        reader.link()
+
+    return tell
+
+
+def text(data: bytes) -> Prompt:
+    return read(lambda reader: reader.text(data))
+
+
+def shared(one: Prompt, other: Prompt) -> Size:
+    """The longest beginning that both have a name for."""
+    both = zip(one.chain, other.chain, strict=False)
+    links = list(takewhile(lambda links: links[0].name == links[1].name, both))
+    return links[-1][0].size if links else Size()
+
+
+# Sizes.
+
+
+@given(st.text(max_size=200))
+def test_every_byte_is_of_one_kind(written: str) -> None:
+    data = written.encode("utf-8", "surrogatepass")
+    size = text_size(data)
+    assert size.text_bytes == len(data)
+    assert size.wide == sum(len(each.encode("utf-8", "surrogatepass")) for each in written if ord(each) > 127)
+    assert size.words == sum(each.isalpha() or each in " \t\n\r\v\f" for each in written if ord(each) < 128)
+
+
+def test_of_the_kinds() -> None:
+    assert text_size(b"def f(x): return 2") == Size(words=14, marks=4)
+    assert text_size("Grüße, 日本".encode()) == Size(words=4, marks=1, wide=10)
+
+
+@given(st.lists(st.binary(max_size=3000), max_size=5))
+def test_a_prompt_is_as_large_as_its_parts(parts: list[bytes]) -> None:
+    prompt = read(*(message(part) for part in parts))
+    assert prompt.size == Size(*map(sum, zip(Size(), *map(text_size, parts), strict=True)))._replace(
+        messages=len(parts)
+    )
+    assert prompt.chain[-1].size == prompt.size
+    for link, longer in pairwise(prompt.chain):
+        assert min(longer.size.minus(link.size)) >= 0
+
+
+def test_sizes_add_up() -> None:
+    one, other = Size(1, 2, 3, 4, 5), Size(10, 20, 30, 40, 50)
+    assert one.plus(other) == Size(11, 22, 33, 44, 55)
+    assert one.plus(other).minus(other) == one
+    assert one.text_bytes == 6
+
+
+def test_token_ids_and_media_count_as_tokens() -> None:
+    prompt = read(lambda reader: reader.ids([1, 2, 3]), lambda reader: reader.media(b"an image", 256))
+    assert prompt.size == Size(tokens=259)
+
+
+# Names.
+
+SHORT = st.binary(max_size=40)
+MESSAGES = st.lists(st.tuples(SHORT, st.sampled_from(["user", "assistant", "system"])), max_size=4)
+
+
+@given(MESSAGES, MESSAGES, MESSAGES)
+def test_short_messages_share_a_name_if_they_are_the_same_up_to_there(
+    begin: list[tuple[bytes, str]], one: list[tuple[bytes, str]], other: list[tuple[bytes, str]]
+) -> None:
+    first = read(*(message(*each) for each in [*begin, *one, (b"end", "user")]))
+    second = read(*(message(*each) for each in [*begin, *other, (b"end", "user")]))
+    same = len(list(takewhile(lambda pair: pair[0] == pair[1], zip([*begin, *one], [*begin, *other], strict=False))))
+    names = {link.name: number for number, link in enumerate(first.chain)}
+    in_common = [(names[link.name], number) for number, link in enumerate(second.chain) if link.name in names]
+    if one == other:
+        same += 1
+    assert in_common == [(number, number) for number in range(same)]
+
+
+@settings(max_examples=50)
+@given(st.integers(0, 200_000), st.integers(1, 5000), st.integers(1, 5000))
+def test_texts_share_what_they_have_in_common_to_within_a_stride(common: int, one: int, other: int) -> None:
+    begin = b"a" * common
+    size = shared(text(begin + b"b" * one), text(begin + b"c" * other))
+    assert size.text_bytes <= common
+    assert common - size.text_bytes <= STRIDE + common // 16
+
+
+@given(st.lists(st.integers(0, 3000), max_size=6), st.integers(0, 9000))
+def test_how_a_text_is_told_does_not_matter(cuts: list[int], length: int) -> None:
+    data = bytes(number % 251 for number in range(length))
+    at = [0, *sorted(min(cut, length) for cut in cuts), length]
+    pieces = [data[begin:end] for begin, end in pairwise(at)]
+    parts = read(*((lambda reader, piece=piece: reader.text(piece)) for piece in pieces))
+    assert parts == text(data)
+
+
+def test_a_name_is_due_as_far_from_the_begin_whatever_messages_come_before() -> None:
+    """A document that follows upon another question is another prompt from there on."""
+    document = b"d" * 20 * STRIDE
+    prompt = read(message(b"Be brief.", "system"), message(document + b"What is it?"))
+    again = read(message(b"Be brief.", "system"), message(document + b"Who wrote it?"))
+    assert shared(prompt, again).text_bytes >= 20 * STRIDE
+    assert shared(prompt, again).text_bytes < 20 * STRIDE + 20
+    assert shared(prompt, read(message(b"Be blunt.", "system"), message(document))) == Size()
+
+
+@pytest.mark.parametrize(("one", "other"), [((b"m",), (b"n",)), ((b"ab", b"c"), (b"a", b"bc")), ((b"m",), (b"m", b""))])
+def test_what_the_engine_keeps_apart_shares_nothing(one: tuple[bytes, ...], other: tuple[bytes, ...]) -> None:
+    hello = message(b"hello" * STRIDE)
+    assert shared(read(hello, seed=one), read(hello, seed=one)).messages == 1
+    assert shared(read(hello, seed=one), read(hello, seed=other)) == Size()
+
+
+def test_equal_images_are_equal_and_others_are_not() -> None:
+    def image(data: bytes) -> Prompt:
+        return read(lambda reader: reader.role("user"), lambda reader: reader.media(data, 256))
+
+    assert shared(image(b"a cat"), image(b"a cat")).tokens == 256
+    assert shared(image(b"a cat"), image(b"a dog")) == Size()
+
+
+def test_before_an_answer_the_prompt_says_so() -> None:
+    prompt = read(message(b"Why?"), message(b"Because.", "assistant"), message(b"Oh."))
+    assert [link.answered for link in prompt.chain] == [True, False, False]
+    assert not any(link.answered for link in read(message(b"Sure:", "assistant")).chain)
+
+
+def test_nothing_is_a_prompt_too() -> None:
+    prompt = read()
+    assert prompt.size == Size()
+    assert len(prompt.chain) == 1
+
+
+def test_the_largest_body_has_hundreds_of_names() -> None:
+    chain = text(b"x" * (64 << 20)).chain
+    assert FEW < len(chain) < 8 * FEW
+    assert all(len(link.name) == len(chain[0].name) for link in chain)
+
+
+def test_nothing_of_a_text_is_kept() -> None:
+    assert b"a secret" not in repr(text(b"a secret" * 1000)).encode()

@@ -1,0 +1,206 @@
+"""Coefficients from samples: near with a few, not moved by wrong ones, never absurd, and bounded in what is kept."""
+
+from math import isfinite
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.regression import KEPT, Regression
+
+# A prefill curve: a constant, seconds a token, seconds a token squared. Its columns differ by nine powers of ten.
+TRUE = 0.2, 3e-4, 1e-8
+SIZES = (60, 500, 4000, 25_000)
+
+
+def row(tokens: float) -> tuple[float, float, float]:
+    return 1.0, tokens, tokens * tokens
+
+
+def true(tokens: float, factor: float = 1.0) -> float:
+    return factor * sum(theta * x for theta, x in zip(TRUE, row(tokens), strict=True))
+
+
+def start(factor: float = 2.0) -> Regression:
+    return Regression([factor * theta for theta in TRUE])
+
+
+def sizes(random: Random, count: int) -> list[int]:
+    return [int(2 ** random.uniform(6, 14.6)) for _ in range(count)]
+
+
+def taught(regression: Regression, random: Random, count: int, factor: float = 1.0, noise: float = 0.1) -> Regression:
+    for tokens in sizes(random, count):
+        regression.saw(row(tokens), true(tokens, factor) * random.gauss(1, noise))
+    return regression
+
+
+def worst(regression: Regression, factor: float = 1.0) -> float:
+    return max(abs(regression.at(row(tokens)) / true(tokens, factor) - 1) for tokens in SIZES)
+
+
+# What it learns.
+
+
+def test_to_begin_with_it_is_what_was_believed() -> None:
+    regression = start()
+    assert regression.theta == pytest.approx([2 * theta for theta in TRUE])
+    assert regression.at(row(1000)) == pytest.approx(2 * true(1000))
+
+
+@pytest.mark.parametrize("factor", [0.5, 2.0])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_start_that_is_twofold_off_is_made_good(factor: float, seed: int) -> None:
+    assert worst(start(factor)) >= 0.5
+    assert worst(taught(start(factor), Random(seed), 20)) <= 0.12
+    assert worst(taught(start(factor), Random(seed), 100)) <= 0.06
+
+
+def test_exact_samples_are_learned_to_within_what_is_believed_of_the_start() -> None:
+    assert worst(taught(start(), Random(1), 100, noise=0.0)) <= 0.01
+
+
+def test_a_start_of_another_shape_is_made_good() -> None:
+    """A machine whose attention is four times as dear as the profile says, and its constant a third."""
+    regression = Regression((3 * TRUE[0], TRUE[1], TRUE[2] / 4))
+    assert worst(taught(regression, Random(1), 100)) <= 0.1
+
+
+def test_a_column_that_starts_at_0_is_learned_too() -> None:
+    regression = taught(Regression((*TRUE[:2], 0.0)), Random(1), 100)
+    assert worst(regression) <= 0.1
+    assert regression.theta[2] > 0
+
+
+def test_samples_of_one_size_scale_the_whole() -> None:
+    """Nothing was seen of others: they are taken to be off as these are."""
+    regression = start()
+    for _ in range(30):
+        regression.saw(row(1000), true(1000))
+    assert worst(regression) <= 0.1
+
+
+def test_long_ones_are_not_forgotten_for_many_short_ones() -> None:
+    regression = taught(start(), Random(1), 40)
+    random = Random(2)
+    for _ in range(2000):
+        tokens = random.randint(50, 300)
+        regression.saw(row(tokens), true(tokens) * random.gauss(1, 0.1))
+    assert worst(regression) <= 0.1
+
+
+@pytest.mark.parametrize("drift", [1 / 1.5, 1.5])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_machine_that_has_become_slower_is_followed(drift: float, seed: int) -> None:
+    """Or faster: most of it within 60 samples, whichever they are, and all of it within 120."""
+    random = Random(seed)
+    regression = taught(start(1.0), random, 60)
+    taught(regression, random, 60, drift)
+    assert worst(regression, drift) <= 0.3
+    taught(regression, random, 60, drift)
+    assert worst(regression, drift) <= 0.12
+
+
+def test_where_one_would_be_below_0_the_others_are_fitted_without_it() -> None:
+    """Seconds that grow ever slower, which no square does: the best line is left."""
+    regression = start(1.0)
+    for tokens in sizes(Random(1), 200):
+        regression.saw(row(tokens), 0.2 + 3e-4 * tokens - 4e-9 * tokens**2)
+    assert regression.theta[2] == 0
+    assert abs(sum(regression.errors())) / len(regression.errors()) <= 0.05
+    assert max(map(abs, regression.errors())) <= 0.35
+
+
+# What does not move it.
+
+
+@pytest.mark.parametrize("factor", [0.5, 2.0])
+@pytest.mark.parametrize("wrong", [10.0, 100.0, 1e6, 0.1, 1e-3])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_quarter_of_samples_that_are_wrong_move_little(factor: float, wrong: float, seed: int) -> None:
+    """In any order, and the first ones among them."""
+    random = Random(seed)
+    marks = [True] * 10 + [False] * 30
+    random.shuffle(marks)
+    regression = start(factor)
+    for outlier, tokens in zip(marks, sizes(random, 40), strict=True):
+        regression.saw(row(tokens), true(tokens) * random.gauss(1, 0.1) * (wrong if outlier else 1))
+    assert worst(regression) <= 0.15
+
+
+def test_a_first_sample_that_is_wrong_moves_little() -> None:
+    """An engine compiles at its first prompt."""
+    regression = start(1.0)
+    regression.saw(row(1000), 50 * true(1000))
+    assert worst(regression) <= 0.5
+    taught(regression, Random(1), 5)
+    assert worst(regression) <= 0.2
+
+
+def test_one_that_is_right_is_not_forgotten_for_one_that_is_wrong() -> None:
+    regression = taught(start(), Random(1), 100)
+    before = regression.theta
+    regression.saw(row(25_000), 1000 * true(25_000))
+    assert regression.theta == pytest.approx(before, rel=0.05)
+
+
+@settings(max_examples=30)
+@given(st.data())
+def test_wherever_the_wrong_ones_come_the_curve_stays(data: st.DataObject) -> None:
+    random = Random(1)
+    right = [(tokens, random.gauss(1, 0.05)) for tokens in sizes(random, 30)]
+    wrong = data.draw(
+        st.lists(st.tuples(st.sampled_from(right).map(lambda each: each[0]), st.floats(5, 1e5)), max_size=8)
+    )
+    regression = start(1.0)
+    for tokens, off in data.draw(st.permutations(right + wrong)):
+        regression.saw(row(tokens), true(tokens) * off)
+    assert worst(regression) <= 0.2
+
+
+# What it never is.
+
+NUMBERS = st.floats(allow_nan=True, allow_infinity=True) | st.integers(-5, 10**9)
+EVERYDAY = st.floats(1e-6, 1e6)
+
+
+@settings(max_examples=100)
+@given(
+    st.tuples(EVERYDAY, st.just(0.0) | EVERYDAY, st.just(0.0) | st.floats(1e-12, 1.0)),
+    st.lists(
+        st.tuples(st.tuples(NUMBERS, NUMBERS, NUMBERS) | EVERYDAY.map(row), NUMBERS | EVERYDAY),
+        max_size=60,
+    ),
+)
+def test_no_coefficient_is_below_0_or_no_number(
+    begin: tuple[float, float, float], samples: list[tuple[tuple[float, float, float], float]]
+) -> None:
+    regression = Regression(begin)
+    for x, y in samples:
+        before = regression.seen
+        took = regression.saw(x, y)
+        assert regression.seen == before + took
+        assert not took or (y > 0 and isfinite(y))
+        assert all(isfinite(theta) and theta >= 0 for theta in regression.theta)
+
+
+def test_what_is_kept_is_bounded_and_no_sample_is_older_than_it_need_be() -> None:
+    regression, random = start(), Random(1)
+    for _ in range(3000):
+        tokens = random.randint(64, 25_000)
+        regression.saw(row(tokens), true(tokens))
+    magnitudes = 10
+    assert len(regression.samples) <= KEPT * magnitudes
+    assert regression.samples == sorted(regression.samples, key=lambda sample: sample.number)
+    assert [sample.number for sample in regression.samples][-KEPT:][0] > 3000 - 2 * KEPT * magnitudes
+
+
+def test_how_far_off_it_is_on_what_was_seen() -> None:
+    regression = start(1.0)
+    for _ in range(10):
+        for off in (0.8, 1.0, 1.25):
+            regression.saw(row(1000), true(1000) * off)
+    errors = sorted(regression.errors())
+    assert errors[0] == pytest.approx(-0.2, abs=0.05)
+    assert errors[-1] == pytest.approx(0.25, abs=0.05)
