@@ -13,7 +13,6 @@ from math import ceil
 from gateway.api.base import Api, InferenceRequest
 from gateway.api.conversation import text_prompt
 from gateway.api.openai import read
-from gateway.errors import BadRequest
 from gateway.prompt import Prompt, Size
 
 # As Whisper has it: 1500 positions of its encoder for each window of 30 s.
@@ -50,11 +49,11 @@ def parse(body: bytes, content_type: bytes = b"") -> InferenceRequest:
 
 
 def _form(body: bytes, content_type: bytes) -> dict[bytes, bytes]:
-    """The fields of multipart/form-data (RFC 7578), as far as the gateway needs them. Cut, not copied piece by piece,
-    for a recording has megabytes."""
+    """The fields of multipart/form-data (RFC 7578), as far as the gateway needs them. What is no form is the engine's
+    to refuse, and priced as if it were a recording, should that be wrong."""
     boundary = _BOUNDARY.search(content_type)
-    if not content_type.lower().startswith(b"multipart/form-data") or boundary is None:
-        raise BadRequest("Expected a form with a recording (multipart/form-data).", param="file")
+    if boundary is None:
+        return {b"file": body}
     fields = {}
     for part in body.split(b"--" + boundary[1].strip())[1:-1]:
         head, _, content = part.partition(b"\r\n\r\n")

@@ -1,12 +1,7 @@
 """What the tokenizers count is what a real vLLM says that it read, to the token."""
 
 import json
-import os
-import signal
-import socket
-import subprocess
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +14,7 @@ from gateway.local_tokenizer import LocalTokenizer
 from gateway.routes import QUEUED
 from gateway.tokenizer import EngineTokenizer
 from gateway.upstream import Upstream
-from tests.vllm.conftest import ENVIRONMENT, FLAGS, HERE, MODEL, SHUTDOWN, STARTUP, Vllm, wait_until
+from tests.vllm.conftest import FLAGS, MODEL, Vllm, serving
 from tests.vllm.tiny_model import START, words
 
 CHAT = "/v1/chat/completions"
@@ -67,49 +62,17 @@ PARTS_TEMPLATE = """\
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vllm]:
     """vLLM with the templates above, the second one where a request brings it; texts begin with a special token."""
-    python = os.environ.get("FAIRLANE_VLLM_PYTHON")
-    if not python:
-        pytest.skip("FAIRLANE_VLLM_PYTHON is not set: `make test-vllm` installs vLLM and runs these tests")
-    python = os.path.abspath(python)
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | ENVIRONMENT
     folder = tmp_path_factory.mktemp("vllm-tokenizer")
-    model = folder / "model"
-    subprocess.run([python, HERE / "tiny_model.py", model], env=environment, cwd=folder, check=True)
+    with serving(folder, *FLAGS, "--trust-request-chat-template", change=_begin_with_a_token) as server:
+        yield server
+
+
+def _begin_with_a_token(model: Path) -> None:
     (model / "chat_template.jinja").write_text(TEMPLATE)
     tokenizer = tokenizers.Tokenizer.from_file(str(model / "tokenizer.json"))
     begin = (START, tokenizer.token_to_id(START))
     tokenizer.post_processor = tokenizers.processors.TemplateProcessing(f"{START} $A", None, [begin])
     tokenizer.save(str(model / "tokenizer.json"))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    own = ("--trust-request-chat-template", "--enable-auto-tool-choice", "--tool-call-parser", "hermes")
-    address = ("--host", "127.0.0.1", "--port", str(port))
-    command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), *address, *FLAGS, *own]
-    log = folder / "vllm.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, env=environment, cwd=folder, stdout=output, stderr=output, start_new_session=True
-        )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        if not wait_until(lambda: process.poll() is not None or healthy(url), STARTUP) or process.poll() is not None:
-            pytest.fail(f"vLLM does not start; {log} ends:\n{log.read_text(errors='replace')[-4000:]}", pytrace=False)
-        yield Vllm(url, MODEL, model)
-    finally:
-        process.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(SHUTDOWN)
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def healthy(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/health", timeout=5, trust_env=False).is_success
-    except httpx.TransportError:
-        return False
 
 
 @pytest.fixture(scope="module")
