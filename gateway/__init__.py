@@ -1,16 +1,17 @@
-"""The gateway: one chat request, from the client's socket to its spans.
+"""The gateway: one request, from the client's socket to its spans.
 
-    proxy.Completions                    raw ASGI, so that leaving while queued is noticed
-      completion.parse                   bytes -> what the scheduler must know; else BadRequest
+    routes                               the allow-list: queued by which API, or passed on at once (passed_on)
+    proxy.Proxied                        raw ASGI, so that leaving while queued is noticed
+      api.parse                          bytes -> what the scheduler must know; else BadRequest
       callers.identify                   whose turn it takes
       cost.price                         known beginning, bytes -> tokens, cached ones -> prefill seconds
       tokenizer.count                    exact tokens, where a lane or the context limit depends on them
       Job                                flow, lane, tokens, cost, seats, cache, wishes
       watchers                           has the client left, does it still read: for the request's whole life
         waiting.admitted(job)            refused, or: Event("arrive") -> Admission -> Line, Ledger -> wake-up
-          upstream.post                  traceparent out
+          upstream.send                  traceparent out
             first token                  Event("first_token"): prefill permit back, next one goes
-            relay                        bytes untouched; now and then Event("progress")
+            relay                        bytes untouched, events as the API reads them; now and then Event("progress")
         exit of admitted, no await       Event("finish"): seats and cache back exactly once, charge settled
       cost.learn                         bytes per token, what was cached, and the curve, from usage and times
     telemetry.finish                     spans queue | prefill | decode, one log line, metrics

@@ -1,6 +1,8 @@
 """Which paths there are, which of them are queued, and that no other of the engine's can be reached."""
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -90,6 +92,12 @@ def test_a_socket_for_real_time_is_refused_with_a_reason(engine: ScriptedEngine,
     assert asked.status == 404
     assert "/v1/audio/transcriptions" in asked.json()["error"]["message"]
     assert engine.pending == 0
+
+
+def test_each_route_is_documented() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
+    for route in (*QUEUED, *PASSED):
+        assert re.search(rf"`(GET |POST )?{re.escape(route.path)}`", text), route.path
 
 
 # Queued

@@ -173,7 +173,6 @@ ANTHROPICS_TOOL = {"name": "f", "input_schema": SCHEMA, "strict": True}
 RESULT = {"type": "tool_result", "tool_use_id": "t1", "content": [{"type": "text", "text": "done"}]}
 USE = {"type": "tool_use", "id": "t1", "name": "f", "input": {"a": True}}
 RESPONSES_TOOL = {"type": "function", "name": "f", "parameters": SCHEMA, "strict": True}
-BROKEN = {"name": "x", "schema": {"type": 5}}
 FORMAT = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}
 
 GOOD = [
@@ -236,7 +235,7 @@ BAD = [
     chat("no room for the answer", max_tokens=20_000),
     chat("an image for a model that sees nothing", messages=[{"role": "user", "content": [IMAGE]}]),
     chat("a role that is none", messages=[{"role": "nobody", "content": "a"}]),
-    chat("a broken schema", response_format={"type": "json_schema", "json_schema": BROKEN}),
+    chat("a format that is none", response_format={"type": "nothing"}),
     chat("a kind of content that is none", messages=[{"role": "user", "content": [{"type": "nothing"}]}]),
     text("an unknown model", "Why?", model="nobody"),
     text("ids that are none", [99_999_999]),
