@@ -556,7 +556,7 @@ def _no_outside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Whoever runs the tests may have a collector, a proxy or settings of their own, and state to lose."""
     with pytest.MonkeyPatch.context() as environ:
         for name in list(os.environ):
-            if name.startswith(("OTEL_", "FAIRLANE_")) and name != "FAIRLANE_VLLM_PYTHON":
+            if name.startswith(("OTEL_", "FAIRLANE_")) and not name.endswith("LLM_PYTHON"):
                 environ.delenv(name)
             if name.lower() in ("http_proxy", "https_proxy", "all_proxy"):
                 environ.delenv(name)

@@ -29,8 +29,9 @@ def day(pooling_url: str, tool: dict[str, Any]) -> dict[str, Any]:
     options: dict[str, Any] = {"max_tokens": 8, "temperature": 0}
     schema = tool["function"]["parameters"]
     shape = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
+    say = {"type": "function", "function": {"name": tool["function"]["name"]}}
     chunks = list(litellm.completion(**at, **options, stream=True, stream_options={"include_usage": True}))
-    called = litellm.completion(**at, max_tokens=60, tools=[tool], tool_choice="required")
+    called = litellm.completion(**at, max_tokens=600, tools=[tool], tool_choice=say)
     message = litellm.anthropic_messages if hasattr(litellm, "anthropic_messages") else litellm.anthropic.messages
     return {
         "whole": litellm.completion(**at, **options).choices[0].message.content,

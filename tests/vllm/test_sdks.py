@@ -36,6 +36,7 @@ class Answer(pydantic.BaseModel):
 
 SCHEMA = {**Answer.model_json_schema(), "additionalProperties": False}
 TOOL = {"type": "function", "function": {"name": "say", "parameters": SCHEMA, "strict": True}}
+SAY: Any = {"type": "function", "function": {"name": "say"}}
 ANTHROPICS_TOOL: Any = {"name": "say", "input_schema": SCHEMA, "strict": True}
 RESPONSES_TOOL: Any = {"type": "function", "name": "say", "parameters": SCHEMA, "strict": True}
 WHY: Any = [{"role": "user", "content": "Why?"}]
@@ -101,6 +102,7 @@ class Attempts:
 
     def check(self) -> None:
         """It was refused, waited at least as long as it was told, and was served."""
+        assert len(self.seen) > 1, self.seen
         (first, refused, told), *_, (last, served, _) = self.seen
         assert (refused, served) == (429, 200)
         assert told is not None
@@ -109,9 +111,10 @@ class Attempts:
 
 @contextmanager
 def somebody_in_the_way(url: str, attempts: Attempts) -> Iterator[None]:
-    body = {"model": MODEL, "messages": WHY, "max_tokens": 2000, "ignore_eos": True, "stream": True}
+    body = {"model": MODEL, "messages": WHY, "max_tokens": 15_000, "ignore_eos": True, "stream": True}
     with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=60, trust_env=False) as response:
-        next(response.iter_raw())
+        chunks = response.iter_raw()  # which closes the response when nobody has it any more
+        next(chunks)
         attempts.in_the_way = response
         yield
 
@@ -125,15 +128,13 @@ def test_openai_chats(openai_sdk: openai.OpenAI) -> None:
     chunks = list(openai_sdk.chat.completions.create(**chat, stream=True, stream_options={"include_usage": True}))
     assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == whole.choices[0].message.content
     assert chunks[-1].usage.completion_tokens == 8
-    with openai_sdk.chat.completions.stream(model=MODEL, messages=WHY, max_tokens=8, temperature=0) as stream:
-        assert stream.get_final_completion().choices[0].message.content == whole.choices[0].message.content
-    several = openai_sdk.chat.completions.create(**chat, n=3, logprobs=True, top_logprobs=2)
+    several = openai_sdk.chat.completions.create(**chat | {"temperature": 1}, n=3, logprobs=True, top_logprobs=2)
     assert len(several.choices) == 3
     assert several.choices[0].logprobs
 
 
 def test_openai_calls_tools(openai_sdk: openai.OpenAI) -> None:
-    chat: Any = {"model": MODEL, "messages": WHY, "max_tokens": 60, "tools": [TOOL], "tool_choice": "required"}
+    chat: Any = {"model": MODEL, "messages": WHY, "max_tokens": 600, "tools": [TOOL], "tool_choice": SAY}
     whole = openai_sdk.chat.completions.create(**chat)
     (call,) = whole.choices[0].message.tool_calls
     Answer.model_validate_json(call.function.arguments)
@@ -147,6 +148,8 @@ def test_openai_calls_tools(openai_sdk: openai.OpenAI) -> None:
 def test_openai_wants_a_shape(openai_sdk: openai.OpenAI) -> None:
     answer = openai_sdk.chat.completions.parse(model=MODEL, messages=WHY, max_tokens=60, response_format=Answer)
     assert isinstance(answer.choices[0].message.parsed, Answer)
+    with openai_sdk.chat.completions.stream(model=MODEL, messages=WHY, max_tokens=60, response_format=Answer) as stream:
+        assert isinstance(stream.get_final_completion().choices[0].message.parsed, Answer)
     response = openai_sdk.responses.parse(model=MODEL, input="Why?", max_output_tokens=60, text_format=Answer)
     assert isinstance(response.output_parsed, Answer)
 
@@ -157,10 +160,10 @@ def test_openai_responds(openai_sdk: openai.OpenAI) -> None:
     with openai_sdk.responses.stream(**asked) as stream:
         assert stream.get_final_response().output_text == whole.output_text
     assert openai_sdk.responses.retrieve(whole.id).output_text == whole.output_text
-    tool = openai_sdk.responses.create(
-        **{**asked, "max_output_tokens": 60}, tools=[RESPONSES_TOOL], tool_choice="required"
-    )
-    Answer.model_validate_json(tool.output[-1].arguments)
+    asked |= {"max_output_tokens": 600, "temperature": 1}
+    named: Any = {"type": "function", "name": "say"}
+    called: Any = openai_sdk.responses.create(**asked, tools=[RESPONSES_TOOL], tool_choice=named)
+    Answer.model_validate_json(called.output[-1].arguments)
     with pytest.raises(openai.BadRequestError) as raised:
         openai_sdk.responses.create(**asked, background=True)
     assert raised.value.param == "background"
@@ -227,7 +230,7 @@ async def test_openai_hangs_up(gateway: str, vllm: Vllm) -> None:
 
 
 def test_anthropic_chats(anthropic_sdk: anthropic.Anthropic) -> None:
-    asked: Any = {"model": MODEL, "messages": WHY, "max_tokens": 8, "temperature": 0}
+    asked: Any = {"model": MODEL, "messages": WHY, "max_tokens": 8, "extra_body": {"temperature": 0}}
     whole = anthropic_sdk.messages.create(**asked)
     assert whole.usage.output_tokens == 8
     with anthropic_sdk.messages.stream(**asked) as stream:
@@ -238,8 +241,8 @@ def test_anthropic_chats(anthropic_sdk: anthropic.Anthropic) -> None:
 
 
 def test_anthropic_calls_tools(anthropic_sdk: anthropic.Anthropic) -> None:
-    asked: Any = {"model": MODEL, "messages": WHY, "max_tokens": 60}
-    asked |= {"tools": [ANTHROPICS_TOOL], "tool_choice": {"type": "any"}}
+    asked: Any = {"model": MODEL, "messages": WHY, "max_tokens": 600}
+    asked |= {"tools": [ANTHROPICS_TOOL], "tool_choice": {"type": "tool", "name": "say"}}
     Answer.model_validate(anthropic_sdk.messages.create(**asked).content[-1].input)
     with anthropic_sdk.messages.stream(**asked) as stream:
         final: Any = stream.get_final_message()
@@ -323,9 +326,9 @@ def test_litellm_comes_again_when_it_is_told_to(litellm: Path, narrow_gateway: s
         text = httpx.get(f"{narrow_gateway}/metrics", trust_env=False).text
         return sum(float(line.split()[-1]) for line in text.splitlines() if 'outcome="queue_timeout"' in line)
 
-    attempts, before = Attempts(), refused()
+    before = refused()
     command: list[str | Path] = [litellm, HERE / "litellm_life.py", f"{narrow_gateway}/v1"]
-    with somebody_in_the_way(narrow_gateway, attempts):
+    with somebody_in_the_way(narrow_gateway, Attempts()):
         process = subprocess.Popen(command, env=alone(), cwd=tmp_path, stdout=subprocess.PIPE, text=True)
         assert wait_until(lambda: refused() > before, 60)
     out, _ = process.communicate(timeout=100)
