@@ -17,7 +17,11 @@ from typing import NamedTuple
 KEPT = 16  # samples of a magnitude, which is a power of two
 MEMORY = 0.985  # what a sample is worth after one more
 LEAST_WORTH = 0.2
-DOUBT = 0.3  # of each coefficient at the start, relative to it; the whole formula's scale is in greater doubt
+# Of each coefficient at the start, relative to it; the whole formula's scale is in greater doubt. If the samples of a
+# magnitude contradict it, the start is of another kind of machine, and the next one holds.
+DOUBTS = (0.3, 1.0, 3.0, 10.0)
+CONTRADICTION = 0.12  # relative error, all to one side,
+AGREEING = 0.8, 3  # of such a share of a magnitude's samples, and of so many at the least
 MINOR = 0.3  # a coefficient that starts at 0 is given room for such a share of y
 LEAST_SPREAD = 0.03  # relative error that is not told from noise
 USUAL_SPREAD = 0.1  # of a sample, against which the doubt of the start is weighed
@@ -78,21 +82,27 @@ class Regression:
         samples = self.samples
         worth = [max(LEAST_WORTH, MEMORY ** (self.seen - sample.number)) for sample in samples]
         scale = self._scale(samples, worth)
-        prior = tuple(scale * max(theta, self._minor(samples, k)) for k, theta in enumerate(self.start))
-        theta = tuple(scale * each for each in self.start)
-        for bound in _ROUNDS:
-            expected = [max(_dot(theta, sample.x), 1e-12) for sample in samples]
-            off = [sample.y / y - 1 for sample, y in zip(samples, expected, strict=True)]
-            spread = max(LEAST_SPREAD, 1.4826 * _lower_median([0.0, *map(abs, off)], [1.0, *worth]))
-            weights = [
-                each * _weight(r / (bound * spread), bound) / (y * y)
-                for each, r, y in zip(worth, off, expected, strict=True)
-            ]
-            doubt = (USUAL_SPREAD / DOUBT) ** 2
-            theta = _solve(
-                samples, weights, [(scale * t, doubt / (p * p)) for t, p in zip(self.start, prior, strict=True)]
-            )
+        start = tuple(scale * each for each in self.start)
+        doubted = tuple(scale * max(theta, self._minor(samples, k)) for k, theta in enumerate(self.start))
+        theta = start
+        for doubt in DOUBTS:
+            prior = [(t, (USUAL_SPREAD / doubt / p) ** 2) for t, p in zip(start, doubted, strict=True)]
+            theta = _reweighted(samples, worth, start, prior)
+            if not self._contradicts(theta):
+                break
         return theta
+
+    def _contradicts(self, theta: Row) -> bool:
+        """Whether nearly all samples of a magnitude are off to one side. Single ones go wrong, but not most of them;
+        were it not for this, those that a wrong start is farthest from would be taken for such."""
+        share, least = AGREEING
+        for kept in self._samples.values():
+            if len(kept) >= least:
+                off = sorted(sample.y / max(_dot(theta, sample.x), 1e-12) for sample in kept)
+                others = int((1 - share) * len(off))
+                if off[others] > 1 + CONTRADICTION or off[-1 - others] < 1 / (1 + CONTRADICTION):
+                    return True
+        return False
 
     def _scale(self, samples: list[Sample], worth: list[float]) -> float:
         """How much slower than at the start, by the lower median: what goes wrong goes slow. The start itself has a
@@ -108,6 +118,20 @@ class Regression:
 def _bounded(value: float) -> bool:
     least, most = BOUNDS
     return least <= value <= most
+
+
+def _reweighted(samples: list[Sample], worth: list[float], theta: Row, prior: list[tuple[float, float]]) -> Row:
+    """From `theta` on. Of `prior`, each coefficient's value and weight."""
+    for bound in _ROUNDS:
+        expected = [max(_dot(theta, sample.x), 1e-12) for sample in samples]
+        off = [sample.y / y - 1 for sample, y in zip(samples, expected, strict=True)]
+        spread = max(LEAST_SPREAD, 1.4826 * _lower_median([0.0, *map(abs, off)], [1.0, *worth]))
+        weights = [
+            each * _weight(r / (bound * spread), bound) / (y * y)
+            for each, r, y in zip(worth, off, expected, strict=True)
+        ]
+        theta = _solve(samples, weights, prior)
+    return theta
 
 
 def _weight(r: float, bound: float) -> float:

@@ -12,12 +12,12 @@ class Timeline:
     """arrived <= asked <= counted <= queued <= dispatched <= first_token <= ended"""
 
     arrived: float
-    asked: float | None = None
-    counted: float | None = None
     queued: float | None = None
     dispatched: float | None = None
     first_token: float | None = None
     ended: float | None = None
+    asked: float | None = None
+    counted: float | None = None
 
     @property
     def queue_s(self) -> float | None:

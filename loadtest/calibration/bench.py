@@ -107,12 +107,14 @@ async def calibrate(
         prompt, answer = STREAM
         return calibration.model.profile.prefill(prompt * sequences) + answer * calibration.model.step.at(sequences)
 
-    many: int | None = 0
-    while many := ladder.streams(many or 0, end - perf_counter(), most_streams, expected):
+    done: list[int] = []
+    while many := ladder.streams(done, end - perf_counter(), most_streams, expected):
         say(f"{many} answers at once" if many > 1 else "an answer by itself")
         records = await bench.streams(many)
-        if not all(record.completed for record in records) or not calibration.streams(records):
+        if not all(record.completed for record in records):
             break
+        calibration.streams(records)
+        done.append(many)
 
 
 class Bench:

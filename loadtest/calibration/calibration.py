@@ -2,17 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from statistics import fmean, median
 
 from gateway.cost import CostModel
-from gateway.curve import Seen
+from gateway.curve import PLAUSIBLE_S, Seen
 from gateway.learned import Learned
 from gateway.prompt import Prompt
 from gateway.usage import PromptDetails, Usage
 from loadtest.records import Record
 
-STRETCH = 8  # tokens of a stream that make a sample of the decode step, as in `gateway.pace`
+FEW = 4  # tokens of a stream, of which fewer say nothing of a decode step
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +72,7 @@ class Calibration:
         self.trials.append(Trial(asked, record.prompt_tokens, record.cached_tokens or 0, seconds))
         return True
 
-    def streams(self, records: Sequence[Record]) -> bool:
+    def streams(self, records: Sequence[Record]) -> None:
         """Streams that were sent at once, from when the last has begun until the first ends. One of them stands for
         all: each gets a token in each step."""
         begin = max(record.tokens[0] for record in records)
@@ -81,15 +80,11 @@ class Calibration:
         one = records[0]
         instants = [at for at in one.tokens if begin <= at <= end]
         # Where an engine sends several tokens in a chunk, it says in the end how many there were.
-        tokens = (one.output_tokens or len(one.tokens)) / len(one.tokens)
-        stretch = min(STRETCH, len(instants) - 1)
-        if stretch < 1:
-            return False
-        for since, until in pairwise(instants[::stretch]):
-            seconds = (until - since) / (stretch * tokens)
+        tokens = (len(instants) - 1) * (one.output_tokens or 0) / len(one.tokens)
+        # All in one sample: several may come at the same instant, where something on the way was busy; or all of them.
+        if tokens >= FEW and (seconds := (instants[-1] - instants[0]) / tokens) > PLAUSIBLE_S[0]:
             self.model.step.saw(len(records), seconds)
             self._steps.setdefault(len(records), []).append(seconds)
-        return True
 
     @property
     def sizes(self) -> list[Size]:

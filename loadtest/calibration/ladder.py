@@ -4,7 +4,7 @@ Prompts grow as long as what is left has room for one more of the same; then eac
 least first, so that no one bad moment of the engine is all that is known of a size.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 FIRST = 128  # tokens: less, and the template and the heading are half of it
 GROWTH = 4
@@ -13,6 +13,7 @@ ROOM = 3.0  # times that the largest must fit into what is left: once more, and 
 LESS = 0.75  # of a size that does not fit
 WORTH = 1.5  # times the last size, below which another teaches nothing
 MOST_STREAMS = 64
+STREAM_TIMES = 3
 
 
 class Prompts:
@@ -56,9 +57,12 @@ class Prompts:
         return max(predict(size), min(self._seen[top]) * size / top)
 
 
-def streams(last: int, left_s: float, most: int, expected: Callable[[int], float]) -> int | None:
-    """How many at once, after `last` of them: the first in any case, then twice as many while there is time."""
-    if not last:
+def streams(done: Sequence[int], left_s: float, most: int, expected: Callable[[int], float]) -> int | None:
+    """How many at once, after those that were: one in any case, then twice as many while there is time, then the same
+    again."""
+    if not done:
         return 1
-    size = 2 * last
-    return size if size <= min(most, MOST_STREAMS) and expected(size) <= left_s else None
+    size = 2 * max(done)
+    if size > min(most, MOST_STREAMS) or expected(size) > left_s:
+        size = min(set(done), key=lambda each: (done.count(each), each))
+    return size if done.count(size) < STREAM_TIMES and expected(size) <= left_s else None

@@ -18,7 +18,7 @@ vllm:num_requests_waiting{engine="0",model_name="tiny"} 2.0
 vllm:num_requests_waiting_by_reason{engine="0",reason="capacity"} 9.0
 vllm:kv_cache_usage_perc{engine="0",model_name="tiny"} 0.25
 vllm:num_preemptions_total{engine="0",model_name="tiny"} 4.0
-vllm:cache_config_info{block_size="16",engine="0",kv_cache_size_tokens="1000",num_gpu_blocks="None",enable_prefix_caching="True"} 1.0
+vllm:cache_config_info{block_size="16",kv_cache_size_tokens="1000",enable_prefix_caching="True"} 1.0
 vllm:prefix_cache_hits_total{engine="0",model_name="tiny"} 128.0
 process_start_time_seconds 1.7e+09
 """

@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 from gateway import engine as gateway_engine
 from gateway.cli import app
 from gateway.cost import CostModel
+from gateway.curve import Prefill
 from gateway.learned import Learned
 from gateway.profile import Profile, load
 from gateway.prompt import Prompt, Size
@@ -184,9 +185,10 @@ def test_a_step_is_told_by_streams_while_all_of_them_run() -> None:
         return Record(Request(0.0, "u", "k", 32, 20), tokens=tokens, output_tokens=20, outcome=Outcome.COMPLETED)
 
     calibration = Calibration(CostModel(load(BF16)))
-    assert calibration.streams([stream(0.0, 0.1), stream(0.3, 0.1)])
-    assert calibration.streams([stream(0.0, 0.05, chunk=2)] * 4)
-    assert not calibration.streams([stream(0.0, 0.1), stream(5.0, 0.1)])
+    calibration.streams([stream(0.0, 0.1), stream(0.3, 0.1)])
+    calibration.streams([stream(0.0, 0.05, chunk=2)] * 4)
+    calibration.streams([stream(0.0, 0.1), stream(5.0, 0.1)] * 4)  # never together
+    calibration.streams([stream(0.0, 0.0)] * 16)  # all at one instant
     assert {step.sequences: step.seconds for step in calibration.steps} == pytest.approx({2: 0.1, 4: 0.05})
 
 
@@ -233,6 +235,29 @@ def test_what_was_refused_is_not_asked_again() -> None:
     prompts.took(128, 0.1)
     prompts.refused(512)
     assert prompts.next(100.0, lambda size: 0.1) == 128
+
+
+def test_streams_double_while_there_is_time_then_come_again() -> None:
+    done: list[int] = []
+    left = 17.0
+    while many := ladder.streams(done, left, 256, lambda sequences: 1.0 + 0.1 * sequences):
+        done.append(many)
+        left -= 1.0 + 0.1 * many
+    assert done[:6] == [1, 2, 4, 8, 16, 32]
+    assert done[6:] == [1, 2, 4]
+    assert ladder.streams([1, 2], 20.0, 2, lambda sequences: 1.0) == 1
+    assert ladder.streams([1, 2] * ladder.STREAM_TIMES, 20.0, 2, lambda sequences: 1.0) is None
+    assert ladder.streams([], -1.0, 256, lambda sequences: 1.0) == 1
+
+
+def test_a_start_of_another_kind_of_machine_is_put_right() -> None:
+    """One with attention so dear, beside all else, that the samples of long prompts look like mistakes."""
+    true = Profile(c_s=0.02, a_s_per_token=6e-5, b_s_per_token2=3.7e-8, decode_s_per_token=0.001)
+    model = CostModel(load(BF16))
+    for number, tokens in enumerate((128, 512, 2048, 8192) * 3):
+        model.prefill.saw(Prefill(tokens, 0, true.prefill(tokens) * (0.97 + 0.02 * (number % 4)), None, 0))
+    for tokens in SIZES:
+        assert model.profile.prefill(tokens) == pytest.approx(true.prefill(tokens), rel=0.1)
 
 
 # Where it is kept.

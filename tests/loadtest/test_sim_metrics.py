@@ -69,7 +69,7 @@ def test_the_gateway_reads_it() -> None:
     with simulated_spark(profile, speed=1.0) as url, asked(url, 90, tokens=1000), asked(url, 90, tokens=1000):
         until(lambda: metric(url, "kv_cache_usage_perc") > 0)
         state = EngineState.read(HTTP.get(f"{url}/metrics").content)
-    assert state == EngineState(running=1, waiting=1, kv_usage=0.06, kv_capacity=1600, preemptions=0)
+    assert state == EngineState(1, 1, 0.06, 1600, preemptions=0, block=16, caches=False, cache_hits=0)
 
 
 @pytest.mark.parametrize(
