@@ -37,7 +37,7 @@ class Options(msgspec.Struct, kw_only=True):
 
     @property
     def cut(self) -> bool:
-        return self.truncate_prompt_tokens not in (b"", b"null")
+        return bytes(self.truncate_prompt_tokens) not in (b"", b"null")
 
 
 class _Choice(msgspec.Struct):

@@ -1,7 +1,7 @@
 """litellm's usual life, told as one line of JSON; run by the Python of an environment that has it.
 
 litellm_life.py BASE_URL POOLING_BASE_URL TOOL    a day of it
-litellm_life.py BASE_URL                          one question, asked until it is answered
+litellm_life.py BASE_URL                          one question, when a line is read, asked until it is answered
 """
 
 import importlib
@@ -58,6 +58,8 @@ def day(pooling_url: str, tool: dict[str, Any]) -> dict[str, Any]:
 
 
 def once() -> dict[str, Any]:
+    print("ready", flush=True)
+    input()
     return {"came again": litellm.completion(**at, max_tokens=3, max_retries=5).choices[0].finish_reason}
 
 

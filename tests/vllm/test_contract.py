@@ -126,6 +126,16 @@ def ending(data: Any) -> Any:
     return stopped or [choice.get("finish_reason") for choice in data.get("choices", ())]
 
 
+def through(gateway: str, call: Call, straight: httpx.Response) -> httpx.Response:
+    """vLLM joins the chunks of a stream when the machine is busy, as it likes: one that was joined otherwise than the
+    other is asked for again."""
+    for _ in range(3):
+        response = ask(gateway, call)
+        if not call.body or not call.body.get("stream") or len(events(response.text)) == len(events(straight.text)):
+            break
+    return response
+
+
 def check(straight: httpx.Response, through: httpx.Response) -> None:
     assert through.status_code == straight.status_code, through.text
     passed = headers(through)
@@ -292,7 +302,7 @@ POOLED = [
 def test_an_answer_is_the_same(vllm: Vllm, gateway: str, call: Call) -> None:
     straight = ask(vllm.url, call)
     assert straight.is_success, straight.text
-    check(straight, ask(gateway, call))
+    check(straight, through(gateway, call, straight))
 
 
 @pytest.mark.parametrize("call", BAD, ids=lambda call: call.name)

@@ -111,7 +111,7 @@ class Attempts:
 
 @contextmanager
 def somebody_in_the_way(url: str, attempts: Attempts) -> Iterator[None]:
-    body = {"model": MODEL, "messages": WHY, "max_tokens": 15_000, "ignore_eos": True, "stream": True}
+    body = {"model": MODEL, "messages": WHY, "max_tokens": 3000, "ignore_eos": True, "stream": True}
     with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=60, trust_env=False) as response:
         chunks = response.iter_raw()  # which closes the response when nobody has it any more
         next(chunks)
@@ -298,6 +298,7 @@ def alone() -> dict[str, str]:
     return environment | {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "NO_PROXY": "*", "no_proxy": "*"}
 
 
+@pytest.mark.timeout(240, func_only=True)
 def test_litellm(litellm: Path, gateway: str, pooling_gateway: str, tmp_path: Path) -> None:
     command: list[str | Path] = [
         litellm,
@@ -319,6 +320,7 @@ def test_litellm(litellm: Path, gateway: str, pooling_gateway: str, tmp_path: Pa
     assert told["errors"] == ["NotFoundError", "BadRequestError", "Timeout"]
 
 
+@pytest.mark.timeout(240, func_only=True)
 def test_litellm_comes_again_when_it_is_told_to(litellm: Path, narrow_gateway: str, tmp_path: Path) -> None:
     """Told by the gateway's own metrics, for nobody can look into another process."""
 
@@ -328,9 +330,15 @@ def test_litellm_comes_again_when_it_is_told_to(litellm: Path, narrow_gateway: s
 
     before = refused()
     command: list[str | Path] = [litellm, HERE / "litellm_life.py", f"{narrow_gateway}/v1"]
-    with somebody_in_the_way(narrow_gateway, Attempts()):
-        process = subprocess.Popen(command, env=alone(), cwd=tmp_path, stdout=subprocess.PIPE, text=True)
-        assert wait_until(lambda: refused() > before, 60)
-    out, _ = process.communicate(timeout=100)
-    assert process.returncode == 0
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=alone(), cwd=tmp_path, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        while process.stdout.readline() != "ready\n":  # it says this and that while it loads
+            assert process.poll() is None
+        with somebody_in_the_way(narrow_gateway, Attempts()):
+            process.stdin.write("go\n")
+            process.stdin.flush()
+            assert wait_until(lambda: refused() > before)
+        out, _ = process.communicate(timeout=100)
     assert json.loads(out.splitlines()[-1]) == {"came again": "length"}

@@ -176,6 +176,13 @@ def test_options() -> None:
     assert (completion.n, completion.stream) == (2, True)
 
 
+def test_a_prompt_that_the_engine_may_cut_is_known() -> None:
+    for ask in (chat, text):
+        cut = [ask("a", truncate_prompt_tokens=tokens).cut for tokens in (None, 5, -1)]
+        assert cut == [False, True, True]
+        assert not ask("a").cut
+
+
 def test_the_newer_name_of_max_tokens_wins() -> None:
     assert chat("a", max_completion_tokens=7).max_tokens == 7
     assert chat("a", max_tokens=5, max_completion_tokens=7).max_tokens == 7
