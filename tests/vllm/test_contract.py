@@ -249,7 +249,6 @@ BAD = [
     chat("an unknown model", model="nobody"),
     chat("a temperature that is none", temperature=9),
     chat("a temperature that is none, streamed", temperature=9, stream=True),
-    chat("too long", messages=[{"role": "user", "content": words(17_000, 2)}]),
     chat("no room for the answer", max_tokens=20_000),
     chat("an image for a model that sees nothing", messages=[{"role": "user", "content": [IMAGE]}]),
     chat("a format that is none", response_format={"type": "nothing"}),
@@ -357,6 +356,14 @@ def test_a_slash_too_many_is_redirected_to_the_gateway_itself(vllm: Vllm, gatewa
     for url in (vllm.url, gateway):
         answer = ask(url, Call("", "/v1/models/", method="GET"))
         assert (answer.status_code, answer.headers["location"]) == (307, f"{url}/v1/models")
+
+
+def test_what_has_been_counted_too_long_is_refused_before_it_queues(vllm: Vllm, gateway: str) -> None:
+    call = chat("", messages=[{"role": "user", "content": words(17_000, 2)}])
+    straight, through = ask(vllm.url, call), ask(gateway, call)
+    assert (straight.status_code, through.status_code) == (400, 400)
+    assert set(through.json()["error"]) == set(straight.json()["error"])
+    assert through.json()["error"]["code"] == "context_length_exceeded"
 
 
 def test_what_would_outlive_its_permit_is_refused(vllm: Vllm, gateway: str) -> None:
