@@ -58,12 +58,12 @@ _MESSAGES = msgspec.json.Decoder(list[_Message])
 _PROMPT = msgspec.json.Decoder(str | list[str | int | list[int]])
 
 
-def read_fields(completion: InferenceRequest) -> Fields:
+def read_fields(request: InferenceRequest) -> Fields:
     """The body's fields that are not null. Raises Uncountable if one of them, or a part of a message, forbids it."""
-    fields = {name: value for name, value in _FIELDS.decode(completion.body).items() if value != _NULL}
-    if completion.api not in ("chat", "completions"):
+    fields = {name: value for name, value in _FIELDS.decode(request.body).items() if value != _NULL}
+    if request.api not in ("chat", "completions"):
         raise Uncountable
-    chat = completion.api == "chat"
+    chat = request.api == "chat"
     if not fields.keys().isdisjoint(_UNCOUNTED) or ("messages" if chat else "prompt") not in fields:
         raise Uncountable
     if not chat:

@@ -72,30 +72,30 @@ class Proxied:
     async def _serve(self, client: Client, exchange: Exchange, trace: RequestTrace, tasks: TaskGroup) -> None:
         caller = self.parts.callers.identify(client.address, client.headers)
         body = await client.body(self.parts.settings.max_body)
-        completion = self.api.parse(body, client.headers.get(b"content-type", b""))
-        self._check_length(completion, max(map(self._least, completion.prompts)))
+        request = self.api.parse(body, client.headers.get(b"content-type", b""))
+        self._check_length(request, max(map(self._least, request.prompts)))
         tasks.start_soon(client.watch_leaving, tasks.cancel_scope)
         tasks.start_soon(client.watch_reading, tasks.cancel_scope)
-        price = exchange.price = await self._price(exchange, completion)
-        job = exchange.job = self._job(exchange, completion, price, caller, client.headers)
+        price = exchange.price = await self._price(exchange, request)
+        job = exchange.job = self._job(exchange, request, price, caller, client.headers)
 
         exchange.timeline.queued = perf_counter()
-        async with self.parts.waiting.admitted(job, completion.max_tokens) as permit:
+        async with self.parts.waiting.admitted(job, request.max_tokens) as permit:
             exchange.timeline.dispatched = perf_counter()
-            events = EventStream(self.api.read, len(completion.prompts), completion.n, completion.drop_usage)
+            events = EventStream(self.api.read, len(request.prompts), request.n, request.drop_usage)
             headers = [
                 *forwarded(client.headers),
                 *trace.call_engine(self.parts.upstream.base_url),
                 (b"x-request-id", exchange.id.encode()),
             ]
-            if self.api.decodes and not completion.stream:
+            if self.api.decodes and not request.stream:
                 tasks.start_soon(_prefill_ends, exchange, permit)
             try:
-                async with self.parts.upstream.send("POST", self.route, completion.body, headers) as answer:
+                async with self.parts.upstream.send("POST", self.route, request.body, headers) as answer:
                     exchange.status = answer.status
                     if answer.streams:
                         growth = partial(self.parts.cost_model.growth, job, price)
-                        prefilled = partial(self.parts.cost_model.prefilled, completion.prompts, price)
+                        prefilled = partial(self.parts.cost_model.prefilled, request.prompts, price)
                         await _relay(client, exchange, permit, answer, events, growth, prefilled)
                     else:
                         await _hand_over(client, exchange, permit, answer, self.api)
@@ -103,7 +103,7 @@ class Proxied:
                 exchange.usage = exchange.usage or events.usage
                 exchange.times = exchange.times or events.times
                 exchange.timeline.ended = perf_counter()
-                permit.cost = exchange.charged_s = self._charge(exchange, completion, job, price, events.chunks)
+                permit.cost = exchange.charged_s = self._charge(exchange, request, job, price, events.chunks)
                 if self.api.decodes and exchange.counts:
                     permit.output_tokens = exchange.counts.output // job.seats
                 seen = self._seen(exchange, permit)
@@ -111,54 +111,54 @@ class Proxied:
         failed = events.failed or exchange.status >= 400
         exchange.outcome = Outcome.ENGINE_ERROR if failed else Outcome.COMPLETED
         if exchange.usage and not failed:
-            self._learn(exchange, completion, price, seen)
+            self._learn(exchange, request, price, seen)
 
     def _least(self, prompt: Prompt) -> int:
         return self.parts.cost_model.estimator.least(prompt.size)
 
-    def _check_length(self, completion: InferenceRequest, least: int) -> None:
+    def _check_length(self, request: InferenceRequest, least: int) -> None:
         """What can never fit need not wait to be told so. What might fit is the engine's to judge."""
         limit = self.parts.max_model_len
-        if limit is not None and least > limit and not completion.cut:
+        if limit is not None and least > limit and not request.cut:
             raise Rejected(
                 Outcome.TOO_LONG,
                 f"This model's maximum context length is {limit} tokens. However, the prompt has at least {least}.",
             )
 
-    async def _price(self, exchange: Exchange, completion: InferenceRequest) -> Price:
+    async def _price(self, exchange: Exchange, request: InferenceRequest) -> Price:
         """Counted where something depends on it: which lane, how long a lane is taken, whether it fits at all."""
         parts = self.parts
-        price = parts.cost_model.price(completion.prompts)
+        price = parts.cost_model.price(request.prompts)
         limit = parts.max_model_len
         long = price.uncached >= NEAR * parts.waiting.admission.limits.long_prompt_tokens
         if parts.tokenizer is None or not self.api.tokenized or not (long or (limit and price.tokens >= NEAR * limit)):
             return price
         exchange.timeline.asked = perf_counter()
-        counted = await parts.tokenizer.count(completion)
+        counted = await parts.tokenizer.count(request)
         exchange.timeline.counted = perf_counter()
         if counted is None:
             return price
-        if len(completion.prompts) == 1:
-            self._check_length(completion, counted)
-        parts.cost_model.learn_tokens(completion.prompts, counted)
-        return parts.cost_model.price(completion.prompts, counted)
+        if len(request.prompts) == 1:
+            self._check_length(request, counted)
+        parts.cost_model.learn_tokens(request.prompts, counted)
+        return parts.cost_model.price(request.prompts, counted)
 
     def _job(
         self,
         exchange: Exchange,
-        completion: InferenceRequest,
+        request: InferenceRequest,
         price: Price,
         caller: Caller,
         headers: dict[bytes, bytes],
     ) -> Job:
         parts = self.parts
-        arrived, seats = exchange.timeline.arrived, completion.seats
-        flow = caller.flow(completion.user)
+        arrived, seats = exchange.timeline.arrived, request.seats
+        flow = caller.flow(request.user)
         wishes = read_wishes(headers)
-        exchange.model = completion.model
-        exchange.prompts = len(completion.prompts)
-        exchange.stream = completion.stream
-        exchange.max_tokens = completion.max_tokens
+        exchange.model = request.model
+        exchange.prompts = len(request.prompts)
+        exchange.stream = request.stream
+        exchange.max_tokens = request.max_tokens
         return Job(
             flow=flow,
             lane=parts.waiting.admission.limits.lane(price.uncached),
@@ -167,16 +167,16 @@ class Proxied:
             arrival=arrived,
             seats=seats,
             id=exchange.id,
-            kv_tokens=price.tokens + seats * parts.waiting.forecaster.answer_tokens(completion.max_tokens),
+            kv_tokens=price.tokens + seats * parts.waiting.forecaster.answer_tokens(request.max_tokens),
             session=wishes.session,
             weight=parts.settings.weights.get(flow.partition(":")[2], 1.0),
             head_start=min(wishes.priority, caller.priority),
             deadline=arrived + wishes.deadline,
         )
 
-    def _charge(self, exchange: Exchange, completion: InferenceRequest, job: Job, price: Price, chunks: int) -> float:
+    def _charge(self, exchange: Exchange, request: InferenceRequest, job: Job, price: Price, chunks: int) -> float:
         if exchange.usage:
-            exchange.counts = self.parts.cost_model.counts(completion.prompts, price, exchange.usage)
+            exchange.counts = self.parts.cost_model.counts(request.prompts, price, exchange.usage)
             exchange.true_prefill_s = self.parts.cost_model.true_prefill(exchange.counts, exchange.prompts)
             return self.parts.cost_model.true_cost(exchange.counts, exchange.prompts)
         timeline = exchange.timeline
@@ -195,10 +195,10 @@ class Proxied:
         # Nobody saw the first token come; but the engine tells how long before the end that was.
         return permit.track.seen(ended - times.generation_s)
 
-    def _learn(self, exchange: Exchange, completion: InferenceRequest, price: Price, seen: Seen | None) -> None:
+    def _learn(self, exchange: Exchange, request: InferenceRequest, price: Price, seen: Seen | None) -> None:
         assert exchange.usage
         queue_s = exchange.times.queue_s if exchange.times else None
-        if self.parts.cost_model.learn(completion.prompts, price, exchange.usage, seen, queue_s):
+        if self.parts.cost_model.learn(request.prompts, price, exchange.usage, seen, queue_s):
             exchange.seen = seen
         if price.counted and self.parts.tokenizer:
             self.parts.tokenizer.compare(price.tokens, exchange.usage.prompt_tokens)
