@@ -104,8 +104,7 @@ class Proxied:
                 exchange.times = exchange.times or events.times
                 exchange.timeline.ended = perf_counter()
                 permit.cost = exchange.charged_s = self._charge(exchange, request, job, price, events.chunks)
-                if self.api.decodes and exchange.counts:
-                    permit.output_tokens = exchange.counts.output // job.seats
+                permit.output_tokens = exchange.counts.output // job.seats if exchange.counts else None
                 seen = self._seen(exchange, permit)
 
         failed = events.failed or exchange.status >= 400

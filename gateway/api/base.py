@@ -25,7 +25,7 @@ class InferenceRequest:
 
     body        what goes to the engine: the client's own bytes, but for `include_usage`
     n           sequences to each prompt
-    max_tokens  of each answer; 0 where there are none
+    max_tokens  of each answer
     drop_usage  the client did not ask for the usage chunk, so it must be taken out again
     cut         the engine cuts prompts that are too long, or takes them in pieces
     """

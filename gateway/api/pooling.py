@@ -53,7 +53,7 @@ def parse(body: bytes, content_type: bytes = b"") -> InferenceRequest:
         body=body,
         model=ask.model,
         prompts=tuple(map(Prompt, sizes)),
-        max_tokens=0,
+        max_tokens=1,  # the least that an answer is reckoned with
         user=ask.user,
         cut=True,
     )

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
+from gateway.api.base import InferenceRequest
 from gateway.profile import Profile
+from gateway.tokenizer import BoundedTokenizer
 from tests.conftest import CHAT, DONE, TINY, ScriptedEngine, StartGateway, chat, sse, token, until, usage
 
 MESSAGES, RESPONSES, EMBEDDINGS = "/v1/messages", "/v1/responses", "/v1/embeddings"
@@ -146,16 +148,27 @@ def test_an_embedding_holds_its_prefill_until_its_answer(engine: ScriptedEngine,
     other.leave()
 
 
-def test_embeddings_teach_nothing_of_how_long_answers_are(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
+def test_an_embedding_reserves_no_cache_for_an_answer(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
     gateway = start_gateway(engine.url, TINY)
-    forecaster = gateway.gateway.parts.waiting.forecaster
-    before = forecaster.answer_tokens(None)
-    for _ in range(20):
-        asked = gateway.ask({"input": "a"}, EMBEDDINGS)
-        engine.asked().answer(200, {"usage": {"prompt_tokens": 3, "completion_tokens": 0}})
-        asked.read()
-    gateway.wait_ended("completed", 20)
-    assert gateway.call(lambda: forecaster.answer_tokens(None)) == before
+    asked = gateway.ask({"input": ["word " * 40] * 10}, EMBEDDINGS)
+    call = engine.asked()
+    held = gateway.call(lambda: gateway.gateway.parts.waiting.admission.ledger.kv_tokens)
+    assert 10 * 40 <= held <= 10 * 60
+    call.answer(200, {})
+    asked.read()
+
+
+def test_a_form_is_read_with_the_boundary_that_its_header_names(
+    engine: ScriptedEngine, start_gateway: StartGateway
+) -> None:
+    """Of a WAV file it is then known how long it is."""
+    gateway = start_gateway(engine.url)
+    head = b"RIFF----WAVEfmt " + bytes(12) + (96_000).to_bytes(4, "little")
+    asked = gateway.ask(form().replace(b"12345678", head + bytes(960_000)), TRANSCRIPTION, FORM)
+    call = engine.asked()
+    assert gateway.seats() == 1
+    call.answer(200, {"text": "hello"})
+    asked.read()
 
 
 @pytest.mark.parametrize("path", [EMBEDDINGS, "/classify"])
@@ -168,8 +181,16 @@ def test_what_an_engine_may_cut_is_never_too_long(
     assert asked.status == 200
 
 
+class NeverAsked(BoundedTokenizer):
+    async def count(self, request: InferenceRequest) -> int | None:
+        raise AssertionError(request.api)
+
+
 def test_only_what_the_engine_tokenizes_alike_is_counted(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
     gateway = start_gateway(engine.url, TINY, tokenizer="engine")
+    parts = gateway.gateway.parts
+    assert parts.tokenizer
+    asking, parts.tokenizer = parts.tokenizer, NeverAsked(parts.tokenizer)
     for path, body in (
         (MESSAGES, {"messages": [{"role": "user", "content": "word " * 20_000}]}),
         (RESPONSES, {"input": "word " * 20_000}),
@@ -180,6 +201,8 @@ def test_only_what_the_engine_tokenizes_alike_is_counted(engine: ScriptedEngine,
         assert call.path == path
         call.answer(200, {})
         asked.read()
+        assert asked.status == 200
+    parts.tokenizer = asking
     asked = gateway.ask(chat("word " * 20_000))
     assert engine.asked().path == "/tokenize"
     asked.leave()

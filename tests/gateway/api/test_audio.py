@@ -60,8 +60,10 @@ def test_what_else_is_read() -> None:
 
 
 def test_a_file_may_be_called_as_a_field_is() -> None:
-    request = parse(b"abc", 'x"; name="model')
+    body = b'--x\r\ncontent-disposition: form-data; filename="model"; name="file"\r\n\r\n' + bytes(8) + b"\r\n--x--"
+    request = TRANSCRIPTION.parse(body, b"multipart/form-data; boundary=x")
     assert request.model is None
+    assert request.prompts[0].size == Size(tokens=1)
 
 
 @pytest.mark.parametrize("content_type", [b"", b"application/json", b"multipart/form-data"])

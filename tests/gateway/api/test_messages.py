@@ -52,7 +52,7 @@ def test_results_in_results_are_not_followed_for_ever() -> None:
     inner: Any = "abc"
     for _ in range(300):
         inner = [{"type": "tool_result", "content": inner}]
-    assert size(inner).messages == 1
+    assert size(inner) == Size(messages=1, tokens=MEDIA_TOKENS)
 
 
 def test_what_else_is_read() -> None:

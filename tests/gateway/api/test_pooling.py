@@ -60,7 +60,7 @@ def test_a_pair_is_a_prompt() -> None:
 
 def test_each_prompt_takes_a_seat_and_has_no_answer() -> None:
     request = SCORE.parse(b'{"query": "a", "documents": ["b", "c"], "user": "ann", "model": "m"}')
-    assert (request.seats, request.max_tokens, request.stream) == (2, 0, False)
+    assert (request.seats, request.max_tokens, request.stream) == (2, 1, False)
     assert (request.user, request.model) == ("ann", "m")
 
 
