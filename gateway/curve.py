@@ -109,7 +109,8 @@ class PrefillCurve:
 
 
 class StepCurve:
-    """The start's own shape, scaled, and what it lacks of a constant and of a slope."""
+    """The start's own shape, scaled, and what it lacks of a constant and of a slope. Beyond the most sequences that
+    were seen together it goes on in the start's shape: what a few of them add says nothing of hundreds."""
 
     def __init__(self, start: Profile | None = None) -> None:
         self.use(start)
@@ -120,7 +121,10 @@ class StepCurve:
         self.regression = Regression((1.0, 0.0, 0.0))
 
     def at(self, sequences: float) -> float:
-        return self.regression.at(self._row(sequences))
+        seen = self.regression.most(2)
+        if not 0 < seen < sequences:
+            return self.regression.at(self._row(sequences))
+        return self.regression.at(self._row(seen)) * self._shape(sequences) / self._shape(seen)
 
     def saw(self, sequences: float, seconds: float) -> None:
         if sequences >= 1 and PLAUSIBLE_S[0] <= seconds <= PLAUSIBLE_S[1]:
@@ -128,7 +132,10 @@ class StepCurve:
 
     def _row(self, sequences: float) -> Row:
         many = max(1.0, sequences)
-        return (self._start and self._start.step(many)) or _STEP_S * many**_STEP_POWER, 1.0, many
+        return self._shape(many), 1.0, many
+
+    def _shape(self, sequences: float) -> float:
+        return (self._start and self._start.step(sequences)) or _STEP_S * sequences**_STEP_POWER
 
 
 def learned(start: Profile, prefill: PrefillCurve, step: StepCurve) -> Profile:
@@ -139,5 +146,5 @@ def learned(start: Profile, prefill: PrefillCurve, step: StepCurve) -> Profile:
     if step.regression.samples:
         few, many = MARGINAL
         better["decode_step_s"] = {sequences: step.at(sequences) for sequences in SEQUENCES}
-        better["decode_s_per_token"] = (step.at(many) - step.at(few)) / (many - few)
+        better["decode_s_per_token"] = max(0.0, (step.at(many) - step.at(few)) / (many - few))
     return start.model_copy(update=better) if better else start

@@ -69,6 +69,10 @@ class Regression:
     def at(self, x: Sequence[float]) -> float:
         return _dot(self.theta, x)
 
+    def most(self, k: int) -> float:
+        """The largest x of that number among the samples that are kept; 0 if there are none."""
+        return max((sample.x[k] for kept in self._samples.values() for sample in kept), default=0.0)
+
     @property
     def samples(self) -> list[Sample]:
         """Those that are kept, the oldest first."""

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Makes docs/results/ablation and the tables of docs/results/ablation.md anew: the mixed office behind gateways that price
-# requests in five ways, two machines, three loads, two policies, five seeds, on the virtual clock. Ten minutes. The runs
-# themselves are not kept, for they are large.
+# Makes docs/results/ablation and the tables of docs/results/ablation.md anew: the mixed office behind gateways that
+# price requests in five ways, two machines, three loads, two policies, five seeds, on the virtual clock. Ten minutes.
+# The runs themselves are not kept, for they are large.
 set -euo pipefail
 out=docs/results/ablation
 runs=$out/runs
@@ -87,8 +87,8 @@ def figures(folder: Path) -> tuple[float, ...]:
 
 def share(folder: Path, cost: Profile) -> float:
     """Of the five minutes in which people come, what the engine needs for what they asked, cached prompts apart."""
-    each = (cost.prefill(r["prompt_tokens"], r["cached_tokens"]) + cost.decode(r["output_tokens"]) for r in rows(folder))
-    return sum(each) / 300
+    prefill = sum(cost.prefill(row["prompt_tokens"], row["cached_tokens"]) for row in rows(folder))
+    return (prefill + sum(cost.decode(row["output_tokens"]) for row in rows(folder))) / 300
 
 
 def cell(values: list[float], bases: list[float]) -> str:

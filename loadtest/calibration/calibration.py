@@ -11,6 +11,7 @@ from gateway.prompt import Prompt
 from gateway.usage import PromptDetails, Usage
 from loadtest.records import Record
 
+STRETCH = 8  # tokens of a stream that make a sample of the decode step, as in `gateway.pace`
 FEW = 4  # tokens of a stream, of which fewer say nothing of a decode step
 
 
@@ -83,7 +84,8 @@ class Calibration:
         tokens = (len(instants) - 1) * (one.output_tokens or 0) / len(one.tokens)
         # All in one sample: several may come at the same instant, where something on the way was busy; or all of them.
         if tokens >= FEW and (seconds := (instants[-1] - instants[0]) / tokens) > PLAUSIBLE_S[0]:
-            self.model.step.saw(len(records), seconds)
+            for _ in range(max(1, round(tokens / STRETCH))):
+                self.model.step.saw(len(records), seconds)
             self._steps.setdefault(len(records), []).append(seconds)
 
     @property

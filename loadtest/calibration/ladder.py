@@ -58,11 +58,11 @@ class Prompts:
 
 
 def streams(done: Sequence[int], left_s: float, most: int, expected: Callable[[int], float]) -> int | None:
-    """How many at once, after those that were: one in any case, then twice as many while there is time, then the same
-    again."""
+    """How many at once, after those that were: one in any case, then GROWTH times as many while there is time, then
+    the same again."""
     if not done:
         return 1
-    size = 2 * max(done)
+    size = GROWTH * max(done)
     if size > min(most, MOST_STREAMS) or expected(size) > left_s:
         size = min(set(done), key=lambda each: (done.count(each), each))
     return size if done.count(size) < STREAM_TIMES and expected(size) <= left_s else None
