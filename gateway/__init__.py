@@ -1,7 +1,8 @@
-"""The gateway: one chat request, from the client's socket to its spans.
+"""The gateway: one request, from the client's socket to its spans.
 
-    proxy.Completions                    raw ASGI, so that leaving while queued is noticed
-      completion.parse                   bytes -> what the scheduler must know; else BadRequest
+    routes                               the allow-list: queued by which API, or passed on at once (passed_on)
+    proxy.Proxied                        raw ASGI, so that leaving while queued is noticed
+      api.parse                          bytes -> what the scheduler must know; else BadRequest
       callers.identify                   whose turn it takes
       background.takes                   is it served last
       cost.price                         known beginning, bytes -> tokens, cached ones -> prefill seconds
@@ -10,9 +11,9 @@
       watchers                           has the client left, does it still read: for the request's whole life
         comments.keep_company            a streamed one that waits is told so, until its answer begins
         waiting.admitted(job)            refused, or: Event("arrive") -> Admission -> Line, Ledger -> wake-up
-          upstream.post                  traceparent out; waits for an engine that is away, tries once more
+          upstream.send                  traceparent out; waits for an engine that is away, tries once more
             first token                  Event("first_token"): prefill permit back, next one goes
-            relay                        bytes untouched; now and then Event("progress")
+            relay                        bytes untouched, events as the API reads them; now and then Event("progress")
         exit of admitted, no await       Event("finish"): seats and cache back exactly once, charge settled
       cost.learn                         bytes per token, what was cached, and the curve, from usage and times
     telemetry.finish                     spans queue | prefill | decode, one log line, metrics

@@ -9,7 +9,6 @@ from time import perf_counter
 
 import anyio
 import anyio.to_thread
-import httpx
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -20,7 +19,6 @@ from starlette.routing import Route
 
 from gateway.admission import Admission
 from gateway.callers import Caller, Callers
-from gateway.completion import Route as CompletionRoute
 from gateway.cost import CostModel
 from gateway.decision_log import DecisionLog
 from gateway.engine import Engine
@@ -33,27 +31,30 @@ from gateway.local_tokenizer import LocalTokenizer
 from gateway.metrics import Metrics
 from gateway.pace import Pace
 from gateway.parts import Parts
+from gateway.passed_on import PassedOn
 from gateway.places import page, places, shown
 from gateway.profile import Profile
 from gateway.profile import load as load_profile
-from gateway.proxy import Completions
+from gateway.proxy import Proxied
+from gateway.routes import PASSED, QUEUED, REFUSED, shape
 from gateway.settings import Settings
 from gateway.state_file import StateFile, default_path
 from gateway.telemetry import Telemetry
 from gateway.tokenizer import BoundedTokenizer, EngineTokenizer
 from gateway.tracing import Tracing
 from gateway.unnamed import Unnamed
-from gateway.upstream import Upstream, returned
+from gateway.upstream import Upstream
 from gateway.waiting import WaitingRoom
 from policies import find
 from policies.base import LANES
 
 logger = logging.getLogger("fairlane")
 
-COMPLETION_ROUTES: tuple[CompletionRoute, ...] = ("/v1/chat/completions", "/v1/completions")
-
 # How often it is seen whether the keys file has changed: one `stat` of a local file.
 KEYS_POLL = 1.0
+
+# What the gateway answers itself.
+OWN = ("/queue", "/health", "/health/ready", "/metrics")
 
 # Settings that are read once, when the gateway starts.
 FIXED = (
@@ -156,11 +157,6 @@ def create_gateway(settings: Settings, profile: Profile | None = None) -> Gatewa
     )
     engine = Engine(parts, _state_file(settings))
 
-    async def models(request: Request) -> Response:
-        """vLLM's own answer: the gateway serves no models."""
-        _identify(parts, request)
-        return _passed_on(await upstream.get("/v1/models"))
-
     async def state() -> dict[str, str]:
         try:
             engine = "up" if (await upstream.get("/health", timeout=2.0)).is_success else "unhealthy"
@@ -204,8 +200,8 @@ def create_gateway(settings: Settings, profile: Profile | None = None) -> Gatewa
 
     app = Starlette(
         routes=[
-            *(Route(route, Completions(route, parts), methods=["POST"]) for route in COMPLETION_ROUTES),
-            Route("/v1/models", models),
+            *(Route(route.path, Proxied(route.path, route.api, parts), methods=["POST"]) for route in QUEUED),
+            *(Route(route.path, PassedOn(route, parts), methods=[route.method]) for route in PASSED),
             Route("/queue", queue),
             Route("/health", health),
             Route("/health/ready", ready),
@@ -215,7 +211,6 @@ def create_gateway(settings: Settings, profile: Profile | None = None) -> Gatewa
         middleware=_cors(settings.cors_origins),
         lifespan=lifespan,
     )
-    app.router.redirect_slashes = False  # one line a route: `/v1/models/` is none
     return Gateway(parts, app)
 
 
@@ -290,35 +285,24 @@ async def _watch_keys(parts: Parts) -> None:
             logger.error("the keys stay as they were: %s", error)
 
 
-def _passed_on(answer: httpx.Response) -> Response:
-    response = Response(answer.content, answer.status_code)
-    response.raw_headers = [
-        (name, value) for name, value in returned(answer) if name not in (b"content-length", b"content-encoding")
-    ] + [(b"content-length", str(len(answer.content)).encode())]
-    return response
-
-
-def _error(error: GatewayError) -> Response:
-    response = Response(error.body(), error.status, media_type="application/json")
-    response.raw_headers.extend(error.headers())
-    return response
-
-
 async def _gateway_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, GatewayError)
-    return _error(error)
+    response = Response(shape(request.url.path).whole(error), error.status, media_type="application/json")
+    response.raw_headers.extend(error.headers())
+    return response
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
     """Starlette raises these for what its router does not know."""
     assert isinstance(error, HTTPException)
+    path = request.url.path
     if error.status_code == 405:
-        response = _error(MethodNotAllowed(f"{request.url.path} does not take {request.method}."))
-        response.headers.update(error.headers or {})  # Allow: what it does take
+        response = await _gateway_error(request, MethodNotAllowed(f"{path} does not take {request.method}."))
+        response.headers.update(error.headers or {})  # which methods it takes
         return response
-    routes = ", ".join([*COMPLETION_ROUTES, "/v1/models", "/queue", "/health", "/health/ready", "/metrics"])
-    return _error(NotFound(f"There is no {request.url.path} here. There is: {routes}."))
+    routes = ", ".join([*dict.fromkeys(route.path for route in (*QUEUED, *PASSED)), *OWN])
+    return await _gateway_error(request, NotFound(REFUSED.get(path) or f"There is no {path} here. There is: {routes}."))
 
 
 async def _bug(request: Request, error: Exception) -> Response:
-    return _error(InternalError("The gateway failed; its log has the reason."))
+    return await _gateway_error(request, InternalError("The gateway failed; its log has the reason."))

@@ -9,10 +9,10 @@ changed. Search queries and image prompts are tasks of the same kind, but somebo
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from gateway.api.base import InferenceRequest
 from gateway.callers import Caller
-from gateway.completion import Completion
 
-# How Open WebUI's prompts begin (backend/open_webui/config.py, DEFAULT_*_PROMPT_TEMPLATE, versions 0.5 to 0.10). Not
+# How Open WebUI's prompts begin (backend/open_webui/config.py, DEFAULT_*_PROMPT_TEMPLATE, as of 2025). Not
 # "### Task:" alone, for its prompt around documents that were found begins so, too.
 OPEN_WEBUI_TEXTS = (
     "### Task:\nGenerate a concise, 3-5 word title",
@@ -49,14 +49,14 @@ class Rule:
     value: bytes = b""
     text: str = ""
 
-    def takes(self, caller: Caller, completion: Completion, headers: Mapping[bytes, bytes]) -> bool:
+    def takes(self, caller: Caller, request: InferenceRequest, headers: Mapping[bytes, bytes]) -> bool:
         sent = headers.get(self.header, b"").strip()
         return (
             self.owner in (None, caller.name.partition(":")[2])
-            and self.user in (None, caller.user(completion.user))
-            and self.model in (None, completion.model)
+            and self.user in (None, caller.user(request.user))
+            and self.model in (None, request.model)
             and (not self.header or (bool(sent) and self.value in (b"", sent)))
-            and completion.opening.startswith(self.text)
+            and request.opening.startswith(self.text)
         )
 
 
@@ -65,11 +65,11 @@ class Background:
     rules: tuple[Rule, ...] = ()
     open_webui: bool = True
 
-    def takes(self, caller: Caller, completion: Completion, headers: Mapping[bytes, bytes]) -> bool:
+    def takes(self, caller: Caller, request: InferenceRequest, headers: Mapping[bytes, bytes]) -> bool:
         """Whether the request is served last."""
         if self.open_webui and (
-            completion.opening.startswith(OPEN_WEBUI_TEXTS)
+            request.opening.startswith(OPEN_WEBUI_TEXTS)
             or headers.get(b"x-openwebui-task", b"").strip() in OPEN_WEBUI_TASKS
         ):
             return True
-        return any(rule.takes(caller, completion, headers) for rule in self.rules)
+        return any(rule.takes(caller, request, headers) for rule in self.rules)

@@ -10,7 +10,7 @@ from gateway.learners import Accuracy
 from gateway.prefix_index import Match, PrefixIndex
 from gateway.profile import Profile
 from gateway.prompt import Prompt, Size
-from gateway.sse import Usage
+from gateway.usage import Usage
 from policies.base import Job
 
 # How often a stream's growth is told to admission, in chunks, which are about a token each.

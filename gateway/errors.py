@@ -20,7 +20,7 @@
     ├── Draining              503  evicted: the gateway shuts down
     └── UpstreamTimeout       504  the engine was silent for too long
 
-The shape is OpenAI's, so that its SDKs raise their own classes. Status, type and code are the outcome's.
+The shape is OpenAI's; `gateway.api.errors` has those of the others. Status, type and code are the outcome's.
 """
 
 import json
@@ -43,9 +43,12 @@ class GatewayError(Exception):
     def status(self) -> int:
         return self.outcome.status
 
+    @property
+    def told(self) -> dict[str, str | None]:
+        return {"message": self.message, "type": self.outcome.type, "param": self.param, "code": self.outcome}
+
     def body(self) -> bytes:
-        error = {"message": self.message, "type": self.outcome.type, "param": self.param, "code": self.outcome}
-        return json.dumps({"error": error}).encode()
+        return json.dumps({"error": self.told}).encode()
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         if self.retry_after is None:

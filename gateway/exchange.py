@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from gateway.cost import Counts, Price
 from gateway.curve import Seen
 from gateway.outcome import Outcome
-from gateway.sse import EngineTimes, Usage
 from gateway.timeline import Timeline
+from gateway.usage import EngineTimes, Usage
 from policies.base import Job
 
 

@@ -5,8 +5,8 @@ import logging
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from gateway.api.base import InferenceRequest
 from gateway.chat_template import ChatTemplates
-from gateway.completion import Completion
 from gateway.prompt_fields import flag, read_fields, read_prompts
 
 logger = logging.getLogger("fairlane")
@@ -40,12 +40,12 @@ class LocalTokenizer:
         # Its threads are the bound: a count that nobody waits for any more runs on, and no more run beside it.
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="tokenizer")
 
-    async def count(self, completion: Completion) -> int | None:
-        return await asyncio.wrap_future(self._threads.submit(self._count, completion))
+    async def count(self, request: InferenceRequest) -> int | None:
+        return await asyncio.wrap_future(self._threads.submit(self._count, request))
 
-    def _count(self, completion: Completion) -> int | None:
+    def _count(self, request: InferenceRequest) -> int | None:
         try:
-            fields = read_fields(completion)
+            fields = read_fields(request)
             chat = "messages" in fields
             texts, tokens = ([self._chat.render(fields)], 0) if chat else read_prompts(fields)
             special = flag(fields, "add_special_tokens", not chat)

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from gateway.completion import Completion
+from gateway.api.base import InferenceRequest
 
 Fields = dict[str, msgspec.Raw]
 
@@ -58,10 +58,12 @@ _MESSAGES = msgspec.json.Decoder(list[_Message])
 _PROMPT = msgspec.json.Decoder(str | list[str | int | list[int]])
 
 
-def read_fields(completion: Completion) -> Fields:
+def read_fields(request: InferenceRequest) -> Fields:
     """The body's fields that are not null. Raises Uncountable if one of them, or a part of a message, forbids it."""
-    fields = {name: value for name, value in _FIELDS.decode(completion.body).items() if value != _NULL}
-    chat = completion.route == "/v1/chat/completions"
+    fields = {name: value for name, value in _FIELDS.decode(request.body).items() if value != _NULL}
+    if request.api not in ("chat", "completions"):
+        raise Uncountable
+    chat = request.api == "chat"
     if not fields.keys().isdisjoint(_UNCOUNTED) or ("messages" if chat else "prompt") not in fields:
         raise Uncountable
     if not chat:

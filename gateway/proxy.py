@@ -1,4 +1,4 @@
-"""One completion request, top to bottom: the walk that the package's docstring draws."""
+"""One request that is queued, top to bottom: the walk that the package's docstring draws."""
 
 import json
 import logging
@@ -7,15 +7,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
+from typing import Any
 
 import anyio
 from anyio.abc import TaskGroup
 from starlette.types import Receive, Scope, Send
 
+from gateway.api.base import Api, InferenceRequest
 from gateway.callers import Caller, hashed
 from gateway.client import Client, Headers
 from gateway.comments import keep_company
-from gateway.completion import Completion, Route, parse
 from gateway.cost import PROGRESS_CHUNKS, Price
 from gateway.curve import Seen
 from gateway.errors import BadUpstream, GatewayError, InternalError, Rejected
@@ -25,7 +26,7 @@ from gateway.outcome import Outcome
 from gateway.parts import Parts
 from gateway.priority import with_priority
 from gateway.prompt import Prompt
-from gateway.sse import EventStream, read_account
+from gateway.sse import EventStream
 from gateway.timeline import Timeline
 from gateway.tracing import RequestTrace
 from gateway.unnamed import HINT
@@ -44,10 +45,11 @@ _MAX_ID = 128
 
 
 @dataclass(frozen=True, slots=True)
-class Completions:
-    """`POST` to a completion route, as a raw ASGI endpoint."""
+class Proxied:
+    """`POST` to a route whose work is queued, as a raw ASGI endpoint."""
 
-    route: Route
+    route: str
+    api: Api
     parts: Parts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -60,10 +62,11 @@ class Completions:
                 try:
                     await self._serve(client, exchange, trace, tasks)
                 except GatewayError as error:
-                    await _tell(client, exchange, error)
+                    await _tell(client, exchange, error, self.api)
                 except Exception:
                     logger.exception("request %s failed", exchange.id)
-                    await _tell(client, exchange, InternalError("The gateway failed; its log has the reason."))
+                    bug = InternalError("The gateway failed; its log has the reason.")
+                    await _tell(client, exchange, bug, self.api)
                 tasks.cancel_scope.cancel()
             if client.gone:
                 exchange.outcome = client.gone.outcome
@@ -75,48 +78,48 @@ class Completions:
     async def _serve(self, client: Client, exchange: Exchange, trace: RequestTrace, tasks: TaskGroup) -> None:
         caller = self.parts.callers.identify(client.address, client.headers)
         settings = self.parts.settings
-        completion = parse(self.route, await client.body(settings.max_body, settings.body_timeout))
-        self._check_length(completion, max(map(self._least, completion.prompts)))
-        self._check_named(caller, completion)
+        body = await client.body(settings.max_body, settings.body_timeout)
+        request = self.api.parse(body, client.headers.get(b"content-type", b""))
+        self._check_length(request, max(map(self._least, request.prompts)))
+        self._check_named(caller, request)
         tasks.start_soon(client.watch_leaving, tasks.cancel_scope)
         tasks.start_soon(client.watch_reading, tasks.cancel_scope)
-        price = exchange.price = await self._price(exchange, completion)
-        job = exchange.job = self._job(exchange, completion, price, caller, client.headers)
+        price = exchange.price = await self._price(exchange, request)
+        job = exchange.job = self._job(exchange, request, price, caller, client.headers)
 
         exchange.timeline.queued = perf_counter()
-        events = EventStream(len(completion.prompts), completion.n, completion.drop_usage)
-        if completion.stream:
+        events = EventStream(self.api.read, len(request.prompts), request.n, request.drop_usage)
+        if request.stream:
             tasks.start_soon(self._keep_company, client, exchange, events)
-        async with self.parts.waiting.admitted(job, completion.max_tokens) as permit:
+        async with self.parts.waiting.admitted(job, request.max_tokens) as permit:
             exchange.timeline.dispatched = perf_counter()
             headers = [
                 *forwarded(client.headers),
                 *trace.call_engine(self.parts.upstream.base_url),
                 (b"x-request-id", exchange.id.encode()),
             ]
-            ordered = settings.engine.scheduling_policy == "priority"
-            body = with_priority(completion.body, permit.number if ordered else None)
+            body = self._ordered(request, permit)
 
             def sent() -> None:
-                if not completion.stream:
+                if self.api.decodes and not request.stream:
                     tasks.start_soon(_prefill_ends, exchange, permit)
 
             try:
-                async with self.parts.upstream.post(self.route, body, headers, sent) as answer:
+                async with self.parts.upstream.send("POST", self.route, body, headers, sent) as answer:
                     exchange.asked_again = not answer.at_once
                     if not client.started:
                         exchange.status = answer.status
                     if answer.streams:
                         growth = partial(self.parts.cost_model.growth, job, price)
-                        prefilled = partial(self.parts.cost_model.prefilled, completion.prompts, price)
+                        prefilled = partial(self.parts.cost_model.prefilled, request.prompts, price)
                         await _relay(client, exchange, permit, answer, events, growth, prefilled)
                     else:
-                        await _hand_over(client, exchange, answer)
+                        await _hand_over(client, exchange, permit, answer, self.api)
             finally:
                 exchange.usage = exchange.usage or events.usage
                 exchange.times = exchange.times or events.times
                 exchange.timeline.ended = perf_counter()
-                permit.cost = exchange.charged_s = self._charge(exchange, completion, job, price, events.chunks)
+                permit.cost = exchange.charged_s = self._charge(exchange, request, job, price, events.chunks)
                 permit.output_tokens = exchange.counts.output // job.seats if exchange.counts else None
                 seen = self._seen(exchange, permit)
 
@@ -124,7 +127,7 @@ class Completions:
         exchange.engine_failed = answer.status >= 500 or events.failed
         exchange.outcome = Outcome.ENGINE_ERROR if failed else Outcome.COMPLETED
         if exchange.usage and not failed:
-            self._learn(exchange, completion, price, seen)
+            self._learn(exchange, request, price, seen)
 
     async def _keep_company(self, client: Client, exchange: Exchange, events: EventStream) -> None:
         parts, settings = self.parts, self.parts.settings
@@ -138,56 +141,68 @@ class Completions:
     def _least(self, prompt: Prompt) -> int:
         return self.parts.cost_model.estimator.least(prompt.size)
 
-    def _check_length(self, completion: Completion, least: int) -> None:
+    def _check_length(self, request: InferenceRequest, least: int) -> None:
         """What can never fit need not wait to be told so. What might fit is the engine's to judge."""
         limit = self.parts.max_model_len
-        if limit is not None and least > limit:
+        if limit is not None and least > limit and not request.cut:
             raise Rejected(
                 Outcome.TOO_LONG,
                 f"This model's maximum context length is {limit} tokens. However, the prompt has at least {least}.",
             )
 
-    def _check_named(self, caller: Caller, completion: Completion) -> None:
+    def _check_named(self, caller: Caller, request: InferenceRequest) -> None:
         """Fairness between users needs to know who they are: say so where a front end seems not to tell."""
-        named = caller.user(completion.user) is not None
+        named = caller.user(request.user) is not None
         if caller.rights.front_end and self.parts.unnamed.seen(caller.name, named):
             logger.warning(HINT, hashed(caller.name), ", ".join(self.parts.settings.user_headers))
 
-    async def _price(self, exchange: Exchange, completion: Completion) -> Price:
+    def _ordered(self, request: InferenceRequest, permit: Permit) -> bytes:
+        """The body with the gateway's own order in it, or with none: never the client's."""
+        if not request.json:
+            return request.body
+        ordered = self.parts.settings.engine.scheduling_policy == "priority"
+        return with_priority(request.body, permit.number if ordered else None)
+
+    async def _price(self, exchange: Exchange, request: InferenceRequest) -> Price:
         """Counted where something depends on it: which lane, how long a lane is taken, whether it fits at all."""
         parts = self.parts
-        price = parts.cost_model.price(completion.prompts)
+        price = parts.cost_model.price(request.prompts)
         limit = parts.max_model_len
         long = price.uncached >= NEAR * parts.waiting.admission.limits.long_prompt_tokens
-        if parts.tokenizer is None or not (long or (limit and price.tokens >= NEAR * limit)):
+        if parts.tokenizer is None or not self.api.tokenized or not (long or (limit and price.tokens >= NEAR * limit)):
             return price
         exchange.timeline.asked = perf_counter()
-        counted = await parts.tokenizer.count(completion)
+        counted = await parts.tokenizer.count(request)
         exchange.timeline.counted = perf_counter()
         if counted is None:
             return price
-        if len(completion.prompts) == 1:
-            self._check_length(completion, counted)
-        parts.cost_model.learn_tokens(completion.prompts, counted)
-        return parts.cost_model.price(completion.prompts, counted)
+        if len(request.prompts) == 1:
+            self._check_length(request, counted)
+        parts.cost_model.learn_tokens(request.prompts, counted)
+        return parts.cost_model.price(request.prompts, counted)
 
     def _job(
-        self, exchange: Exchange, completion: Completion, price: Price, caller: Caller, headers: dict[bytes, bytes]
+        self,
+        exchange: Exchange,
+        request: InferenceRequest,
+        price: Price,
+        caller: Caller,
+        headers: dict[bytes, bytes],
     ) -> Job:
         parts = self.parts
-        arrived, seats = exchange.timeline.arrived, completion.seats
-        flow = caller.flow(completion.user)
+        arrived, seats = exchange.timeline.arrived, request.seats
+        flow = caller.flow(request.user)
         wishes, rights = read_wishes(headers), caller.rights
         head_start = min(wishes.priority, rights.priority)
-        session = wishes.session or caller.part(completion.user) or completion.session
-        exchange.background = parts.background.takes(caller, completion, headers)
+        session = wishes.session or caller.part(request.user) or request.session
+        exchange.background = parts.background.takes(caller, request, headers)
         if exchange.background:
             # Behind all who ask within so many seconds of work, not for ever; its user's share stays one.
             head_start = min(head_start, -parts.settings.background_delay)
-        exchange.model = completion.model
-        exchange.prompts = len(completion.prompts)
-        exchange.stream = completion.stream
-        exchange.max_tokens = completion.max_tokens
+        exchange.model = request.model
+        exchange.prompts = len(request.prompts)
+        exchange.stream = request.stream
+        exchange.max_tokens = request.max_tokens
         return Job(
             flow=flow,
             lane=parts.waiting.admission.limits.lane(price.uncached),
@@ -196,7 +211,7 @@ class Completions:
             arrival=arrived,
             seats=seats,
             id=exchange.id,
-            kv_tokens=price.tokens + seats * parts.waiting.forecaster.answer_tokens(completion.max_tokens),
+            kv_tokens=price.tokens + seats * parts.waiting.forecaster.answer_tokens(request.max_tokens),
             session=session,
             weight=parts.settings.weights.get(flow.partition(":")[2], rights.weight),
             head_start=head_start,
@@ -205,9 +220,9 @@ class Completions:
             flow_queued=rights.flow_queued,
         )
 
-    def _charge(self, exchange: Exchange, completion: Completion, job: Job, price: Price, chunks: int) -> float:
+    def _charge(self, exchange: Exchange, request: InferenceRequest, job: Job, price: Price, chunks: int) -> float:
         if exchange.usage:
-            exchange.counts = self.parts.cost_model.counts(completion.prompts, price, exchange.usage)
+            exchange.counts = self.parts.cost_model.counts(request.prompts, price, exchange.usage)
             exchange.true_prefill_s = self.parts.cost_model.true_prefill(exchange.counts, exchange.prompts)
             return self.parts.cost_model.true_cost(exchange.counts, exchange.prompts)
         timeline = exchange.timeline
@@ -228,10 +243,10 @@ class Completions:
         # Nobody saw the first token come; but the engine tells how long before the end that was.
         return permit.track.seen(ended - times.generation_s)
 
-    def _learn(self, exchange: Exchange, completion: Completion, price: Price, seen: Seen | None) -> None:
+    def _learn(self, exchange: Exchange, request: InferenceRequest, price: Price, seen: Seen | None) -> None:
         assert exchange.usage
         queue_s = exchange.times.queue_s if exchange.times else None
-        if self.parts.cost_model.learn(completion.prompts, price, exchange.usage, seen, queue_s):
+        if self.parts.cost_model.learn(request.prompts, price, exchange.usage, seen, queue_s):
             exchange.seen = seen
         if price.counted and self.parts.tokenizer:
             self.parts.tokenizer.compare(price.tokens, exchange.usage.prompt_tokens)
@@ -266,16 +281,19 @@ async def _relay(
     await client.write(events.end(), more=False)
 
 
-async def _hand_over(client: Client, exchange: Exchange, answer: Answer) -> None:
+async def _hand_over(client: Client, exchange: Exchange, permit: Permit, answer: Answer, api: Api) -> None:
     """An answer in one piece. It is read whole first: should the engine break off, the client gets an error that
     says so, and no half of an answer."""
     body = await answer.read()
     if exchange.timeline.first_token is None and answer.status < 400:
         exchange.timeline.first_token = perf_counter()
         exchange.prefill_source = "answer"
-    exchange.usage, exchange.times = read_account(body)
+        if not api.decodes:
+            permit.first_token()  # which is all there is
+    said = api.read(body)
+    exchange.usage, exchange.times = said.usage, said.times
     if client.started:
-        await client.write(_last_event(_engine_error(body)), more=False)
+        await client.write(api.errors.framed(_engine_error(body)), more=False)
     else:
         await client.respond(answer.status, answer.headers + _own_headers(exchange), body)
 
@@ -289,23 +307,18 @@ async def _prefill_ends(exchange: Exchange, permit: Permit) -> None:
         permit.first_token(guessed=True)
 
 
-async def _tell(client: Client, exchange: Exchange, error: GatewayError) -> None:
+async def _tell(client: Client, exchange: Exchange, error: GatewayError, api: Api) -> None:
     """Answer with the error: as a response, or, once a stream has begun, as its last event."""
     exchange.outcome = error.outcome
     if client.started:
-        await client.write(_last_event(error.body()), more=False)
+        await client.write(api.errors.event(error), more=False)
     else:
         exchange.status = error.status
         headers = [(b"content-type", b"application/json"), *error.headers(), *_own_headers(exchange)]
-        await client.respond(error.status, headers, error.body())
+        await client.respond(error.status, headers, api.errors.whole(error))
 
 
-def _last_event(error: bytes) -> bytes:
-    """How a stream that has begun is told of an error."""
-    return b"data: " + error + b"\n\ndata: [DONE]\n\n"
-
-
-def _engine_error(body: bytes) -> bytes:
+def _engine_error(body: bytes) -> dict[str, Any]:
     """What the engine answered, in one piece and perhaps several lines, to a request whose stream has begun."""
     try:
         content = json.loads(body)
@@ -313,7 +326,7 @@ def _engine_error(body: bytes) -> bytes:
         content = None
     if not (isinstance(content, dict) and content.get("error")):
         raise BadUpstream("The engine answered a streamed request with neither a stream nor an error.")
-    return json.dumps(content).encode()
+    return content
 
 
 def _own_headers(exchange: Exchange) -> Headers:

@@ -18,9 +18,9 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from gateway.api.conversation import OPENING
 from gateway.background import Background, Rule
 from gateway.callers import Network
-from gateway.completion import OPENING
 from gateway.keys import Key, key_digest
 from gateway.limits import Limits
 from gateway.profile import Profile

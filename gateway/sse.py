@@ -1,108 +1,34 @@
 """A stream of server-sent events as it goes by: when the first token came, and what it came to.
 
 Events pass byte for byte. They are cut at blank lines only, so that one of them can be taken out, and what is
-held back is at most one incomplete event. Format: https://html.spec.whatwg.org/multipage/server-sent-events.html
+held back is at most one incomplete event. What an event says, its API knows.
+Format: https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import msgspec
+from gateway.api.base import Said
+from gateway.usage import EngineTimes, Usage
 
 # An event that has not ended by then is passed on as it is: memory stays bounded, whatever the engine sends.
 MAX_EVENT = 1 << 20
 
-
-class PromptDetails(msgspec.Struct):
-    cached_tokens: int | None = None
-
-
-class Usage(msgspec.Struct, frozen=True):
-    """True token counts, as the engine states them."""
-
-    prompt_tokens: int
-    completion_tokens: int | None = None
-    prompt_tokens_details: PromptDetails | None = None
-
-    @property
-    def output_tokens(self) -> int:
-        return self.completion_tokens or 0
-
-    @property
-    def cached(self) -> int | None:
-        """Prompt tokens that it had in its cache; None where it does not tell (--enable-prompt-tokens-details)."""
-        details = self.prompt_tokens_details
-        return None if details is None else details.cached_tokens
-
-
-class EngineTimes(msgspec.Struct, frozen=True):
-    """vLLM's `metrics` (--enable-per-request-metrics): how long a request waited, and was answered.
-
-    https://docs.vllm.ai/en/latest/features/per_request_metrics.html
-    """
-
-    queue_time_ms: float | None = None
-    generation_time_ms: float | None = None
-
-    @property
-    def queue_s(self) -> float | None:
-        return None if self.queue_time_ms is None else self.queue_time_ms / 1e3
-
-    @property
-    def generation_s(self) -> float | None:
-        return None if self.generation_time_ms is None else self.generation_time_ms / 1e3
-
-
-class _Choice(msgspec.Struct):
-    index: int | None = 0
-
-
-class _Event(msgspec.Struct):
-    choices: list[_Choice] | None = None
-    error: msgspec.Raw = msgspec.Raw()
-    usage: msgspec.Raw = msgspec.Raw()
-    metrics: msgspec.Raw = msgspec.Raw()
-
-
-_decode_event = msgspec.json.Decoder(_Event).decode
-_decode_usage = msgspec.json.Decoder(Usage | None).decode
-_decode_times = msgspec.json.Decoder(EngineTimes | None).decode
 _BLANK_LINE = re.compile(rb"(\r\n\r\n|\n\n)")
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-
-
-def read_account(body: bytes) -> tuple[Usage | None, EngineTimes | None]:
-    """Usage and times of an answer that is one JSON object, if it has any that can be read."""
-    try:
-        event = _decode_event(body)
-    except _UNREADABLE:
-        return None, None
-    return _usage(event), _times(event)
-
-
-def _usage(event: _Event) -> Usage | None:
-    try:
-        return _decode_usage(event.usage) if event.usage else None
-    except _UNREADABLE:
-        return None
-
-
-def _times(event: _Event) -> EngineTimes | None:
-    try:
-        return _decode_times(event.metrics) if event.metrics else None
-    except _UNREADABLE:
-        return None
 
 
 @dataclass(slots=True)
 class EventStream:
     """Told each chunk that the engine sends; answers what the client is to get.
 
+    read        what the data of an event says
     prompts     how many prompts the request has; the first token has come when each has had one
     n           answers to each: choice i belongs to prompt i // n
     drop_usage  take out the chunk that carries only usage: the gateway asked for it, the client did not
     """
 
+    read: Callable[[bytes], Said]
     prompts: int = 1
     n: int = 1
     drop_usage: bool = False
@@ -142,19 +68,13 @@ class EventStream:
             if data is None or data == b"[DONE]":
                 kept.append(event)
                 continue
-            try:
-                parsed = _decode_event(data)
-            except _UNREADABLE:
-                kept.append(event)
-                continue
-            if parsed.error:
-                self.failed = True
-            elif parsed.choices:
-                self._begun.update((choice.index or 0) // self.n for choice in parsed.choices)
-            if usage := _usage(parsed):
-                self.usage = usage
-                self.times = _times(parsed) or self.times
-                if self.drop_usage and not parsed.choices:
+            said = self.read(data)
+            self.failed = self.failed or said.failed
+            self._begun.update(choice // self.n for choice in said.begun)
+            if said.usage:
+                self.usage = said.usage
+                self.times = said.times or self.times
+                if self.drop_usage and said.usage_only:
                     continue
             kept.append(event)
         return b"".join(kept)

@@ -10,7 +10,7 @@ from typing import Annotated, Protocol
 import anyio
 import msgspec
 
-from gateway.completion import Completion
+from gateway.api.base import InferenceRequest
 from gateway.errors import GatewayError
 from gateway.prompt_fields import Fields, Uncountable, read_fields, read_prompts, template_kwargs
 from gateway.upstream import Upstream
@@ -35,7 +35,7 @@ _OF_A_TEXT = ["model", "add_special_tokens"]
 
 
 class Tokenizer(Protocol):
-    async def count(self, completion: Completion) -> int | None:
+    async def count(self, request: InferenceRequest) -> int | None:
         """Prompt tokens, as the engine will count them, all prompts of the request together.
 
         None if they cannot be counted. Raises nothing but its cancellation.
@@ -55,12 +55,12 @@ class BoundedTokenizer:
         self._places = anyio.Semaphore(concurrent)
         self._patience = patience
 
-    async def count(self, completion: Completion) -> int | None:
-        if len(completion.body) > MOST_BYTES or self._wrong >= MOST_WRONG:
+    async def count(self, request: InferenceRequest) -> int | None:
+        if len(request.body) > MOST_BYTES or self._wrong >= MOST_WRONG:
             return None
         with anyio.move_on_after(self._patience):
             async with self._places:
-                return await self._tokenizer.count(completion)
+                return await self._tokenizer.count(request)
         return None
 
     def compare(self, counted: int, true: int) -> None:
@@ -98,9 +98,9 @@ class EngineTokenizer:
         self._clock = clock
         self._missing_until: float | None = None  # by the clock; None while the server has /tokenize, as far as known
 
-    async def count(self, completion: Completion) -> int | None:
+    async def count(self, request: InferenceRequest) -> int | None:
         try:
-            fields = read_fields(completion)
+            fields = read_fields(request)
             if "messages" in fields:
                 return await self._ask(_chat_question(fields))
             texts, tokens = read_prompts(fields)

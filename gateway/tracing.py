@@ -32,9 +32,10 @@ from gateway import semconv
 from gateway.callers import hashed
 from gateway.client import Headers
 from gateway.exchange import Exchange
+from gateway.routes import QUEUED
 
 _propagator = TraceContextTextMapPropagator()
-_OPERATIONS = {"/v1/chat/completions": "chat", "/v1/completions": "text_completion"}
+_OPERATIONS = {route.path: route.api.operation for route in QUEUED}
 
 # The SDK waits for up to 30 s at shutdown for a collector that does not answer; the gateway does not.
 SHUTDOWN_TIMEOUT = 3.0

@@ -53,6 +53,7 @@ _NOT_FORWARDED = _HOP_BY_HOP | {
     b"host",
     b"traceparent",
     b"tracestate",
+    b"x-api-key",
     b"x-request-id",
     b"x-vllm-priority",
 }
@@ -120,35 +121,52 @@ class Upstream:
         await self._fresh.aclose()
 
     @asynccontextmanager
-    async def post(
-        self, path: str, body: bytes, headers: Headers, on_sent: Callable[[], object] = lambda: None
+    async def send(
+        self,
+        method: str,
+        path: str,
+        body: bytes,
+        headers: Headers,
+        on_sent: Callable[[], object] = lambda: None,
+        *,
+        timeout: float | None = None,
     ) -> AsyncIterator["Answer"]:
         """Send, and hand over the answer when its headers are there. Leaving the block closes it, which is how
         vLLM learns that a request is no longer wanted. `on_sent` is told, each time, that the engine is there.
+        With a `timeout` of its own it is a small question, which does not wait for an engine that is away.
 
         Raises UpstreamDown, BadUpstream, UpstreamTimeout.
         """
         # Around the block too, for what goes wrong while the answer is read is raised in there.
         with _mapped(self.base_url):
-            answer = await self._answer(path, body, headers, on_sent)
+            answer = await self._answer(method, path, body, headers, on_sent, timeout)
             try:
                 yield answer
             finally:
                 with anyio.CancelScope(shield=True):
                     await answer.aclose()
 
-    async def _answer(self, path: str, body: bytes, headers: Headers, on_sent: Callable[[], object]) -> "Answer":
+    async def _answer(
+        self,
+        method: str,
+        path: str,
+        body: bytes,
+        headers: Headers,
+        on_sent: Callable[[], object],
+        timeout: float | None,
+    ) -> "Answer":
         """Wait for an engine that is away, and ask once more, on a fresh connection, where one broke before an answer
         came. Nothing of an answer has been passed on by then; the engine may have begun, and at worst does it twice.
         """
         client, waited = self._client, False
+        patience = client.timeout if timeout is None else timeout
         while True:
-            request = client.build_request("POST", path, content=body, headers=headers)
+            request = client.build_request(method, path, content=body, headers=headers, timeout=patience)
             request.stream = _Body(body, on_sent)
             try:
                 response = await client.send(request, stream=True)
             except _UNREACHABLE:
-                if self._away() >= self.grace:
+                if self._away() >= self.grace or timeout is not None:
                     raise
                 waited = True
                 await anyio.sleep(RECONNECT)
@@ -172,7 +190,7 @@ class Upstream:
         return now - self.away_since
 
     async def get(self, path: str, *, timeout: float = 10.0) -> httpx.Response:
-        """A small answer, whole. Raises as `post` does, at once."""
+        """A small answer, whole. Raises as `send` does, at once."""
         with _mapped(self.base_url):
             try:
                 answer = await self._client.get(path, timeout=timeout)
@@ -183,7 +201,7 @@ class Upstream:
             return answer
 
     async def ask(self, path: str, body: bytes, *, timeout: float = 10.0) -> httpx.Response:
-        """A small question in JSON, its answer whole. Raises as `post` does."""
+        """A small question in JSON, its answer whole. Raises as `send` does."""
         with _mapped(self.base_url):
             return await self._client.post(
                 path, content=body, headers={"content-type": "application/json"}, timeout=timeout

@@ -15,7 +15,7 @@ from gateway.event import Event, tell
 from gateway.forecaster import learn
 from gateway.pace import Pace
 from gateway.prompt import Link, Prompt, Size
-from gateway.sse import PromptDetails, Usage
+from gateway.usage import PromptDetails, Usage
 from loadtest.records import Outcome, Record
 from loadtest.request import Plan, Request, Segment
 from loadtest.schedule import Schedule

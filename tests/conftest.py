@@ -143,6 +143,7 @@ class Call:
     path: str
     headers: dict[str, str]
     body: bytes
+    query: str = ""
     left: threading.Event = field(default_factory=threading.Event)
     _over: threading.Event = field(default_factory=threading.Event)
     _steps: asyncio.Queue[Message | bytes | None] = field(default_factory=asyncio.Queue)
@@ -236,7 +237,7 @@ class ScriptedEngine:
             message = await receive()
             body, more = body + message.get("body", b""), message.get("more_body", False)
         headers = {name.decode(): value.decode("latin-1") for name, value in scope["headers"]}
-        call = Call(scope["method"], scope["path"], headers, body)
+        call = Call(scope["method"], scope["path"], headers, body, scope["query_string"].decode())
         if call.path == "/metrics":
             call.answer(404 if self.metrics is None else 200, self.metrics or {})
         elif call.path == "/version":
@@ -562,7 +563,7 @@ def _no_outside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Whoever runs the tests may have a collector, a proxy or settings of their own, and state to lose."""
     with pytest.MonkeyPatch.context() as environ:
         for name in list(os.environ):
-            if name.startswith(("OTEL_", "FAIRLANE_")) and name != "FAIRLANE_VLLM_PYTHON":
+            if name.startswith(("OTEL_", "FAIRLANE_")) and not name.endswith("LLM_PYTHON"):
                 environ.delenv(name)
             if name.lower() in ("http_proxy", "https_proxy", "all_proxy"):
                 environ.delenv(name)

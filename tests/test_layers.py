@@ -22,12 +22,14 @@ PACKAGES = ("policies", "gateway", "loadtest")
 _PURE = """
 policies policies.backlog policies.base policies.deadline policies.drr policies.fair policies.fifo
 policies.ordered policies.shortest policies.turns
-gateway gateway.admission gateway.background gateway.callers gateway.completion gateway.config gateway.cost
+gateway gateway.admission gateway.api gateway.api.audio gateway.api.base gateway.api.chat
+gateway.api.completions gateway.api.conversation gateway.api.errors gateway.api.messages gateway.api.openai
+gateway.api.pooling gateway.api.responses gateway.background gateway.callers gateway.config gateway.cost
 gateway.curve gateway.decision_log gateway.errors gateway.estimator gateway.event gateway.exchange
 gateway.feedback gateway.forecast gateway.forecaster gateway.keys gateway.learned gateway.learners
 gateway.ledger gateway.limits gateway.line gateway.outcome gateway.pace gateway.places gateway.prefix_index
-gateway.priority gateway.profile gateway.prompt gateway.prompt_fields gateway.regression gateway.semconv
-gateway.settings gateway.sse gateway.timeline gateway.unnamed gateway.wishes
+gateway.priority gateway.profile gateway.prompt gateway.prompt_fields gateway.regression gateway.routes
+gateway.semconv gateway.settings gateway.sse gateway.timeline gateway.unnamed gateway.usage gateway.wishes
 loadtest loadtest.calibration loadtest.calibration.accuracy loadtest.calibration.calibration
 loadtest.calibration.cost_fit loadtest.calibration.fit loadtest.calibration.ladder
 loadtest.calibration.measurements loadtest.client loadtest.client.answer loadtest.client.texts loadtest.front
@@ -48,8 +50,9 @@ PURE = set(_PURE.split())
 _SHELL = """
 gateway.__main__ gateway.app gateway.chat_template gateway.cli gateway.client gateway.comments
 gateway.connection gateway.engine gateway.keepalive gateway.key_commands gateway.keys_file
-gateway.local_tokenizer gateway.metrics gateway.options gateway.parts gateway.proxy gateway.server
-gateway.state_file gateway.telemetry gateway.tokenizer gateway.tracing gateway.upstream gateway.waiting
+gateway.local_tokenizer gateway.metrics gateway.options gateway.parts gateway.passed_on gateway.proxy
+gateway.server gateway.state_file gateway.telemetry gateway.tokenizer gateway.tracing gateway.upstream
+gateway.waiting
 loadtest.calibration.bench loadtest.client.connection loadtest.client.load_client loadtest.client.probe
 loadtest.commands loadtest.demo loadtest.live_display loadtest.load_commands loadtest.process
 loadtest.profile_commands loadtest.provenance loadtest.runs loadtest.spark.answer loadtest.spark.frontend

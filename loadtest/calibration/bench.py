@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from time import perf_counter
 
-from gateway.completion import parse
+from gateway.api.chat import CHAT
 from gateway.engine import Served, served
 from gateway.errors import GatewayError
 from gateway.feedback import EngineState
@@ -141,7 +141,7 @@ class Bench:
     async def prompt(self, tokens: int) -> tuple[tuple[Prompt, ...], Record]:
         client, (record,) = await self._send([_request(tokens, 1)], self._timeout)
         wire = client.write(Plan((record.request,)), 0, {})
-        return parse("/v1/chat/completions", wire.partition(b"\r\n\r\n")[2]).prompts, record
+        return CHAT.parse(wire.partition(b"\r\n\r\n")[2]).prompts, record
 
     async def streams(self, many: int) -> list[Record]:
         _, records = await self._send([_request(*STREAM)] * many, self._timeout)

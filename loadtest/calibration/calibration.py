@@ -8,7 +8,7 @@ from gateway.cost import CostModel
 from gateway.curve import PLAUSIBLE_S, Seen
 from gateway.learned import Learned
 from gateway.prompt import Prompt
-from gateway.sse import PromptDetails, Usage
+from gateway.usage import PromptDetails, Usage
 from loadtest.records import Record
 
 STRETCH = 8  # tokens of a stream that make a sample of the decode step, as in `gateway.pace`

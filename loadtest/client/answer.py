@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from gateway.sse import read_account
+from gateway.api.openai import read
 from loadtest.records import Outcome, Record
 
 _BY_STATUS = {429: Outcome.REJECTED, 503: Outcome.UNAVAILABLE}
@@ -137,7 +137,7 @@ class Answer:
             self._error = _complaint(data)
         elif event.choices:
             self._choice(event.choices[0], now)
-        if event.usage and (usage := read_account(data)[0]):
+        if event.usage and (usage := read(data).usage):
             self.record.prompt_tokens, self.record.output_tokens = usage.prompt_tokens, usage.completion_tokens
             if usage.prompt_tokens_details:
                 self.record.cached_tokens = usage.prompt_tokens_details.cached_tokens

@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 
+from gateway.api.base import InferenceRequest
+from gateway.api.chat import parse
+from gateway.api.conversation import OPENING
 from gateway.background import OPEN_WEBUI_TASKS, OPEN_WEBUI_TEXTS, Background, Rule
 from gateway.callers import Caller
-from gateway.completion import OPENING, Completion, parse
 from gateway.config import ConfigError, load
 from gateway.keys import Rights
 from gateway.settings import Settings
@@ -18,7 +20,7 @@ ANN = Caller("key:ann", None, Rights())
 WEBUI = Caller("key:webui", "bob", Rights(front_end=True))
 
 TITLE = "### Task:\nGenerate a concise, 3-5 word title with an emoji summarizing the chat history.\n### Guidelines:\n"
-# As versions 0.5 to 0.10 of Open WebUI begin them.
+# As Open WebUI begins them.
 TASKS = [
     TITLE,
     "### Task:\nGenerate a concise title summarizing the chat history.\n### Guidelines:\n- The title should",
@@ -38,8 +40,8 @@ WAITED_FOR = [
 ]
 
 
-def asked(text: str = "hello", **fields: Any) -> Completion:
-    return parse("/v1/chat/completions", json.dumps(chat(text, **fields)).encode())
+def asked(text: str = "hello", **fields: Any) -> InferenceRequest:
+    return parse(json.dumps(chat(text, **fields)).encode())
 
 
 @pytest.mark.parametrize("text", TASKS)

@@ -11,7 +11,7 @@ from gateway.curve import Seen
 from gateway.estimator import TOKENS_PER_MESSAGE, Estimator
 from gateway.profile import Profile
 from gateway.prompt import Prompt, PromptReader, Size
-from gateway.sse import Usage, read_account
+from gateway.usage import PromptDetails, Usage
 from policies.base import Job
 
 # Round numbers: 1 s a prompt, 1 s for 1000 tokens, 1 s for (1000 tokens) squared, 1 s for 100 tokens of answer.
@@ -23,13 +23,7 @@ def model() -> CostModel:
 
 
 def usage(prompt: int, output: int = 0, cached: int | None = None) -> Usage:
-    details = b"null" if cached is None else b'{"cached_tokens": %d}' % cached
-    read, _ = read_account(
-        b'{"usage": {"prompt_tokens": %d, "completion_tokens": %d, "prompt_tokens_details": %s}}'
-        % (prompt, output, details)
-    )
-    assert read
-    return read
+    return Usage(prompt, output, None if cached is None else PromptDetails(cached))
 
 
 def text(tokens: int) -> Prompt:

@@ -154,7 +154,7 @@ def test_an_unknown_model_is_not_found(sdk: openai.OpenAI) -> None:
 
 def test_an_unknown_route_is_not_found(sdk: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as raised:
-        sdk.embeddings.create(model=MODEL, input="hello")
+        sdk.images.generate(model=MODEL, prompt="hello")
     assert raised.value.code == "not_found"
 
 

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from gateway.completion import parse
+from gateway.api.chat import CHAT
 from gateway.cost import CostModel
 from gateway.prefix_index import BLOCK, ENOUGH, MOST, NOTHING, PrefixIndex
 from gateway.profile import load
 from gateway.prompt import Prompt, PromptReader
-from gateway.sse import PromptDetails, Usage
+from gateway.usage import PromptDetails, Usage
 from loadtest.spark.kv_cache import BlockPool
 
 Message = tuple[str, str]  # role, text
@@ -56,7 +56,7 @@ class Scene:
     def ask(self, *messages: Message, answer: str = "Yes. ", **options: Any) -> Told:
         texts = [{"role": role, "content": text} for role, text in messages]
         body = json.dumps({"messages": texts, **options}).encode()
-        prompts = parse("/v1/chat/completions", body).prompts
+        prompts = CHAT.parse(body).prompts
         price = self.cost_model.price(prompts)
         prompt = self._template(messages, options)
         cached = self._engine(prompt, [*prompt, *_tokens(answer)]) if self.caches else 0

@@ -663,33 +663,6 @@ def test_a_body_at_the_limit(engine: ScriptedEngine, start_gateway: StartGateway
     assert asked.status == 200
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "status", "code"),
-    [
-        ("POST", "/v1/embeddings", 404, "not_found"),
-        ("GET", "/", 404, "not_found"),
-        ("POST", "/v1/chat/completions/x", 404, "not_found"),
-        ("POST", "/tokenize", 404, "not_found"),
-        ("GET", "/v1/models/scripted", 404, "not_found"),
-        ("POST", "/v1/../metrics", 404, "not_found"),
-        ("GET", CHAT, 405, "method_not_allowed"),
-        ("PUT", TEXT, 405, "method_not_allowed"),
-        ("POST", "/v1/models", 405, "method_not_allowed"),
-        ("DELETE", "/health", 405, "method_not_allowed"),
-        ("POST", "/metrics", 405, "method_not_allowed"),
-    ],
-)
-def test_routes_are_an_allow_list(
-    engine: ScriptedEngine, gateway: RunningGateway, method: str, path: str, status: int, code: str
-) -> None:
-    asked = gateway.ask(b"{}", path, method=method)
-    content = asked.json()["error"]
-    assert asked.status == status
-    assert set(content) == {"message", "type", "param", "code"}
-    assert (content["type"], content["code"]) == ("invalid_request_error", code)
-    assert engine.pending == 0
-
-
 @pytest.mark.parametrize("key", [None, "Bearer wrong", "Basic right", "right"])
 @pytest.mark.anyio
 async def test_an_unknown_key_from_another_machine(

@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.sse import MAX_EVENT, EngineTimes, EventStream, PromptDetails, Usage, read_account
+from gateway.api.openai import read
+from gateway.sse import MAX_EVENT, EventStream
+from gateway.usage import EngineTimes, PromptDetails, Usage
 
 
 def event(end: bytes = b"\n\n", /, **fields: Any) -> bytes:
@@ -24,6 +26,11 @@ USAGE = event(choices=[], usage={"prompt_tokens": 7, "completion_tokens": 2})
 DONE = b"data: [DONE]\n\n"
 
 
+def account(body: bytes) -> tuple[Usage | None, EngineTimes | None]:
+    said = read(body)
+    return said.usage, said.times
+
+
 def relayed(stream: EventStream, chunks: Iterable[bytes]) -> bytes:
     return b"".join(map(stream.feed, chunks)) + stream.end()
 
@@ -32,27 +39,27 @@ def relayed(stream: EventStream, chunks: Iterable[bytes]) -> bytes:
 
 
 def test_an_ordinary_stream_passes_but_for_the_usage_that_was_not_asked_for() -> None:
-    stream = EventStream(drop_usage=True)
+    stream = EventStream(read, drop_usage=True)
     assert relayed(stream, [token(), token(), USAGE, DONE]) == token() + token() + DONE
     assert stream.usage == Usage(7, 2)
 
 
 def test_usage_that_was_asked_for_passes() -> None:
-    stream = EventStream(drop_usage=False)
+    stream = EventStream(read, drop_usage=False)
     assert relayed(stream, [token(), USAGE, DONE]) == token() + USAGE + DONE
     assert stream.usage == Usage(7, 2)
 
 
 def test_usage_beside_choices_passes_in_any_case() -> None:
     """As with `continuous_usage_stats`. What it says last holds."""
-    stream = EventStream(drop_usage=True)
+    stream = EventStream(read, drop_usage=True)
     chunks = [token(usage={"prompt_tokens": 7, "completion_tokens": n}) for n in (1, 2)]
     assert relayed(stream, chunks) == b"".join(chunks)
     assert stream.usage == Usage(7, 2)
 
 
 def test_a_usage_of_null_is_none() -> None:
-    stream = EventStream(drop_usage=True)
+    stream = EventStream(read, drop_usage=True)
     chunks = [token(usage=None), event(choices=[], usage=None)]
     assert relayed(stream, chunks) == b"".join(chunks)
     assert stream.usage is None
@@ -80,7 +87,7 @@ def test_a_usage_of_null_is_none() -> None:
     ],
 )
 def test_what_is_not_understood_passes(odd: bytes) -> None:
-    stream = EventStream(drop_usage=True)
+    stream = EventStream(read, drop_usage=True)
     assert relayed(stream, [odd, token(), odd, USAGE, odd, DONE]) == odd + token() + odd + odd + DONE
     assert stream.first_token
     assert stream.usage == Usage(7, 2)
@@ -89,53 +96,53 @@ def test_what_is_not_understood_passes(odd: bytes) -> None:
 
 def test_line_ends_may_be_mixed() -> None:
     mixed = b": ping\n\n" + USAGE + token(end=b"\r\n\r\n")
-    assert relayed(EventStream(drop_usage=True), [mixed]) == b": ping\n\n" + token(end=b"\r\n\r\n")
+    assert relayed(EventStream(read, drop_usage=True), [mixed]) == b": ping\n\n" + token(end=b"\r\n\r\n")
 
 
 @pytest.mark.parametrize(
     "error", [b'data: {"choices": null, "error": {}}\n\n', b'data: { "error": {}}\n\n', b'data:{"error":{}}\n\n']
 )
 def test_an_error_is_known_however_it_is_written(error: bytes) -> None:
-    stream = EventStream()
+    stream = EventStream(read)
     stream.feed(error)
     assert stream.failed
     assert not stream.first_token
 
 
 def test_a_choice_without_a_number_is_the_only_one() -> None:
-    stream = EventStream()
+    stream = EventStream(read)
     stream.feed(event(choices=[{"index": None, "delta": {}}]))
     assert stream.first_token
 
 
 def test_usage_in_an_event_that_lacks_its_blank_line_is_read_and_taken_out() -> None:
-    stream = EventStream(drop_usage=True)
+    stream = EventStream(read, drop_usage=True)
     assert relayed(stream, [token(), USAGE.rstrip()]) == token()
     assert stream.usage == Usage(7, 2)
 
 
 def test_a_first_token_counts_whatever_its_usage_says() -> None:
-    stream = EventStream()
+    stream = EventStream(read)
     stream.feed(token(usage={"prompt_tokens": "bad"}))
     assert stream.first_token
 
 
 def test_an_incomplete_last_event_passes_at_the_end() -> None:
-    stream = EventStream(drop_usage=True)
+    stream = EventStream(read, drop_usage=True)
     assert stream.feed(token() + b"data: {") == token()
     assert stream.end() == b"data: {"
     assert stream.end() == b""
 
 
 def test_only_what_is_incomplete_is_held_back() -> None:
-    stream = EventStream(drop_usage=True)
+    stream = EventStream(read, drop_usage=True)
     assert stream.feed(token() + token()[:9]) == token()
     assert stream.feed(token()[9:-1]) == b""
     assert stream.feed(token()[-1:] + b"da") == token()
 
 
 def test_an_event_that_never_ends_is_not_held_for_ever() -> None:
-    stream = EventStream(drop_usage=True)
+    stream = EventStream(read, drop_usage=True)
     chunk, held, passed = b"x" * 65536, 0, b""
     for _ in range(40):
         out = stream.feed(chunk)
@@ -149,7 +156,7 @@ def test_an_event_that_never_ends_is_not_held_for_ever() -> None:
 
 
 def test_the_first_token_is_the_first_choice() -> None:
-    stream = EventStream()
+    stream = EventStream(read)
     for before in (b": queued\n\n", b"data: {}\n\n", event(choices=[]), token()[:-1]):
         stream.feed(before)
         assert not stream.first_token
@@ -159,7 +166,7 @@ def test_the_first_token_is_the_first_choice() -> None:
 
 def test_each_prompt_needs_its_own_first_token() -> None:
     """Choice i is an answer to prompt i // n."""
-    stream = EventStream(prompts=3, n=2)
+    stream = EventStream(read, prompts=3, n=2)
     begun = []
     for index in (0, 1, 4, 0, 2, 3):
         stream.feed(token(index))
@@ -168,13 +175,13 @@ def test_each_prompt_needs_its_own_first_token() -> None:
 
 
 def test_answers_to_one_prompt_need_but_one() -> None:
-    stream = EventStream(prompts=1, n=4)
+    stream = EventStream(read, prompts=1, n=4)
     stream.feed(token(3))
     assert stream.first_token
 
 
 def test_choices_may_come_together() -> None:
-    stream = EventStream(prompts=2)
+    stream = EventStream(read, prompts=2)
     stream.feed(event(choices=[{"index": 0}, {"index": 1}]))
     assert stream.first_token
 
@@ -182,14 +189,14 @@ def test_choices_may_come_together() -> None:
 @pytest.mark.parametrize("before", [b"", token() + token()])
 def test_an_error_event_passes_and_is_known(before: bytes) -> None:
     error = event(error={"message": "out of memory", "code": 500})
-    stream = EventStream(drop_usage=True)
+    stream = EventStream(read, drop_usage=True)
     assert relayed(stream, [before, error, DONE]) == before + error + DONE
     assert stream.failed
     assert stream.first_token == bool(before)
 
 
 def test_chunks_are_counted_as_they_come() -> None:
-    stream = EventStream()
+    stream = EventStream(read)
     relayed(stream, [token(), token(), DONE])
     assert stream.chunks == 3
 
@@ -231,7 +238,11 @@ def test_the_bytes_are_the_same_however_they_are_cut(
     chunks = [whole[start:end] for start, end in pairwise(places)]
     expected = b"".join(each for place, each in enumerate(events) if place not in usage) + tail
 
-    dropping, passing, at_once = EventStream(2, 2, True), EventStream(2, 2, False), EventStream(2, 2, True)
+    dropping, passing, at_once = (
+        EventStream(read, 2, 2, True),
+        EventStream(read, 2, 2, False),
+        EventStream(read, 2, 2, True),
+    )
     assert relayed(dropping, chunks) == expected
     assert relayed(passing, chunks) == whole
     assert relayed(at_once, [whole]) == expected
@@ -242,18 +253,17 @@ def test_the_bytes_are_the_same_however_they_are_cut(
 
 @given(st.lists(st.binary(max_size=30)))
 def test_garbage_passes_as_it_is(chunks: list[bytes]) -> None:
-    assert relayed(EventStream(drop_usage=True), chunks) == b"".join(chunks)
+    assert relayed(EventStream(read, drop_usage=True), chunks) == b"".join(chunks)
 
 
 # An answer in one piece.
 
 
 def test_usage_of_an_answer() -> None:
-    usage, times = read_account(
-        b'{"choices": [], "usage": {"prompt_tokens": 9, "prompt_tokens_details": {"cached_tokens": 4}}}'
-    )
+    said = read(b'{"choices": [], "usage": {"prompt_tokens": 9, "prompt_tokens_details": {"cached_tokens": 4}}}')
+    usage = said.usage
     assert usage is not None
-    assert (usage.prompt_tokens, usage.output_tokens, usage.cached, times) == (9, 0, 4, None)
+    assert (usage.prompt_tokens, usage.output_tokens, usage.cached, said.times) == (9, 0, 4, None)
 
 
 @pytest.mark.parametrize(
@@ -261,17 +271,18 @@ def test_usage_of_an_answer() -> None:
     [(b"null", None), (b"{}", None), (b'{"cached_tokens": null}', None), (b'{"cached_tokens": 0}', 0)],
 )
 def test_what_is_not_told_is_not_nothing(details: bytes, cached: int | None) -> None:
-    usage, _ = read_account(
+    usage = read(
         b'{"usage": {"prompt_tokens": 9, "completion_tokens": 3, "prompt_tokens_details": %s}}' % details
-    )
+    ).usage
     assert usage is not None
     assert (usage.output_tokens, usage.cached) == (3, cached)
 
 
 def test_times_of_an_answer() -> None:
-    usage, times = read_account(
+    said = read(
         b'{"usage": {"prompt_tokens": 9}, "metrics": {"queue_time_ms": 250, "generation_time_ms": 1.5, "more": []}}'
     )
+    usage, times = said.usage, said.times
     assert usage == Usage(9)
     assert times == EngineTimes(250, 1.5)
     assert (times.queue_s, times.generation_s) == (0.25, 0.0015)
@@ -282,15 +293,15 @@ def test_times_of_an_answer() -> None:
     "body", [b"", b"{}", b"[]", b"oops", b'{"usage": null}', b'{"usage": 5}', b"\xff", b"[" * 9999]
 )
 def test_an_answer_without_usage(body: bytes) -> None:
-    assert read_account(body) == (None, None)
+    assert account(body) == (None, None)
 
 
 # One that is broken does not take the other with it.
 @pytest.mark.parametrize("metrics", [b"null", b"5", b"[]", b'{"queue_time_ms": "soon"}', b'{"queue_time_ms": 1e999}'])
 def test_times_that_cannot_be_read_are_none(metrics: bytes) -> None:
     body = b'{"choices": [], "usage": {"prompt_tokens": 9}, "metrics": %s}' % metrics
-    assert read_account(body) == (Usage(9), None)
-    stream = EventStream()
+    assert account(body) == (Usage(9), None)
+    stream = EventStream(read)
     relayed(stream, [token(), b"data: " + body + b"\n\n"])
     assert (stream.usage, stream.times) == (Usage(9), None)
 
@@ -298,14 +309,14 @@ def test_times_that_cannot_be_read_are_none(metrics: bytes) -> None:
 @pytest.mark.parametrize("usage", [b"5", b"{}", b'{"prompt_tokens": null}', b'{"prompt_tokens": 1e30}'])
 def test_usage_that_cannot_be_read_is_none(usage: bytes) -> None:
     body = b'{"choices": [], "usage": %s, "metrics": {"queue_time_ms": 1}}' % usage
-    assert read_account(body) == (None, EngineTimes(1))
-    stream = EventStream()
+    assert account(body) == (None, EngineTimes(1))
+    stream = EventStream(read)
     relayed(stream, [token(), b"data: " + body + b"\n\n"])
     assert stream.usage is None
 
 
 def test_a_stream_tells_its_times_with_its_usage() -> None:
-    stream = EventStream(drop_usage=True)
+    stream = EventStream(read, drop_usage=True)
     details = {"cached_tokens": 4}
     last = event(choices=[], usage={"prompt_tokens": 7, "prompt_tokens_details": details}, metrics={"queue_time_ms": 5})
     assert relayed(stream, [token(), last, DONE]) == token() + DONE
@@ -320,11 +331,11 @@ said = st.dictionaries(st.sampled_from(["queue_time_ms", "generation_time_ms"]),
 
 @given(st.lists(st.fixed_dictionaries({}, optional={"usage": counts, "metrics": said}), max_size=4))
 def test_whatever_is_said_of_tokens_and_times_the_stream_passes(events: list[dict[str, Any]]) -> None:
-    stream = EventStream()
+    stream = EventStream(read)
     chunks = [token(), *(event(choices=[], **fields) for fields in events), DONE]
     assert relayed(stream, chunks) == b"".join(chunks)
     assert stream.usage is None or isinstance(stream.usage.prompt_tokens, int)
     for fields in events:
-        usage, times = read_account(json.dumps(fields).encode())
+        usage, times = account(json.dumps(fields).encode())
         assert usage is None or isinstance(usage.output_tokens, int)
         assert times is None or times.queue_s is None or isinstance(times.queue_s, float)

@@ -22,7 +22,9 @@ import tokenizers
 from anyio.from_thread import BlockingPortal
 from anyio.lowlevel import checkpoint
 
-from gateway.completion import Completion, Route, parse
+from gateway.api.base import InferenceRequest
+from gateway.api.chat import CHAT
+from gateway.api.completions import COMPLETIONS
 from gateway.local_tokenizer import LocalTokenizer
 from gateway.prompt_fields import MOST_TEXTS
 from gateway.tokenizer import ASK_AGAIN, MOST_BYTES, BoundedTokenizer, EngineTokenizer
@@ -30,23 +32,20 @@ from gateway.upstream import Upstream
 from tests.conftest import DEADLINE, Call, ScriptedEngine
 from tests.vllm.tiny_model import make_model, words
 
-CHAT: Route = "/v1/chat/completions"
-TEXT: Route = "/v1/completions"
-
 
 def user(content: object = "hello") -> dict[str, Any]:
     return {"role": "user", "content": content}
 
 
-def completion(body: dict[str, Any]) -> Completion:
-    return parse(TEXT if "prompt" in body else CHAT, json.dumps(body).encode())
+def completion(body: dict[str, Any]) -> InferenceRequest:
+    return (COMPLETIONS if "prompt" in body else CHAT).parse(json.dumps(body).encode())
 
 
-def chat(*messages: dict[str, Any], **fields: Any) -> Completion:
+def chat(*messages: dict[str, Any], **fields: Any) -> InferenceRequest:
     return completion({"messages": messages or [user()], **fields})
 
 
-def text(prompt: object, **fields: Any) -> Completion:
+def text(prompt: object, **fields: Any) -> InferenceRequest:
     return completion({"prompt": prompt, **fields})
 
 
@@ -66,10 +65,10 @@ class Asking:
         self.tokenizer = EngineTokenizer(self.upstream, clock=lambda: self.now)
         self._portal = portal
 
-    def start(self, asked: Completion) -> "Future[int | None]":
+    def start(self, asked: InferenceRequest) -> "Future[int | None]":
         return self._portal.start_task_soon(self.tokenizer.count, asked)
 
-    def count(self, asked: Completion) -> int | None:
+    def count(self, asked: InferenceRequest) -> int | None:
         return self.start(asked).result(DEADLINE)
 
     def close(self) -> None:
@@ -112,7 +111,7 @@ def answered(asking: Asking, engine: ScriptedEngine, status: int, content: objec
     ],
 )
 def test_what_the_engine_counts_is_what_it_charges(portal: BlockingPortal, spark: str, body: dict[str, Any]) -> None:
-    route = TEXT if "prompt" in body else CHAT
+    route = "/v1/completions" if "prompt" in body else "/v1/chat/completions"
     answer = httpx.post(f"{spark}{route}", json={**body, "max_tokens": 1}, timeout=DEADLINE, trust_env=False)
     asking = Asking(portal, spark)
     try:
@@ -188,7 +187,7 @@ def test_a_chat_carries_what_makes_its_prompt(
 
 def test_messages_pass_byte_for_byte(asking: Asking, engine: ScriptedEngine) -> None:
     messages = rb'[ {"role":"user", "content" : "h\u00e9", "x": 1.0}]'
-    counting = asking.start(parse(CHAT, b'{"messages": ' + messages + b"}"))
+    counting = asking.start(CHAT.parse(b'{"messages": ' + messages + b"}"))
     call = engine.asked()
     call.answer(200, {"count": 3})
     assert counting.result(DEADLINE) == 3
@@ -245,7 +244,7 @@ def test_one_text_without_a_count_and_there_is_none(asking: Asking, engine: Scri
     ids=lambda each: each.body.decode()[:60],
 )
 def test_what_cannot_be_counted_is_not_asked_for(
-    asking: Asking, engine: ScriptedEngine, local: LocalTokenizer, uncountable: Completion
+    asking: Asking, engine: ScriptedEngine, local: LocalTokenizer, uncountable: InferenceRequest
 ) -> None:
     assert asking.count(uncountable) is None
     assert engine.calls == []
@@ -355,7 +354,7 @@ class Held:
         self.asked = self.running = self.most = 0
         self.released = anyio.Event()
 
-    async def count(self, completion: Completion) -> int | None:
+    async def count(self, completion: InferenceRequest) -> int | None:
         self.asked += 1
         self.running += 1
         self.most = max(self.most, self.running)
@@ -501,7 +500,7 @@ def local(tmp_path: Path) -> LocalTokenizer:
     return templated(tmp_path)
 
 
-def counted(tokenizer: LocalTokenizer, asked: Completion) -> int | None:
+def counted(tokenizer: LocalTokenizer, asked: InferenceRequest) -> int | None:
     return anyio.run(tokenizer.count, asked)
 
 
@@ -566,7 +565,9 @@ KWARGS = {"chat_template_kwargs": {"mood": "glad"}}
         ("{{ padding_side is defined }}", chat(), "False"),
     ],
 )
-def test_a_template_gets_what_vllm_gives_it(tmp_path: Path, template: str, asked: Completion, prompt: str) -> None:
+def test_a_template_gets_what_vllm_gives_it(
+    tmp_path: Path, template: str, asked: InferenceRequest, prompt: str
+) -> None:
     write_config(tmp_path, bos_token="<s>", eos_token={"content": "</s>"}, pad_token=None, padding_side="left")
     local = templated(tmp_path, template)
     special = prompt.count("<s>")
@@ -588,7 +589,7 @@ def test_a_template_gets_what_vllm_gives_it(tmp_path: Path, template: str, asked
     ],
 )
 def test_what_a_template_refuses_has_no_count(
-    tmp_path: Path, template: str, asked: Completion, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, template: str, asked: InferenceRequest, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
     assert counted(templated(tmp_path, template), asked) is None

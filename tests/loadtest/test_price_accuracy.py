@@ -23,7 +23,7 @@ from gateway.curve import Seen
 from gateway.limits import Limits
 from gateway.profile import load as load_cost_profile
 from gateway.prompt import Prompt, Size
-from gateway.sse import PromptDetails, Usage
+from gateway.usage import PromptDetails, Usage
 from loadtest.records import percentile
 from loadtest.request import Request
 from loadtest.simulate import Simulation

@@ -14,7 +14,7 @@ from gateway.curve import Seen
 from gateway.limits import Limits
 from gateway.profile import load as load_cost_profile
 from gateway.prompt import Link, Prompt, Size
-from gateway.sse import PromptDetails, Usage
+from gateway.usage import PromptDetails, Usage
 from loadtest.calibration.cost_fit import cost_profile
 from loadtest.front import Front
 from loadtest.load_commands import app, front

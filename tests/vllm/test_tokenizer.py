@@ -1,12 +1,7 @@
 """What the tokenizers count is what a real vLLM says that it read, to the token."""
 
 import json
-import os
-import signal
-import socket
-import subprocess
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +10,16 @@ import httpx
 import pytest
 import tokenizers
 
-from gateway.completion import Route, parse
 from gateway.local_tokenizer import LocalTokenizer
+from gateway.routes import QUEUED
 from gateway.tokenizer import EngineTokenizer
 from gateway.upstream import Upstream
-from tests.vllm.conftest import ENVIRONMENT, FLAGS, HERE, MODEL, SHUTDOWN, STARTUP, Vllm, wait_until
+from tests.vllm.conftest import FLAGS, MODEL, Vllm, serving
 from tests.vllm.tiny_model import START, words
 
-CHAT: Route = "/v1/chat/completions"
-TEXT: Route = "/v1/completions"
+CHAT = "/v1/chat/completions"
+TEXT = "/v1/completions"
+APIS = {route.path: route.api for route in QUEUED}
 
 # Shows all that a request can give a template, so that whatever is not carried is missing in the count.
 TEMPLATE = """\
@@ -66,49 +62,17 @@ PARTS_TEMPLATE = """\
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vllm]:
     """vLLM with the templates above, the second one where a request brings it; texts begin with a special token."""
-    python = os.environ.get("FAIRLANE_VLLM_PYTHON")
-    if not python:
-        pytest.skip("FAIRLANE_VLLM_PYTHON is not set: `make test-vllm` installs vLLM and runs these tests")
-    python = os.path.abspath(python)
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | ENVIRONMENT
     folder = tmp_path_factory.mktemp("vllm-tokenizer")
-    model = folder / "model"
-    subprocess.run([python, HERE / "tiny_model.py", model], env=environment, cwd=folder, check=True)
+    with serving(folder, *FLAGS, "--trust-request-chat-template", change=_begin_with_a_token) as server:
+        yield server
+
+
+def _begin_with_a_token(model: Path) -> None:
     (model / "chat_template.jinja").write_text(TEMPLATE)
     tokenizer = tokenizers.Tokenizer.from_file(str(model / "tokenizer.json"))
     begin = (START, tokenizer.token_to_id(START))
     tokenizer.post_processor = tokenizers.processors.TemplateProcessing(f"{START} $A", None, [begin])
     tokenizer.save(str(model / "tokenizer.json"))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    own = ("--trust-request-chat-template", "--enable-auto-tool-choice", "--tool-call-parser", "hermes")
-    address = ("--host", "127.0.0.1", "--port", str(port))
-    command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), *address, *FLAGS, *own]
-    log = folder / "vllm.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, env=environment, cwd=folder, stdout=output, stderr=output, start_new_session=True
-        )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        if not wait_until(lambda: process.poll() is not None or healthy(url), STARTUP) or process.poll() is not None:
-            pytest.fail(f"vLLM does not start; {log} ends:\n{log.read_text(errors='replace')[-4000:]}", pytrace=False)
-        yield Vllm(url, MODEL, model)
-    finally:
-        process.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(SHUTDOWN)
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def healthy(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/health", timeout=5, trust_env=False).is_success
-    except httpx.TransportError:
-        return False
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +80,7 @@ def local(server: Vllm) -> LocalTokenizer:
     return LocalTokenizer(server.folder)
 
 
-def usage(server: Vllm, route: Route, body: dict[str, Any]) -> int:
+def usage(server: Vllm, route: str, body: dict[str, Any]) -> int:
     """What the engine says of the prompt, when it has read it."""
     answer = httpx.post(f"{server.url}{route}", json={"max_tokens": 1, **body}, timeout=60, trust_env=False)
     assert answer.is_success, answer.text
@@ -124,19 +88,19 @@ def usage(server: Vllm, route: Route, body: dict[str, Any]) -> int:
     return tokens
 
 
-def asked(server: Vllm, route: Route, body: dict[str, Any]) -> int | None:
+def asked(server: Vllm, route: str, body: dict[str, Any]) -> int | None:
     async def count() -> int | None:
         upstream = Upstream(server.url)
         try:
-            return await EngineTokenizer(upstream).count(parse(route, json.dumps(body).encode()))
+            return await EngineTokenizer(upstream).count(APIS[route].parse(json.dumps(body).encode()))
         finally:
             await upstream.aclose()
 
     return anyio.run(count)
 
 
-def counted(local: LocalTokenizer, route: Route, body: dict[str, Any]) -> int | None:
-    return anyio.run(local.count, parse(route, json.dumps(body).encode()))
+def counted(local: LocalTokenizer, route: str, body: dict[str, Any]) -> int | None:
+    return anyio.run(local.count, APIS[route].parse(json.dumps(body).encode()))
 
 
 def user(content: object) -> dict[str, Any]:
@@ -254,7 +218,7 @@ def test_an_unknown_model_does_not_end_the_counting(server: Vllm) -> None:
         tokenizer = EngineTokenizer(upstream)
         try:
             bodies = [{"messages": [user("hello")], "model": model} for model in ("unknown", MODEL)]
-            return [await tokenizer.count(parse(CHAT, json.dumps(body).encode())) for body in bodies]
+            return [await tokenizer.count(APIS[CHAT].parse(json.dumps(body).encode())) for body in bodies]
         finally:
             await upstream.aclose()
 

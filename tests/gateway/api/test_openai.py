@@ -12,25 +12,28 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gateway.completion import MEDIA_TOKENS, OPENING, Completion, Route, parse
+from gateway.api.base import Api, InferenceRequest
+from gateway.api.chat import CHAT
+from gateway.api.completions import COMPLETIONS as TEXT
+from gateway.api.conversation import MEDIA_TOKENS, OPENING
 from gateway.errors import BadRequest
 from gateway.prompt import STRIDE, Size
 
-CHAT: Route = "/v1/chat/completions"
-TEXT: Route = "/v1/completions"
-ROUTES: tuple[Route, ...] = (CHAT, TEXT)
+
+def parse(api: Api, body: bytes) -> InferenceRequest:
+    return api.parse(body)
 
 
-def chat(*contents: Any, **options: Any) -> Completion:
+def chat(*contents: Any, **options: Any) -> InferenceRequest:
     messages = [{"role": "user", "content": content} for content in contents]
     return parse(CHAT, json.dumps({"messages": messages, **options}).encode())
 
 
-def text(prompt: Any, **options: Any) -> Completion:
+def text(prompt: Any, **options: Any) -> InferenceRequest:
     return parse(TEXT, json.dumps({"prompt": prompt, **options}).encode())
 
 
-def sizes(completion: Completion) -> list[Size]:
+def sizes(completion: InferenceRequest) -> list[Size]:
     return [prompt.size for prompt in completion.prompts]
 
 
@@ -99,13 +102,13 @@ def test_all_four_shapes_of_a_prompt(prompt: Any, prompts: list[Size]) -> None:
 # Which beginnings it shares with others: the names in common, from the shortest on.
 
 
-def shared(one: Completion, other: Completion) -> int:
+def shared(one: InferenceRequest, other: InferenceRequest) -> int:
     """How many messages at the begin are one text to the engine, for short ones; tools count as one."""
     names = zip(one.prompts[0].chain, other.prompts[0].chain, strict=False)
     return len(list(takewhile(lambda links: links[0].name == links[1].name, names)))
 
 
-def turns(*turns: tuple[str, Any], **options: Any) -> Completion:
+def turns(*turns: tuple[str, Any], **options: Any) -> InferenceRequest:
     messages = [{"role": role, "content": content} for role, content in turns]
     return parse(CHAT, json.dumps({"messages": messages, **options}).encode())
 
@@ -175,6 +178,13 @@ def test_options() -> None:
     completion = chat("a", model="m", user="u", max_tokens=5, n=2, stream=True, unknown={"to": "us"})
     assert (completion.model, completion.user, completion.max_tokens) == ("m", "u", 5)
     assert (completion.n, completion.stream) == (2, True)
+
+
+def test_a_prompt_that_the_engine_may_cut_is_known() -> None:
+    for ask in (chat, text):
+        cut = [ask("a", truncate_prompt_tokens=tokens).cut for tokens in (None, 5, -1)]
+        assert cut == [False, True, True]
+        assert not ask("a").cut
 
 
 def test_the_newer_name_of_max_tokens_wins() -> None:
@@ -268,7 +278,7 @@ def test_asking_for_usage_adds_that_and_nothing_else(
 
 
 @pytest.mark.parametrize(
-    ("route", "body", "says", "param"),
+    ("api", "body", "says", "param"),
     [
         (CHAT, b"", "not valid JSON", None),
         (CHAT, b"hello", "not valid JSON", None),
@@ -313,27 +323,30 @@ def test_asking_for_usage_adds_that_and_nothing_else(
     ],
 )
 def test_what_cannot_be_read_is_a_bad_request_that_says_where(
-    route: Route, body: bytes, says: str, param: str | None
+    api: Api, body: bytes, says: str, param: str | None
 ) -> None:
     with pytest.raises(BadRequest) as refused:
-        parse(route, body)
+        parse(api, body)
     assert says in refused.value.message
     assert refused.value.param == param
     assert json.loads(refused.value.body())["error"]["param"] == param
 
 
-def read_or_refused(route: Route, body: bytes) -> None:
+apis = st.sampled_from((CHAT, TEXT))
+
+
+def read_or_refused(api: Api, body: bytes) -> None:
     try:
-        completion = parse(route, body)
+        completion = parse(api, body)
     except BadRequest:
         return
     assert completion.prompts
     assert completion.seats >= 1
 
 
-@given(route=st.sampled_from(ROUTES), body=st.binary(max_size=60))
-def test_random_bytes_are_read_or_refused(route: Route, body: bytes) -> None:
-    read_or_refused(route, body)
+@given(api=apis, body=st.binary(max_size=60))
+def test_random_bytes_are_read_or_refused(api: Api, body: bytes) -> None:
+    read_or_refused(api, body)
 
 
 VALID = (
@@ -342,10 +355,10 @@ VALID = (
 )
 
 
-@given(route=st.sampled_from(ROUTES), at=st.integers(0, len(VALID)), cut=st.integers(0, 5), put=st.binary(max_size=4))
-@example(route=CHAT, at=0, cut=0, put=b"\xef\xbb\xbf")
-def test_damaged_requests_are_read_or_refused(route: Route, at: int, cut: int, put: bytes) -> None:
-    read_or_refused(route, VALID[:at] + put + VALID[at + cut :])
+@given(api=apis, at=st.integers(0, len(VALID)), cut=st.integers(0, 5), put=st.binary(max_size=4))
+@example(api=CHAT, at=0, cut=0, put=b"\xef\xbb\xbf")
+def test_damaged_requests_are_read_or_refused(api: Api, at: int, cut: int, put: bytes) -> None:
+    read_or_refused(api, VALID[:at] + put + VALID[at + cut :])
 
 
 @pytest.mark.parametrize(
@@ -385,24 +398,24 @@ messages = st.lists(
 
 
 @given(
-    route=st.sampled_from(ROUTES),
+    api=apis,
     body=anything | st.dictionaries(keys, anything),
     messages=messages,
     prompt=anything | st.lists(anything, max_size=3),
 )
-def test_random_json_is_read_or_refused(route: Route, body: Any, messages: list[Any], prompt: Any) -> None:
-    read_or_refused(route, json.dumps(body).encode())
+def test_random_json_is_read_or_refused(api: Api, body: Any, messages: list[Any], prompt: Any) -> None:
+    read_or_refused(api, json.dumps(body).encode())
     if isinstance(body, dict):
-        read_or_refused(route, json.dumps(body | {"messages": messages, "prompt": prompt}).encode())
-        read_or_refused(route, json.dumps({"messages": [{"content": "a"}], "prompt": "a"} | body).encode())
+        read_or_refused(api, json.dumps(body | {"messages": messages, "prompt": prompt}).encode())
+        read_or_refused(api, json.dumps({"messages": [{"content": "a"}], "prompt": "a"} | body).encode())
 
 
 # Which conversation it is, and what kind of request.
 
 
-def said(*roles_and_contents: tuple[str | None, Any]) -> Completion:
+def said(*roles_and_contents: tuple[str | None, Any]) -> InferenceRequest:
     messages = [{"role": role, "content": content} for role, content in roles_and_contents]
-    return parse(CHAT, json.dumps({"messages": messages}).encode())
+    return CHAT.parse(json.dumps({"messages": messages}).encode())
 
 
 def test_a_conversation_is_known_by_what_the_user_said_first() -> None:
@@ -447,8 +460,8 @@ def test_nothing_that_was_said_is_in_a_session() -> None:
     """Nor can it be guessed: in another process the same text has another name."""
     completion = said(("user", "Kanarienvogel"))
     assert "Kanarienvogel" not in completion.session + repr(replace(completion, body=b""))
-    code = "from gateway.completion import parse;import sys;print(parse(sys.argv[1], sys.argv[2].encode()).session)"
+    code = "from gateway.api.chat import parse;import sys;print(parse(sys.argv[1].encode()).session)"
     body = '{"messages": [{"role": "user", "content": "Kanarienvogel"}]}'
-    other = subprocess.run([sys.executable, "-c", code, CHAT, body], capture_output=True, text=True, check=True)
+    other = subprocess.run([sys.executable, "-c", code, body], capture_output=True, text=True, check=True)
     assert re.fullmatch("[0-9a-f]{16}\n", other.stdout)
     assert other.stdout.strip() != completion.session

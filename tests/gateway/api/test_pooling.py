@@ -1,0 +1,83 @@
+"""Embeddings, scores and their kin: how many prompts a request is, and how large."""
+
+import json
+from typing import Any
+
+import pytest
+
+from gateway.api.conversation import MEDIA_TOKENS
+from gateway.api.pooling import EMBEDDINGS, SCORE
+from gateway.errors import BadRequest
+from gateway.prompt import Size
+from gateway.usage import Usage
+
+HELLO = [{"role": "user", "content": "abc"}]
+ABC = Size(words=3, messages=1)
+IMAGE = {"type": "image_url", "image_url": {"url": "data:,a"}}
+
+
+def sizes(**fields: Any) -> list[Size]:
+    return [prompt.size for prompt in EMBEDDINGS.parse(json.dumps(fields).encode()).prompts]
+
+
+@pytest.mark.parametrize(
+    ("given", "prompts"),
+    [
+        ("abc", [Size(3)]),
+        (["abc", "de"], [Size(3), Size(2)]),
+        ([1, 2, 3], [Size(tokens=3)]),
+        ([[1, 2], [3]], [Size(tokens=2), Size(tokens=1)]),
+        (HELLO, [ABC]),
+        ([HELLO, HELLO + HELLO], [ABC, ABC.plus(ABC)]),
+        ([], [Size()]),
+        (None, [Size()]),
+    ],
+)
+def test_all_shapes_of_an_input(given: Any, prompts: list[Size]) -> None:
+    assert sizes(input=given) == prompts
+
+
+def test_messages_are_an_input_too() -> None:
+    assert sizes(messages=HELLO) == [ABC]
+    assert sizes(messages=[HELLO, HELLO]) == [ABC, ABC]
+    assert sizes(messages=[{"role": "user", "content": [IMAGE]}]) == [Size(messages=1, tokens=MEDIA_TOKENS)]
+
+
+def test_what_a_plugin_takes_counts_as_it_is_written() -> None:
+    (size,) = sizes(data={"content": "abc"})
+    assert size == Size(3)
+
+
+def test_a_pair_is_a_prompt() -> None:
+    assert sizes(query="ab", documents=["c", "def"]) == [Size(3), Size(5)]
+    assert sizes(queries="ab", items="c") == [Size(3)]
+    assert sizes(text_1=["a", "bc"], text_2=["d", "ef"]) == [Size(2), Size(4)]
+    assert sizes(data_1=["a", "bc"], data_2="d") == [Size(2), Size(3)]
+    assert sizes(query="ab", documents=["c"], instruction="de") == [Size(5)]
+    document = {"content": [{"type": "text", "text": "c"}, IMAGE]}
+    assert sizes(query="ab", documents=[document]) == [Size(3, tokens=MEDIA_TOKENS)]
+
+
+def test_each_prompt_takes_a_seat_and_has_no_answer() -> None:
+    request = SCORE.parse(b'{"query": "a", "documents": ["b", "c"], "user": "ann", "model": "m"}')
+    assert (request.seats, request.max_tokens, request.stream) == (2, 1, False)
+    assert (request.user, request.model) == ("ann", "m")
+
+
+def test_its_beginnings_have_no_names() -> None:
+    assert all(prompt.chain == () for prompt in EMBEDDINGS.parse(b'{"input": ["a", "b"]}').prompts)
+
+
+def test_what_is_missing_is_the_engines_to_tell() -> None:
+    assert sizes() == [Size()]
+    assert sizes(query="a") == [Size()]
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"hello", b'{"model": []}', b'{"input": [9223372036854775808]}'])
+def test_what_cannot_be_read_is_refused(body: bytes) -> None:
+    with pytest.raises(BadRequest):
+        EMBEDDINGS.parse(body)
+
+
+def test_usage_is_of_its_prompts() -> None:
+    assert EMBEDDINGS.read(b'{"data": [], "usage": {"prompt_tokens": 3, "total_tokens": 3}}').usage == Usage(3)
