@@ -95,12 +95,11 @@ def test_an_unstreamed_answer_is_what_vllm_sends(vllm: Vllm, gateway: str) -> No
     "body",
     [
         chat("hello", model="nope"),
-        chat(words(17_000, seed=0)),
         chat("hello", max_tokens=0),
         chat("hello", temperature=-1),
         chat("hello", stream_options={"include_usage": True}),
     ],
-    ids=["unknown model", "too long", "no tokens", "temperature", "stream options without stream"],
+    ids=["unknown model", "no tokens", "temperature", "stream options without stream"],
 )
 @pytest.mark.parametrize("stream", [False, True])
 def test_vllms_errors_are_passed_on(vllm: Vllm, gateway: str, body: dict[str, Any], stream: bool) -> None:
@@ -108,6 +107,18 @@ def test_vllms_errors_are_passed_on(vllm: Vllm, gateway: str, body: dict[str, An
     direct, proxied = post(vllm.url, body), post(gateway, body)
     assert direct.status_code >= 400
     assert (proxied.status_code, proxied.json()) == (direct.status_code, direct.json())
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_prompt_that_is_counted_too_long_is_refused_as_vllm_refuses_it(
+    vllm: Vllm, gateway: str, stream: bool
+) -> None:
+    """In words of the gateway's own, and without a place in the queue."""
+    body = chat(words(17_000, seed=0), stream=stream)
+    direct, proxied = post(vllm.url, body), post(gateway, body)
+    assert proxied.status_code == direct.status_code == 400
+    assert proxied.json()["error"]["code"] == "context_length_exceeded"
+    assert "maximum context length is 16384 tokens" in proxied.json()["error"]["message"]
 
 
 def test_the_openai_sdk_completes_and_raises_its_own_errors(gateway: str) -> None:
