@@ -35,13 +35,14 @@ coverage: $(VENV)/installed ## the tests with their coverage (8 minutes)
 	@$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
-# Side by side, since two cores are there on any machine: the gateway's tests wait for sockets, the others compute.
+# Side by side, since two cores are there on any machine: those that wait for sockets and clocks, and those that compute.
 PYTHON_RUNS = $(BIN)/python
+WAITS = $(addprefix tests/loadtest/test_,calibrate.py clocks.py demo.py)
 pytest-gateway: $(VENV)/installed
-	$(PYTHON_RUNS) -m pytest tests/gateway
+	$(PYTHON_RUNS) -m pytest tests/gateway $(WAITS)
 
 pytest-others: $(VENV)/installed
-	$(PYTHON_RUNS) -m pytest tests --ignore=tests/gateway --ignore=tests/vllm
+	$(PYTHON_RUNS) -m pytest tests --ignore=tests/gateway --ignore=tests/vllm $(addprefix --ignore=,$(WAITS))
 
 test-vllm: $(VENV)/installed ## the tests against a real vLLM, installed into .venv-vllm (slow, large)
 	bash tests/vllm/install.sh .venv-vllm

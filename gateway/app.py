@@ -38,7 +38,7 @@ from gateway.profile import load as load_profile
 from gateway.proxy import Proxied
 from gateway.routes import PASSED, QUEUED, REFUSED, shape
 from gateway.settings import Settings
-from gateway.state_file import StateFile, default_path
+from gateway.state_file import StateFile, chosen_path
 from gateway.telemetry import Telemetry
 from gateway.tokenizer import BoundedTokenizer, EngineTokenizer
 from gateway.tracing import Tracing
@@ -225,13 +225,8 @@ def _tokenizer(settings: Settings, upstream: Upstream) -> BoundedTokenizer | Non
 
 
 def _state_file(settings: Settings) -> StateFile | None:
-    match settings.state_file:
-        case "off":
-            return None
-        case "auto":
-            return StateFile(default_path(settings.base_url))
-        case path:
-            return StateFile(path)
+    path = chosen_path(settings)
+    return StateFile(path) if path else None
 
 
 def _cors(origins: tuple[str, ...]) -> list[Middleware]:

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from gateway.learned import MOST_BYTES, Learned
+from gateway.settings import Settings
 
 logger = logging.getLogger("fairlane")
 
@@ -21,6 +22,17 @@ def default_path(base_url: str) -> Path:
     else:
         folder = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "fairlane"
     return folder / f"{re.sub(r'[^A-Za-z0-9.]+', '-', base_url.partition('://')[2]).strip('-')}.json"
+
+
+def chosen_path(settings: Settings) -> Path | None:
+    """Where the settings have it; None where nothing is kept."""
+    match settings.state_file:
+        case "off":
+            return None
+        case "auto":
+            return default_path(settings.base_url)
+        case path:
+            return path
 
 
 class StateFile:

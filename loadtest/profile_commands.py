@@ -21,7 +21,7 @@ from gateway.learned import Learned
 from gateway.profile import Profile, shipped
 from gateway.profile import load as load_profile
 from gateway.settings import Settings
-from gateway.state_file import StateFile, default_path
+from gateway.state_file import StateFile, chosen_path
 from loadtest.calibration import bench
 from loadtest.calibration.calibration import Calibration
 from loadtest.report.price_curve import PriceCurve, accuracy, formula, ms, percent, took
@@ -108,7 +108,7 @@ def show(
         if name and (upstream or state_file):
             raise ValueError("a profile has no samples: name it, or give --upstream or --state-file")
         settings = _settings(config_file, {"upstream": upstream}, assignments)
-        path = state_file or _path(settings)
+        path = state_file or chosen_path(settings)
         learned = None if name else _read(path, must_exist=state_file is not None)
         if learned is None or path is None:
             named = name or settings.profile
@@ -195,7 +195,7 @@ def _tell(console: Console, settings: Settings, calibration: Calibration) -> Non
 
 def _keep(console: Console, settings: Settings, calibration: Calibration, engine: str, out: Path | None) -> None:
     """Raises OSError for a file that cannot be written."""
-    path = _path(settings)
+    path = chosen_path(settings)
     if path is None:
         console.print("state_file is off: the gateway will not know of it, unless as a --profile of --out")
     else:
@@ -258,16 +258,6 @@ def _model(settings: Settings, learned: Learned | None = None) -> CostModel:
     if learned:
         learned.teach(model)
     return model
-
-
-def _path(settings: Settings) -> Path | None:
-    match settings.state_file:
-        case "off":
-            return None
-        case "auto":
-            return default_path(settings.base_url)
-        case path:
-            return path
 
 
 def _read(path: Path | None, *, must_exist: bool) -> Learned | None:

@@ -2,15 +2,17 @@
 
 import json
 import os
-import threading
 import time
+from collections.abc import Callable
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gateway.completion import parse
+from gateway.cost import CostModel
+from gateway.profile import load
 from gateway.prompt import text_size
 from tests.conftest import (
     DONE,
@@ -220,50 +222,26 @@ def test_token_ids_need_no_count(engine: ScriptedEngine, counting: RunningGatewa
     assert span["fairlane.predicted.input_tokens"] == 5000
 
 
-def test_a_novel_does_not_stall_a_stream(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
-    """Half a novel is read, priced and remembered between two chunks of somebody else: the largest gap on the loop is
-    compared with that of a gateway that does nothing, measured in the same minute."""
-    gateway = start_gateway(engine.url)
+def test_a_novel_does_not_stall_a_stream() -> None:
+    """All that the loop does for half a novel in one go, to read, price and remember it, is small beside what any
+    server must: some 25 times what it takes to read its JSON, which is 0.05 ms for 85 kB."""
+    body = json.dumps(chat(NOVEL * 2, stream=True)).encode()
 
-    def largest_gap(seconds: float) -> float:
-        """Between ticks of the gateway's own loop, the best of three."""
-        return min(_gap(gateway, seconds) for _ in range(3))
+    def gone_through() -> None:
+        model = CostModel(load("gemma-4-26b-bf16"))
+        prompts = parse("/v1/chat/completions", body).prompts
+        model.prefilled(prompts, model.price(prompts))
 
-    idle = largest_gap(0.3)
-    stop = threading.Event()
-
-    def paste() -> None:
-        number = 0
-        while not stop.is_set():
-            number += 1
-            asked = gateway.ask(chat(f"{number} {NOVEL}{NOVEL}", stream=True))
-            engine.asked().stream(token(), counts(2 * LONG_TOKENS), DONE)
-            asked.read()
-
-    paster = threading.Thread(target=paste)
-    paster.start()
-    try:
-        busy = largest_gap(0.3)
-    finally:
-        stop.set()
-        paster.join()
-    assert busy < idle + 0.005 * max(1.0, idle / 0.002)
+    assert fastest(gone_through) < 80 * fastest(lambda: json.loads(body))
 
 
-def _gap(gateway: RunningGateway, seconds: float) -> float:
-    ticks: list[float] = []
-    over = threading.Event()
+def fastest(work: Callable[[], object]) -> float:
+    def once() -> float:
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start
 
-    def tick() -> None:
-        ticks.append(time.perf_counter())
-        if ticks[-1] - ticks[0] < seconds:
-            gateway._server.loop.call_later(0.0005, tick)
-        else:
-            over.set()
-
-    gateway._server.loop.call_soon_threadsafe(tick)
-    assert over.wait(10)
-    return max(after - before for before, after in pairwise(ticks))
+    return min(once() for _ in range(30))
 
 
 # What an engine may say of it

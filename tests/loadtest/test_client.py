@@ -507,7 +507,7 @@ def test_a_request_takes_too_long(portal: BlockingPortal, engine: ScriptedEngine
     first, second = load.records()
     assert first.outcome is Outcome.TIMEOUT
     assert first.ended is not None
-    assert 10.0 <= first.ended < 40.0
+    assert 9.9 <= first.ended < 40.0  # a loop's timers go by milliseconds, of which the speed makes ten
     assert len(first.tokens) == (1 if begun else 0)
     assert second.completed
 

@@ -109,6 +109,18 @@ def test_vllms_errors_are_passed_on(vllm: Vllm, gateway: str, body: dict[str, An
     assert (proxied.status_code, proxied.json()) == (direct.status_code, direct.json())
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_prompt_that_is_counted_too_long_is_refused_as_vllm_refuses_it(
+    vllm: Vllm, gateway: str, stream: bool
+) -> None:
+    """In words of the gateway's own, and without a place in the queue."""
+    body = chat(words(17_000, seed=0), stream=stream)
+    direct, proxied = post(vllm.url, body), post(gateway, body)
+    assert proxied.status_code == direct.status_code == 400
+    assert proxied.json()["error"]["code"] == "context_length_exceeded"
+    assert "maximum context length is 16384 tokens" in proxied.json()["error"]["message"]
+
+
 def test_the_openai_sdk_completes_and_raises_its_own_errors(gateway: str) -> None:
     with openai.OpenAI(base_url=f"{gateway}/v1", api_key="unused", max_retries=0) as client:
         assert client.models.list().data[0].id == "tiny"
