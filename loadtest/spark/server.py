@@ -103,6 +103,10 @@ def _refused(request: Request, error: Exception) -> Response:
     return JSONResponse(error.content, error.status)
 
 
+def _nobody_listens(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)
+
+
 def _not_routed(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     return JSONResponse({"detail": error.detail}, error.status_code, error.headers)
@@ -192,7 +196,7 @@ def create_app(
         Route("/ping", health, methods=["GET", "POST"]),
         Route("/version", version),
     ]
-    handlers = {Refused: _refused, HTTPException: _not_routed}
+    handlers = {Refused: _refused, HTTPException: _not_routed, ClientDisconnect: _nobody_listens}
     return Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
 
 

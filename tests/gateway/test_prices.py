@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gateway.completion import parse
+from gateway.api.chat import parse
 from gateway.cost import CostModel
 from gateway.profile import load
 from gateway.prompt import text_size
@@ -229,7 +229,7 @@ def test_a_novel_does_not_stall_a_stream() -> None:
 
     def gone_through() -> None:
         model = CostModel(load("gemma-4-26b-bf16"))
-        prompts = parse("/v1/chat/completions", body).prompts
+        prompts = parse(body).prompts
         model.prefilled(prompts, model.price(prompts))
 
     assert fastest(gone_through) < 80 * fastest(lambda: json.loads(body))

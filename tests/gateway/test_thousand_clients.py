@@ -109,21 +109,20 @@ def crowd(url: str, count: int, seed: int) -> Counter[str]:
     return Counter(asyncio.run(come()))
 
 
-@pytest.mark.timeout(150)  # of a busy machine; alone it takes 12 s
+@pytest.mark.timeout(150)  # of a busy machine; alone it takes 30 s
 def test_a_thousand_clients(spark: str, gateway: Process) -> None:
     url = gateway.url
     nothing = dict.fromkeys((*BUDGETS, "fairlane_kv_tokens"), 0.0)
     idle = dict.fromkeys(("vllm:num_requests_running", "vllm:num_requests_waiting"), 0.0)
     memory = []
-    for seed, count in enumerate((400, 1000)):
-        went = crowd(url, count, seed)
-        assert went["left"] > count / 4, went
+    for seed in range(3):  # two for what the allocator keeps of a crowd, a third for what we would
+        went = crowd(url, 1000, seed)
+        assert went["left"] > 250, went
         until(lambda: total(url, *nothing) == nothing, 30, what="nothing is held")
         until(lambda: total(spark, *idle) == idle, 30, what="the engine runs nothing")
         memory.append(resident(gateway))
-    assert memory[1] <= 1.1 * memory[0], memory
+    assert memory[-1] <= 1.1 * max(memory[:-1]), memory
     ended = total(url, "fairlane_requests_total")["fairlane_requests_total"]
-    assert 700 < ended <= 1400  # on a busy machine many have left before they had sent anything
-    assert "Traceback" not in gateway.said
+    assert 1500 < ended <= 3000  # on a busy machine many have left before they had sent anything
     assert "Traceback" not in gateway.said
     assert "internal_error" not in gateway.said
