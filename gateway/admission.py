@@ -6,7 +6,7 @@ There is no clock and no I/O here: the driver may be an event loop or a heap of 
     refuses      may this job wait at all? asked before `arrive`; changes nothing
     arrive       -> waiting
     (dispatch)      waiting -> prefill     this is the answer, never a call
-    slice_done      prefill -> waiting     a part of its prefill is done; it is next in its lane until all is
+    slice_done      prefill -> waiting     a part of its prefill is done; it goes on before others start in its lane
     first_token     prefill -> decode      its prefill permit comes back
     progress     it has come to so much by now, and will fill so much cache
     finish          prefill | decode | waiting between slices -> gone; what it held comes back, its charge is settled
@@ -15,7 +15,7 @@ There is no clock and no I/O here: the driver may be an event loop or a heap of 
 `gateway.ledger` has the budgets, `gateway.line` who waits. The rules:
 
 1. A lane never idles while its head fits: a job that has begun, else the policy's choice among flows under their cap.
-   Nobody passes the head of their own lane.
+   Nobody passes the head of their own lane; but what has begun is passed by what is much shorter (`gateway.line`).
 2. All budgets that a job needs are granted together or not at all.
 3. Seats and cache are shared by the lanes. A head whose lane has room but which lacks these reserves all that comes
    free of them: nobody else goes, except that where cache alone is lacking those who have begun go on, for they hold
@@ -68,7 +68,7 @@ class Admission:
         self._end_prefill(job)
         self._parts[job] = part
         self.ledger.give_seats(job)
-        self.line.stand_first(job)
+        self.line.go_on(job, part.cost + part.rest)
         return self._dispatch()
 
     def first_token(self, job: Job) -> list[Job]:
@@ -180,7 +180,7 @@ class Admission:
     def _next(self) -> Job | None:
         reserved = False
         for lane in self._turns:
-            job = self.line.head(lane)
+            job = self.line.head(lane, self.ledger.engine_fits)
             if job is None or not self.ledger.lane_fits(job, self._part(job)):
                 continue
             if reserved and not self.line.has_begun(job):

@@ -19,10 +19,12 @@ from policies.base import LANES, Job, Lane
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What of a job's prefill is done at once: a slice, or all of it. Tokens, and the engine seconds they cost."""
+    """What of a job's prefill is done at once: a slice, or all of it. Tokens, the engine seconds they cost, and those
+    that the slices after it will."""
 
     tokens: int
     cost: float
+    rest: float = 0.0
 
 
 @dataclass(slots=True)

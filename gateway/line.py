@@ -1,17 +1,24 @@
 """Who waits: the policy's queue, and what no policy has to know of.
 
-A job whose prefill comes in slices stands before the policy's choice between them, for what has begun goes on before
-something else starts. A job of a flow that has `flow_in_flight` in the engine steps aside when it comes to the head,
+A job whose prefill comes in slices stands before the policy's choice between them: what has begun goes on before
+something else starts, so that equal jobs end one after the other and not all at the end. But it cannot hold off a much
+shorter one: the policy's choice passes if it costs at most a quarter of what is left of the job that has begun, until
+those who have passed come to as much as was left; so a job that has begun takes at most twice as long for their sake.
+A job of a flow that has `flow_in_flight` in the engine steps aside when it comes to the head,
 until one of its flow's jobs has ended; the flow is charged for what runs, and earns no credit in the meantime.
 """
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Self
 
 from gateway.limits import Limits
 from gateway.outcome import Outcome
 from policies.base import LANES, Job, Lane, Policy
+
+# What passes a job that has begun: at most this part of what is left of it.
+MUCH_SHORTER = 0.25
 
 
 @dataclass(slots=True)
@@ -27,7 +34,9 @@ class Line:
         self.cost = 0.0  # engine seconds of prefill that wait
         self._jobs: dict[Job, None] = {}  # never let go, in order of arrival
         self._queued: dict[Lane, int] = dict.fromkeys(LANES, 0)
-        self._begun: dict[Lane, deque[Job]] = {lane: deque() for lane in LANES}
+        # Between slices, with the engine seconds of prefill that are left; and how many of others' may still pass them.
+        self._begun: dict[Lane, dict[Job, float]] = {lane: {} for lane in LANES}
+        self._may_pass: dict[Job, float] = {}
         self._aside: dict[str, deque[Job]] = {}
         self._flows: dict[str, _Flow] = {}
         # Who charged a job that was let go: after a change of policy, the one before.
@@ -60,13 +69,13 @@ class Line:
         self._flows.setdefault(job.flow, _Flow()).queued += 1
         self.policy.push(job)
 
-    def head(self, lane: Lane) -> Job | None:
-        if self._begun[lane]:
-            return self._begun[lane][0]
-        while (job := self.policy.peek(lane)) and self._at_cap(job):
-            self.policy.remove(job)
-            self._aside.setdefault(job.flow, deque()).append(job)
-        return job
+    def head(self, lane: Lane, fits: Callable[[Job], bool] = lambda job: True) -> Job | None:
+        """Who is next. Whoever `fits` the engine now may pass what has begun; who does not holds it up no longer."""
+        begun, choice = self._begun[lane], self._choice(lane)
+        if not begun:
+            return choice
+        first = min(begun, key=lambda job: begun[job])
+        return choice if choice and self._may_go_before(first, choice) and fits(choice) else first
 
     def has_begun(self, job: Job) -> bool:
         return job in self._charged_by
@@ -74,16 +83,19 @@ class Line:
     def take(self, job: Job) -> None:
         """The head of a lane is let go."""
         if job in self._charged_by:
-            self._begun[job.lane].popleft()
+            del self._begun[job.lane][job]
             return
+        for begun in self._begun[job.lane]:
+            self._may_pass[begun] -= job.cost
         self.policy.pop(job.lane)
         self._charged_by[job] = self.policy
         self._out(job)
         self._flows[job.flow].in_flight += 1
 
-    def stand_first(self, job: Job) -> None:
-        """A slice is done, and more are to come."""
-        self._begun[job.lane].append(job)
+    def go_on(self, job: Job, left: float) -> None:
+        """A slice is done; what is left will take so many engine seconds."""
+        self._begun[job.lane][job] = left
+        self._may_pass.setdefault(job, left)
 
     def leave(self, job: Job) -> None:
         """Unserved."""
@@ -100,8 +112,8 @@ class Line:
 
     def end(self, job: Job, cost: float) -> None:
         """A job that was let go has ended, in the engine or between slices."""
-        if job in self._begun[job.lane]:
-            self._begun[job.lane].remove(job)
+        self._begun[job.lane].pop(job, None)
+        self._may_pass.pop(job, None)
         policy = self._charged_by.pop(job)
         self._flows[job.flow].in_flight -= 1
         # First, for a policy may forget what it knows of a flow that has nothing waiting and nothing running.
@@ -127,6 +139,7 @@ class Line:
         twin._jobs = self._jobs.copy()
         twin._queued = self._queued.copy()
         twin._begun = {lane: begun.copy() for lane, begun in self._begun.items()}
+        twin._may_pass = self._may_pass.copy()
         twin._aside = {name: aside.copy() for name, aside in self._aside.items()}
         twin._flows = {name: replace(flow) for name, flow in self._flows.items()}
         others = {id(self.policy): twin.policy}
@@ -141,6 +154,18 @@ class Line:
         self._queued[job.lane] -= 1
         self._flows[job.flow].queued -= 1
         self.cost = self.cost - job.cost if self._jobs else 0.0
+
+    def _choice(self, lane: Lane) -> Job | None:
+        """The policy's, of those whose flow is not at its cap."""
+        while (job := self.policy.peek(lane)) and self._at_cap(job):
+            self.policy.remove(job)
+            self._aside.setdefault(job.flow, deque()).append(job)
+        return job
+
+    def _may_go_before(self, first: Job, choice: Job) -> bool:
+        begun = self._begun[choice.lane]
+        much_shorter = choice.cost <= MUCH_SHORTER * begun[first]
+        return much_shorter and all(choice.cost <= self._may_pass[job] for job in begun)
 
     def _at_cap(self, job: Job) -> bool:
         cap = self.limits.in_flight(job)

@@ -42,8 +42,9 @@ class Track:
     part        what of its prefill is done at once, if it comes in slices
     prefilled   prompt tokens that its earlier slices have done
     said        when it was told what to expect, and in how many seconds from then
-    beside      sequences that decoded when it was let go
-    others      who has been in prefill with it
+    number      which dispatch that was
+    beside      sequences that decoded then
+    others      who has been in prefill with it since
     observed    its first token was seen, not taken to have come
     """
 
@@ -55,16 +56,18 @@ class Track:
     part: Part | None = None
     prefilled: int = 0
     said: tuple[float, dict[Instant, float]] | None = None
+    number: int = 0
     beside: int = 0
     others: "list[tuple[Job, Track]]" = field(default_factory=list)
     observed: bool = False
 
     def seen(self, first_token: float | None = None) -> Seen | None:
-        """Its prefill, if it came in one, and all who shared it came and were done meanwhile: then the time was theirs
-        and its own. `first_token` is when it came, where somebody knows that better. Asked before it ends."""
+        """Its prefill, or its slice, if all who shared it came and were done meanwhile: then the time was theirs and
+        its own. `first_token` is when it came, where somebody knows that better, or when the slice was done. Asked
+        before it ends, or goes on."""
         if first_token is None and self.observed:
             first_token = self.first_token
-        if self.let_go is None or first_token is None or self.prefilled:
+        if self.let_go is None or first_token is None:
             return None
         for _, other in self.others:
             if other.let_go is None or other.first_token is None or not other.observed or other.prefilled:
@@ -136,7 +139,8 @@ class Pace:
         self._pass(now)
         for job in jobs:
             track = self.tracks.setdefault(job, Track())
-            track.let_go, track.beside = now, self._sequences
+            track.let_go, track.number, track.beside = now, self.dispatched, self._sequences
+            track.others.clear()
             for other in [other for prefilling in self.prefilling.values() for other in prefilling]:
                 track.others.append((other, self.tracks[other]))
                 self.tracks[other].others.append((job, track))
@@ -189,6 +193,17 @@ class Pace:
         """It was told to expect these, in seconds from now. The first word holds: what came will be held against it."""
         track = self.tracks[job]
         track.said = track.said or (now, medians)
+
+    # What is the case.
+
+    @property
+    def sequences(self) -> int:
+        """That decode."""
+        return self._sequences
+
+    def company(self, job: Job) -> bool:
+        """Whether anybody else is here, or has been since this job, or its slice, was let go."""
+        return len(self.tracks) > 1 or self.dispatched > self.tracks[job].number + 1
 
     # What is to be expected.
 

@@ -24,6 +24,7 @@ from gateway.callers import Network
 from gateway.keys import Key, key_digest
 from gateway.limits import Limits
 from gateway.profile import Profile
+from gateway.slicer import Slicing
 from policies import POLICIES, find
 
 ENV_PREFIX = "FAIRLANE_"
@@ -133,8 +134,15 @@ class Settings(BaseSettings):
         None, description="tokens of short prompts in prefill at once; unset: one engine step"
     )
     long_lane_jobs: Annotated[PositiveInt, Unit("requests")] = Field(1, description="long prompts in prefill at once")
+    slicing: bool = Field(True, description="long prompts are prefilled in slices, and others go between them")
+    max_stall: Seconds = Field(0.5, description="how long a slice of a long prompt may hold others up, about")
+    long_share: Annotated[float, Field(gt=0, le=1), Unit("of 1")] = Field(
+        1.0, description="of the engine's time that a long prompt in slices takes while others decode; 1: all it can"
+    )
     tpot_target: Annotated[PositiveFloat | None, Unit("s")] = Field(
-        None, description="lower the sequences so that decoding alone takes at most this a token; costs TTFT"
+        None,
+        description="seconds a token: lower the sequences so that decoding alone takes at most this, which costs TTFT, "
+        "and pause between slices for it, instead of for long_share",
     )
     flow_in_flight: Annotated[PositiveInt | None, Unit("requests")] = Field(
         None, description="one user's requests in the engine; unset: no limit"
@@ -275,6 +283,13 @@ class Settings(BaseSettings):
             max_queued=self.max_queued,
             max_queued_s=self.max_queued_s,
         )
+
+    def slices(self) -> Slicing | None:
+        """How long prompts are cut; None if they are not."""
+        if not self.slicing:
+            return None
+        step = self.engine.long_prefill_threshold or self.engine.step_tokens
+        return Slicing(self.max_stall, self.long_share, self.tpot_target, min(step, self.engine.step_tokens))
 
     @property
     def api_keys(self) -> list[Key]:

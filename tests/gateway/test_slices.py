@@ -76,7 +76,7 @@ def test_one_that_has_begun_goes_before_all_others_of_its_lane(new_policy: NewPo
     admission = Admission(new_policy())
     job = long()
     admission.arrive(job, PART)
-    others = [long("b"), long("c", cost=0.01), Job("d", "long", 3000, 0.01, -100.0)]
+    others = [long("b"), long("c", cost=0.3), Job("d", "long", 3000, 0.3, -100.0)]
     for other in others:
         assert admission.arrive(other) == []
     assert admission.slice_done(job, PART) == [job]
