@@ -38,6 +38,8 @@ from gateway.profile import load as load_profile
 from gateway.proxy import Proxied
 from gateway.routes import PASSED, QUEUED, REFUSED, shape
 from gateway.settings import Settings
+from gateway.slice_guard import SliceGuard
+from gateway.slicer import Slicer
 from gateway.state_file import StateFile, chosen_path
 from gateway.telemetry import Telemetry
 from gateway.tokenizer import BoundedTokenizer, EngineTokenizer
@@ -100,6 +102,7 @@ class Gateway:
         parts.background = settings.background_rules
         if profile != parts.cost_model.start:
             parts.cost_model.use(profile)
+        parts.slicer = _slicer(settings, parts.cost_model)
         parts.waiting.forecaster.pace.shares_steps = settings.engine.long_prefill_threshold > 0
         if settings.policy != before.policy:
             parts.waiting.tell(Event("use", policy=settings.policy))
@@ -122,7 +125,8 @@ def create_gateway(settings: Settings, profile: Profile | None = None) -> Gatewa
     if settings.decision_log:
         file = files.enter_context(settings.decision_log.open("w", encoding="utf-8", buffering=1))
         decisions = DecisionLog(file.write, settings.policy, admission)
-    metrics = Metrics(admission, cost_model)
+    slice_guard = SliceGuard()
+    metrics = Metrics(admission, cost_model, lambda: len(slice_guard.off(perf_counter())))
     key = settings.upstream_key
     upstream = Upstream(
         settings.base_url,
@@ -154,6 +158,8 @@ def create_gateway(settings: Settings, profile: Profile | None = None) -> Gatewa
         upstream=upstream,
         telemetry=telemetry,
         tokenizer=_tokenizer(settings, upstream),
+        slicer=_slicer(settings, cost_model),
+        slice_guard=slice_guard,
     )
     engine = Engine(parts, _state_file(settings))
 
@@ -224,6 +230,11 @@ def _tokenizer(settings: Settings, upstream: Upstream) -> BoundedTokenizer | Non
             return BoundedTokenizer(LocalTokenizer(path))
 
 
+def _slicer(settings: Settings, cost_model: CostModel) -> Slicer | None:
+    slicing = settings.slices()
+    return Slicer(slicing, cost_model) if slicing else None
+
+
 def _state_file(settings: Settings) -> StateFile | None:
     path = chosen_path(settings)
     return StateFile(path) if path else None
@@ -233,7 +244,7 @@ def _cors(origins: tuple[str, ...]) -> list[Middleware]:
     """It answers a browser's preflights, which have no key, and adds headers; no body passes through its hands."""
     if not origins:
         return []
-    exposed = ["x-request-id", "x-fairlane-queue-ms", "x-fairlane-cost-s", "retry-after"]
+    exposed = ["x-request-id", "x-fairlane-queue-ms", "x-fairlane-cost-s", "x-fairlane-slices", "retry-after"]
     return [
         Middleware(
             CORSMiddleware,

@@ -172,6 +172,13 @@ class CostModel:
             self.accuracy["prefill"].saw(price.seconds, seen.seconds - (queue_s or 0.0))
         return True
 
+    def learn_slice(self, tokens: int, cached: int | None, seen: Seen | None, queue_s: float | None) -> bool:
+        """From a part of a prefill that ended at `tokens`, of which so many were cached; whether the curve has learned.
+        Where that is not told, there is nothing to learn."""
+        if seen is None or cached is None:
+            return False
+        return self.prefill.saw(Prefill(tokens, cached, seen.seconds, queue_s, seen.beside, seen.others))
+
     def learn_tokens(self, prompts: Sequence[Prompt], tokens: int) -> None:
         """From a count that somebody made before the engine did."""
         if self._plausible(prompts, tokens):

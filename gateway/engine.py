@@ -135,6 +135,7 @@ class Engine:
         if before is not None:
             logger.warning("engine: it was %s and is %s now: learning what it costs starts anew", before, engine)
             parts.cost_model.start_anew()
+            parts.slice_guard.forget()
             return
         kept = await anyio.to_thread.run_sync(self._state_file.read) if self._state_file else None
         if kept is None:

@@ -1,6 +1,6 @@
 """One exchange with a client, as telemetry sees it: numbers and names, never a word of prompt or answer."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gateway.cost import Counts, Price
 from gateway.curve import Seen
@@ -8,6 +8,19 @@ from gateway.outcome import Outcome
 from gateway.timeline import Timeline
 from gateway.usage import EngineTimes, Usage
 from policies.base import Job
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """A part of a prefill that was done by itself: the tokens from `start` to `end`, for which so many engine seconds
+    were predicted; what of the tokens up to `end` the engine had, if it tells. Instants are the timeline's."""
+
+    started: float
+    ended: float
+    start: int
+    end: int
+    cost: float
+    cached: int | None
 
 
 @dataclass(slots=True)
@@ -21,6 +34,7 @@ class Exchange:
     price    what it was predicted to be; `counts`, what it came to, and of these the prefill and the charge, in seconds
     usage, times  as the engine states them
     seen     its prefill, if that was a sample of the curve
+    slices   that were done before the request itself was sent
     asked_again  the engine was away, or its connection broke, and it was asked once more
     engine_failed  it answered with an error of its own, be that in a stream that had begun with 200
     """
@@ -47,6 +61,7 @@ class Exchange:
     prefill_source: str = "observed"
     asked_again: bool = False
     engine_failed: bool = False
+    slices: list[Slice] = field(default_factory=list)
 
     @property
     def failed(self) -> bool:

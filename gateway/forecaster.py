@@ -73,7 +73,7 @@ class Forecaster:
         """
         outlook = self.outlook(now, PLACE_AGE_S)
         if self._places[0] is not outlook:
-            waiting = [each for each, track in self.pace.tracks.items() if track.let_go is None and each in outlook]
+            waiting = [each for each, track in self.pace.tracks.items() if track.waits and each in outlook]
             waiting.sort(key=lambda each: (outlook.start(each).median, each.arrival))
             self._places = outlook, {each: place for place, each in enumerate(waiting, start=1)}
         return self._places[1].get(job), outlook.first_token(job, now).median if job in outlook else inf

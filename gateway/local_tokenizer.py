@@ -2,14 +2,20 @@
 
 import asyncio
 import logging
+from array import array
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, TypeVar
 
 from gateway.api.base import InferenceRequest
 from gateway.chat_template import ChatTemplates
-from gateway.prompt_fields import flag, read_fields, read_prompts
+from gateway.prompt_fields import Fields, flag, read_fields, read_prompt, read_prompts
+from gateway.tokenizer import IDS, Ids
 
 logger = logging.getLogger("fairlane")
+
+T = TypeVar("T")
 
 
 class LocalTokenizer:
@@ -41,20 +47,34 @@ class LocalTokenizer:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="tokenizer")
 
     async def count(self, request: InferenceRequest) -> int | None:
-        return await asyncio.wrap_future(self._threads.submit(self._count, request))
+        return await asyncio.wrap_future(self._threads.submit(_tried, self._count, request))
+
+    async def encode(self, request: InferenceRequest) -> Ids | None:
+        return await asyncio.wrap_future(self._threads.submit(_tried, self._encode, request))
 
     def _count(self, request: InferenceRequest) -> int | None:
-        try:
-            fields = read_fields(request)
-            chat = "messages" in fields
-            texts, tokens = ([self._chat.render(fields)], 0) if chat else read_prompts(fields)
-            special = flag(fields, "add_special_tokens", not chat)
-            # Not `encode`: that holds the GIL from beginning to end, 50 ms for 25 000 tokens, and all streams stand
-            # still. The batch's releases it.
-            encoded = self._tokenizer.encode_batch_fast(texts, add_special_tokens=special) if texts else []
-            return tokens + sum(map(len, encoded)) or None
-        except Exception as error:
-            # A template is a program with the client's messages for input: it can raise anything, and can say the
-            # prompt when it does.
-            logger.debug("a prompt cannot be counted: %s", type(error).__name__)
-            return None
+        fields = read_fields(request)
+        texts, tokens = ([self._chat.render(fields)], 0) if "messages" in fields else read_prompts(fields)
+        return tokens + sum(map(len, self._encoded(fields, texts))) or None
+
+    def _encode(self, request: InferenceRequest) -> Ids | None:
+        fields = read_fields(request)
+        prompt = self._chat.render(fields) if "messages" in fields else read_prompt(fields)
+        ids = self._encoded(fields, [prompt])[0].ids if isinstance(prompt, str) else prompt
+        return array(IDS, ids) if ids else None
+
+    def _encoded(self, fields: Fields, texts: list[str]) -> list[Any]:
+        special = flag(fields, "add_special_tokens", "messages" not in fields)
+        # Not `encode`: that holds the GIL from beginning to end, 50 ms for 25 000 tokens, and all streams stand
+        # still. The batch's releases it.
+        return self._tokenizer.encode_batch_fast(texts, add_special_tokens=special) if texts else []
+
+
+def _tried(work: Callable[[InferenceRequest], T | None], request: InferenceRequest) -> T | None:
+    try:
+        return work(request)
+    except Exception as error:
+        # A template is a program with the client's messages for input: it can raise anything, and can say the
+        # prompt when it does.
+        logger.debug("a prompt cannot be counted: %s", type(error).__name__)
+        return None

@@ -2,7 +2,7 @@
 cannot disagree with it, and cost a request nothing.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily
@@ -21,10 +21,15 @@ _SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 
 
 
 class Metrics:
-    def __init__(self, admission: Admission, cost_model: CostModel) -> None:
+    def __init__(self, admission: Admission, cost_model: CostModel, slicing_off: Callable[[], int]) -> None:
+        """`slicing_off` counts the models whose prompts are not cut."""
         self._registry = CollectorRegistry()
         self._registry.register(_Budgets(admission))
         self._registry.register(_Prices(cost_model))
+        off = self._gauge(
+            "fairlane_slicing_off", "Models whose long prompts are not cut, for slices do not find their beginnings."
+        )
+        off.set_function(slicing_off)
         self._requests = Counter(
             "fairlane_requests", "Finished requests by how they ended.", ["outcome"], registry=self._registry
         )
@@ -50,6 +55,12 @@ class Metrics:
             "fairlane_engine_asked_again", "Requests sent once more, for a connection that broke before an answer came."
         )
         self._output_tokens = self._counter("fairlane_output_tokens", "Output tokens, as the engine counted them.")
+        self._slices = self._counter("fairlane_slices", "Slices of long prompts, prefilled.")
+        self._sliced = self._counter("fairlane_sliced_tokens", "Prompt tokens that they have prefilled.")
+        self._slice_tokens = self._counter(
+            "fairlane_slice_tokens", "Tokens that the slices before a slice, or before the request itself, had done."
+        )
+        self._slice_cached = self._counter("fairlane_slice_cached_tokens", "Of these, found in the engine's cache.")
         self._predicted_tokens = self._counter("fairlane_predicted_prompt_tokens", "Prompt tokens, as predicted.")
         self._predicted_cached_tokens = self._counter("fairlane_predicted_cached_tokens", "Of these, cached.")
 
@@ -83,6 +94,15 @@ class Metrics:
 
     def engine_asked_again(self) -> None:
         self._asked_again.inc()
+
+    def slice_done(self, tokens: int) -> None:
+        self._slices.inc()
+        self._sliced.inc(tokens)
+
+    def slice_found(self, done: int, cached: int) -> None:
+        """What came next found so many of the tokens that were done."""
+        self._slice_tokens.inc(done)
+        self._slice_cached.inc(cached)
 
     def engine_seen(self, state: EngineState | None) -> None:
         """What the engine's own metrics say, or that there is nothing to read."""

@@ -61,6 +61,11 @@ class Track:
     others: "list[tuple[Job, Track]]" = field(default_factory=list)
     observed: bool = False
 
+    @property
+    def waits(self) -> bool:
+        """It has not begun."""
+        return self.let_go is None and not self.prefilled
+
     def seen(self, first_token: float | None = None) -> Seen | None:
         """Its prefill, or its slice, if all who shared it came and were done meanwhile: then the time was theirs and
         its own. `first_token` is when it came, where somebody knows that better, or when the slice was done. Asked

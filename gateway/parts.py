@@ -7,6 +7,8 @@ from gateway.callers import Callers
 from gateway.cost import CostModel
 from gateway.keys_file import KeysFile
 from gateway.settings import Settings
+from gateway.slice_guard import SliceGuard
+from gateway.slicer import Slicer
 from gateway.telemetry import Telemetry
 from gateway.tokenizer import BoundedTokenizer
 from gateway.unnamed import Unnamed
@@ -29,6 +31,8 @@ class Parts:
     upstream: Upstream
     telemetry: Telemetry
     tokenizer: BoundedTokenizer | None
+    slicer: Slicer | None
+    slice_guard: SliceGuard
     # As the engine states them, once it has been found: its longest prompt, and the model and version that it is.
     max_model_len: int | None = None
     engine: str | None = None

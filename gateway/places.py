@@ -44,7 +44,7 @@ def places(forecaster: Forecaster, now: float) -> list[Place]:
     position = 0
     for job in jobs:
         track = tracks[job]
-        waits = track.let_go is None
+        waits = track.waits
         position += waits
         found.append(
             Place(

@@ -112,6 +112,19 @@ def read_prompts(fields: Fields) -> tuple[list[str], int]:
     return texts, sum(len(each) if isinstance(each, list) else 1 for each in prompts if not isinstance(each, str))
 
 
+def read_prompt(fields: Fields) -> str | list[int]:
+    """The text to encode, or its token ids. Raises Uncountable if there are several prompts."""
+    prompts: str | list[str | int | list[int]] = _PROMPT.decode(fields["prompt"])
+    if isinstance(prompts, str):
+        return prompts
+    if len(prompts) == 1 and not isinstance(prompts[0], int):
+        return prompts[0]
+    ids = [each for each in prompts if isinstance(each, int)]
+    if len(ids) < len(prompts):
+        raise Uncountable
+    return ids
+
+
 def value_of(raw: msgspec.Raw) -> Any:
     return msgspec.json.decode(raw)
 

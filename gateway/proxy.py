@@ -26,8 +26,10 @@ from gateway.outcome import Outcome
 from gateway.parts import Parts
 from gateway.priority import with_priority
 from gateway.prompt import Prompt
+from gateway.sliced import SlicedPrefill, sliceable
 from gateway.sse import EventStream
 from gateway.timeline import Timeline
+from gateway.tokenizer import Ids
 from gateway.tracing import RequestTrace
 from gateway.unnamed import HINT
 from gateway.upstream import Answer, forwarded
@@ -84,27 +86,29 @@ class Proxied:
         self._check_named(caller, request)
         tasks.start_soon(client.watch_leaving, tasks.cancel_scope)
         tasks.start_soon(client.watch_reading, tasks.cancel_scope)
-        price = exchange.price = await self._price(exchange, request)
+        price, ids = await self._price(exchange, request)
+        exchange.price = price
         job = exchange.job = self._job(exchange, request, price, caller, client.headers)
+        sliced = self._sliced(exchange, request, price, ids)
 
         exchange.timeline.queued = perf_counter()
         events = EventStream(self.api.read, len(request.prompts), request.n, request.drop_usage)
         if request.stream:
             tasks.start_soon(self._keep_company, client, exchange, events)
-        async with self.parts.waiting.admitted(job, request.max_tokens) as permit:
+        part = sliced.slices.part if sliced else None
+        async with self.parts.waiting.admitted(job, request.max_tokens, part) as permit:
             exchange.timeline.dispatched = perf_counter()
-            headers = [
-                *forwarded(client.headers),
-                *trace.call_engine(self.parts.upstream.base_url),
-                (b"x-request-id", exchange.id.encode()),
-            ]
-            body = self._ordered(request, permit)
+            headers = [*forwarded(client.headers), *trace.call_engine(self.parts.upstream.base_url)]
 
             def sent() -> None:
                 if self.api.decodes and not request.stream:
                     tasks.start_soon(_prefill_ends, exchange, permit)
 
             try:
+                if sliced:
+                    await sliced.run(self.parts, job, permit, headers)
+                headers.append((b"x-request-id", exchange.id.encode()))
+                body = self._ordered(request, permit)
                 async with self.parts.upstream.send("POST", self.route, body, headers, sent) as answer:
                     exchange.asked_again = not answer.at_once
                     if not client.started:
@@ -116,10 +120,11 @@ class Proxied:
                     else:
                         await _hand_over(client, exchange, permit, answer, self.api)
             finally:
-                exchange.usage = exchange.usage or events.usage
+                usage = exchange.usage or events.usage
+                exchange.usage = sliced.own(usage) if sliced and usage else usage
                 exchange.times = exchange.times or events.times
                 exchange.timeline.ended = perf_counter()
-                permit.cost = exchange.charged_s = self._charge(exchange, request, job, price, events.chunks)
+                permit.cost = exchange.charged_s = self._charge(exchange, request, permit, price, events.chunks)
                 permit.output_tokens = exchange.counts.output // job.seats if exchange.counts else None
                 seen = self._seen(exchange, permit)
 
@@ -127,6 +132,9 @@ class Proxied:
         exchange.engine_failed = answer.status >= 500 or events.failed
         exchange.outcome = Outcome.ENGINE_ERROR if failed else Outcome.COMPLETED
         if exchange.usage and not failed:
+            if sliced and usage and exchange.slices:
+                sliced.ended(self.parts, usage, exchange.times, seen)
+                seen = None
             self._learn(exchange, request, price, seen)
 
     async def _keep_company(self, client: Client, exchange: Exchange, events: EventStream) -> None:
@@ -163,23 +171,49 @@ class Proxied:
         ordered = self.parts.settings.engine.scheduling_policy == "priority"
         return with_priority(request.body, permit.number if ordered else None)
 
-    async def _price(self, exchange: Exchange, request: InferenceRequest) -> Price:
-        """Counted where something depends on it: which lane, how long a lane is taken, whether it fits at all."""
+    async def _price(self, exchange: Exchange, request: InferenceRequest) -> tuple[Price, Ids | None]:
+        """Counted where something depends on it: which lane, how long a lane is taken, whether it fits at all. With its
+        token ids, where it may be cut."""
         parts = self.parts
         price = parts.cost_model.price(request.prompts)
         limit = parts.max_model_len
         long = price.uncached >= NEAR * parts.waiting.admission.limits.long_prompt_tokens
         if parts.tokenizer is None or not self.api.tokenized or not (long or (limit and price.tokens >= NEAR * limit)):
-            return price
+            return price, None
         exchange.timeline.asked = perf_counter()
-        counted = await parts.tokenizer.count(request)
+        ids = None
+        if long and self._cuts(request):
+            ids = await parts.tokenizer.encode(request)
+            counted = len(ids) if ids else None
+        else:
+            counted = await parts.tokenizer.count(request)
         exchange.timeline.counted = perf_counter()
         if counted is None:
-            return price
+            return price, None
         if len(request.prompts) == 1:
             self._check_length(request, counted)
         parts.cost_model.learn_tokens(request.prompts, counted)
-        return parts.cost_model.price(request.prompts, counted)
+        return parts.cost_model.price(request.prompts, counted), ids
+
+    def _cuts(self, request: InferenceRequest) -> bool:
+        parts = self.parts
+        return (
+            parts.slicer is not None
+            and parts.cost_model.prefixes.enabled
+            and parts.slice_guard.allows(request.model or "", perf_counter())
+            and sliceable(request)
+        )
+
+    def _sliced(
+        self, exchange: Exchange, request: InferenceRequest, price: Price, ids: Ids | None
+    ) -> SlicedPrefill | None:
+        """How its prefill is cut, if it is long enough to be."""
+        slicer, job = self.parts.slicer, exchange.job
+        if slicer is None or ids is None or job is None or job.lane == "short":
+            return None
+        sliced = SlicedPrefill(slicer, request, ids, price.cached)
+        exchange.slices = sliced.sent
+        return None if sliced.slices.last else sliced
 
     def _job(
         self,
@@ -220,15 +254,18 @@ class Proxied:
             flow_queued=rights.flow_queued,
         )
 
-    def _charge(self, exchange: Exchange, request: InferenceRequest, job: Job, price: Price, chunks: int) -> float:
+    def _charge(
+        self, exchange: Exchange, request: InferenceRequest, permit: Permit, price: Price, chunks: int
+    ) -> float:
         if exchange.usage:
             exchange.counts = self.parts.cost_model.counts(request.prompts, price, exchange.usage)
             exchange.true_prefill_s = self.parts.cost_model.true_prefill(exchange.counts, exchange.prompts)
             return self.parts.cost_model.true_cost(exchange.counts, exchange.prompts)
-        timeline = exchange.timeline
-        elapsed = perf_counter() - (timeline.dispatched or timeline.arrived)
-        began = timeline.first_token is not None
-        return self.parts.cost_model.partial_cost(job.cost, elapsed=elapsed, began=began, chunks=chunks)
+        done = sum(each.cost for each in exchange.slices)
+        let_go, began = permit.track.let_go, exchange.timeline.first_token is not None
+        elapsed = 0.0 if let_go is None else perf_counter() - let_go
+        left = max(0.0, permit.job.cost - done)
+        return done + self.parts.cost_model.partial_cost(left, elapsed=elapsed, began=began, chunks=chunks)
 
     def _seen(self, exchange: Exchange, permit: Permit) -> Seen | None:
         """Its prefill, if that can be told from others' work, and from waiting for an engine that was away."""
@@ -344,6 +381,7 @@ def _account(exchange: Exchange) -> Headers:
     return [
         (b"x-fairlane-queue-ms", b"%.0f" % (1e3 * exchange.timeline.queue_s)),
         (b"x-fairlane-cost-s", b"%.3f" % exchange.job.cost),
+        *([(b"x-fairlane-slices", b"%d" % len(exchange.slices))] if exchange.slices else []),
     ]
 
 

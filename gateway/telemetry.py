@@ -41,6 +41,7 @@ def _line(exchange: Exchange) -> str:
         "prompt": usage.prompt_tokens if usage else None,
         "cached": usage.cached if usage else None,
         "output": usage.output_tokens if usage else None,
+        "slices": len(exchange.slices) or None,
         "queue_s": timeline.queue_s,
         "prefill_s": timeline.prefill_s,
         "decode_s": timeline.decode_s,

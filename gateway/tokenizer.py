@@ -1,18 +1,20 @@
 """Exact prompt tokens: asked of the engine, or counted here with the model's own tokenizer. Or none: a count is what
-the answer's `usage.prompt_tokens` will say, and what cannot be counted so is left to the estimator.
+the answer's `usage.prompt_tokens` will say, and what cannot be counted so is left to the estimator. The ids of the
+tokens, where a prompt is to be cut.
 """
 
 import logging
 import time
-from collections.abc import Callable
-from typing import Annotated, Protocol
+from array import array
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Annotated, Protocol, TypeVar
 
 import anyio
 import msgspec
 
 from gateway.api.base import InferenceRequest
 from gateway.errors import GatewayError
-from gateway.prompt_fields import Fields, Uncountable, read_fields, read_prompts, template_kwargs
+from gateway.prompt_fields import Fields, Uncountable, read_fields, read_prompt, read_prompts, template_kwargs
 from gateway.upstream import Upstream
 
 logger = logging.getLogger("fairlane")
@@ -33,6 +35,12 @@ _OF_A_CHAT = [
 ]
 _OF_A_TEXT = ["model", "add_special_tokens"]
 
+# Token ids; in an array, since those of a long prompt are kept as long as it waits.
+Ids = Sequence[int]
+IDS = "q"
+
+T = TypeVar("T")
+
 
 class Tokenizer(Protocol):
     async def count(self, request: InferenceRequest) -> int | None:
@@ -40,6 +48,10 @@ class Tokenizer(Protocol):
 
         None if they cannot be counted. Raises nothing but its cancellation.
         """
+
+    async def encode(self, request: InferenceRequest) -> Ids | None:
+        """The ids of the tokens of its one prompt, as the engine will make them. None if they cannot be known, or there
+        are several. Raises nothing but its cancellation."""
 
 
 class BoundedTokenizer:
@@ -56,11 +68,19 @@ class BoundedTokenizer:
         self._patience = patience
 
     async def count(self, request: InferenceRequest) -> int | None:
+        return await self._bounded(self._tokenizer.count, request)
+
+    async def encode(self, request: InferenceRequest) -> Ids | None:
+        return await self._bounded(self._tokenizer.encode, request)
+
+    async def _bounded(
+        self, ask: Callable[[InferenceRequest], Awaitable[T | None]], request: InferenceRequest
+    ) -> T | None:
         if len(request.body) > MOST_BYTES or self._wrong >= MOST_WRONG:
             return None
         with anyio.move_on_after(self._patience):
             async with self._places:
-                return await self._tokenizer.count(request)
+                return await ask(request)
         return None
 
     def compare(self, counted: int, true: int) -> None:
@@ -80,6 +100,9 @@ class BoundedTokenizer:
 
 # Asked of the engine
 
+# Why it may not tell.
+_UNKNOWN = (Uncountable, GatewayError, msgspec.MsgspecError, UnicodeError, RecursionError)
+
 
 class _Answer(msgspec.Struct):
     """Of vLLM's TokenizeResponse; its list of tokens is skipped. An empty prompt is none, for vLLM takes none."""
@@ -87,7 +110,14 @@ class _Answer(msgspec.Struct):
     count: Annotated[int, msgspec.Meta(ge=1, lt=1 << 31)]
 
 
+class _Tokens(msgspec.Struct):
+    """Of the same, where the ids are asked for."""
+
+    tokens: Annotated[list[Annotated[int, msgspec.Meta(ge=0)]], msgspec.Meta(min_length=1)]
+
+
 _ANSWER = msgspec.json.Decoder(_Answer)
+_TOKENS = msgspec.json.Decoder(_Tokens)
 
 
 class EngineTokenizer:
@@ -102,16 +132,31 @@ class EngineTokenizer:
         try:
             fields = read_fields(request)
             if "messages" in fields:
-                return await self._ask(_chat_question(fields))
+                return _ANSWER.decode(await self._ask(_chat_question(fields))).count
             texts, tokens = read_prompts(fields)
             for text in texts:
-                tokens += await self._ask(_text_question(fields, text))
+                tokens += _ANSWER.decode(await self._ask(_text_question(fields, text))).count
             return tokens or None
-        except (Uncountable, GatewayError, msgspec.MsgspecError, UnicodeError, RecursionError):
+        except _UNKNOWN:
             return None
 
-    async def _ask(self, question: Fields) -> int:
-        """Raises Uncountable, GatewayError, or msgspec's and Unicode's errors for an answer that is none."""
+    async def encode(self, request: InferenceRequest) -> Ids | None:
+        try:
+            fields = read_fields(request)
+            if "messages" in fields:
+                question = _chat_question(fields)
+            else:
+                match read_prompt(fields):
+                    case str(text):
+                        question = _text_question(fields, text)
+                    case ids:
+                        return array(IDS, ids) if ids else None
+            return array(IDS, _TOKENS.decode(await self._ask(question)).tokens)
+        except (*_UNKNOWN, OverflowError):
+            return None
+
+    async def _ask(self, question: Fields) -> bytes:
+        """The answer. Raises Uncountable, GatewayError."""
         if self._missing_until is not None and self._clock() < self._missing_until:
             raise Uncountable
         answer = await self._upstream.ask("/tokenize", msgspec.json.encode(question))
@@ -123,7 +168,7 @@ class EngineTokenizer:
         if answer.status_code != 200:
             raise Uncountable
         self._missing_until = None
-        return _ANSWER.decode(answer.content).count
+        return answer.content
 
 
 def _chat_question(fields: Fields) -> Fields:

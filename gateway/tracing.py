@@ -5,6 +5,7 @@
     |- queue                    INTERNAL  queued .. dispatched
     |- chat {model}             CLIENT    dispatched .. ended    vLLM's llm_request span nests here
     |- prefill                  INTERNAL  dispatched .. first token
+    |  `- slice                 INTERNAL  sent .. answered       each but the last, which is the client's own request
     `- decode                   INTERNAL  first token .. ended
 
 Spans are drawn after the fact from the exchange's timeline. Exporting happens on a thread of its own, from a
@@ -21,6 +22,7 @@ from threading import Thread
 from urllib.parse import urlsplit
 
 from opentelemetry import trace
+from opentelemetry.context import Context
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
@@ -31,7 +33,7 @@ from opentelemetry.util.types import AttributeValue
 from gateway import semconv
 from gateway.callers import hashed
 from gateway.client import Headers
-from gateway.exchange import Exchange
+from gateway.exchange import Exchange, Slice
 from gateway.routes import QUEUED
 
 _propagator = TraceContextTextMapPropagator()
@@ -92,7 +94,9 @@ class RequestTrace:
         self._phase("tokenize", timeline.asked, timeline.counted or timeline.ended)
         self._phase("queue", timeline.queued, timeline.dispatched or timeline.ended)
         source = {semconv.TIMING_SOURCE: exchange.prefill_source}
-        self._phase("prefill", timeline.dispatched, timeline.first_token or timeline.ended, source)
+        prefill = self._phase("prefill", timeline.dispatched, timeline.first_token or timeline.ended, source)
+        for each in exchange.slices:
+            self._slice(each, prefill)
         self._phase("decode", timeline.first_token, timeline.ended, source)
         if self._client:
             self._client.set_attributes(_given(_usage(exchange)))
@@ -102,11 +106,25 @@ class RequestTrace:
 
     def _phase(
         self, name: str, start: float | None, end: float | None, attributes: dict[str, str] | None = None
-    ) -> None:
+    ) -> Context:
+        """Draw it; the context in which its parts are drawn."""
         if start is None:
-            return
+            return self._context
         span = self._tracer.start_span(name, self._context, start_time=self._ns(start), attributes=attributes)
         span.end(self._ns(end))
+        return trace.set_span_in_context(span)
+
+    def _slice(self, done: Slice, prefill: Context) -> None:
+        attributes: dict[str, AttributeValue | None] = {
+            semconv.SLICE_START: done.start,
+            semconv.SLICE_END: done.end,
+            semconv.CACHED_TOKENS: done.cached,
+            semconv.PREDICTED_COST: done.cost,
+        }
+        span = self._tracer.start_span(
+            "slice", prefill, start_time=self._ns(done.started), attributes=_given(attributes)
+        )
+        span.end(self._ns(done.ended))
 
     def _end(self, span: Span) -> None:
         # A 4xx or a client that left is no failure of the server (semantic conventions for HTTP spans, Status). What
@@ -140,6 +158,7 @@ def _request(exchange: Exchange) -> dict[str, AttributeValue | None]:
         semconv.TRUE_COST: exchange.true_prefill_s,
         semconv.OBSERVED_PREFILL: exchange.seen.seconds if exchange.seen else None,
         semconv.CHARGED: exchange.charged_s,
+        semconv.SLICES: len(exchange.slices) or None,
         semconv.ASKED_AGAIN: exchange.asked_again or None,
     }
 

@@ -18,6 +18,7 @@ from gateway.admission import Admission
 from gateway.errors import Draining, GatewayError, QueueTimeout, Rejected
 from gateway.event import Event, tell
 from gateway.forecaster import Forecaster
+from gateway.ledger import Part
 from gateway.outcome import Outcome
 from gateway.pace import Pace, Track
 from policies.base import Job
@@ -44,6 +45,12 @@ class Permit:
         self.track = room.forecaster.pace.tracks.get(job) or Track()
         self.predicted_prefill_s = room.admission.predicted_prefill(job)
         self._room: WaitingRoom | None = room
+
+    async def go_on(self, part: Part) -> None:
+        """A slice is done: let others go, and wait for the turn of the next one."""
+        assert self._room
+        self.number = await self._room.go_on(self.job, part)
+        self.predicted_prefill_s = self._room.admission.predicted_prefill(self.job)
 
     def first_token(self, *, guessed: bool = False) -> None:
         """Give the prefill part back. Again, or after the end, it is harmless. Nothing is learned from a guess."""
@@ -83,18 +90,22 @@ class WaitingRoom:
         self.draining = False
         self._observe = observe
         self._waiters: dict[Job, _Waiter] = {}
+        self._nobody_decodes = anyio.Event()
         self._dispatched = count(1)
 
     @asynccontextmanager
-    async def admitted(self, job: Job, max_tokens: int | None = None) -> AsyncIterator[Permit]:
+    async def admitted(
+        self, job: Job, max_tokens: int | None = None, part: Part | None = None
+    ) -> AsyncIterator[Permit]:
         """Wait for the job's turn, hold its permit, give it back. Raises Rejected, QueueTimeout or Draining.
 
-        `max_tokens` is how long its answer may become.
+        max_tokens  how long its answer may become
+        part        the first slice of its prefill, if that comes in slices; see `Permit.go_on`
         """
         self._check(job)
         waiter = self._waiters[job] = _Waiter()
         cost, output_tokens = 0.0, None
-        self.tell(Event("arrive", job, max_tokens=max_tokens))
+        self.tell(Event("arrive", job, max_tokens=max_tokens, part=part))
         try:
             if not waiter.granted:
                 with anyio.move_on_after(self.queue_timeout):
@@ -122,6 +133,21 @@ class WaitingRoom:
             else:
                 self.tell(Event("leave", job))
 
+    async def go_on(self, job: Job, part: Part) -> int:
+        """Let the job's next slice wait for its turn, however long; the number of its dispatch. Until then it holds no
+        seat. Whoever has begun is not sent away: not by `queue_timeout`, nor while the gateway drains."""
+        waiter = self._waiters[job]
+        waiter.wake = anyio.Event()
+        self.tell(Event("slice_done", job, part=part))
+        await waiter.wake.wait()
+        return waiter.number
+
+    async def pause(self, seconds: float) -> None:
+        """Leave the engine to those who decode, as long as there are any."""
+        with anyio.move_on_after(seconds):
+            while self.forecaster.pace.sequences:
+                await self._nobody_decodes.wait()
+
     def drain(self) -> None:
         """Let nobody else in, and send away whoever waits. What runs goes on."""
         self.draining = True
@@ -148,6 +174,9 @@ class WaitingRoom:
             self.forecaster.happened(event, dispatched, perf_counter())
         except Exception:
             logger.exception("the forecast failed at %s", event.kind)
+        if not self.forecaster.pace.sequences:
+            self._nobody_decodes.set()
+            self._nobody_decodes = anyio.Event()
         if self._observe:
             try:
                 self._observe(event, dispatched)

@@ -29,7 +29,7 @@ gateway.curve gateway.decision_log gateway.errors gateway.estimator gateway.even
 gateway.feedback gateway.forecast gateway.forecaster gateway.keys gateway.learned gateway.learners
 gateway.ledger gateway.limits gateway.line gateway.outcome gateway.pace gateway.places gateway.prefix_index
 gateway.priority gateway.profile gateway.prompt gateway.prompt_fields gateway.regression gateway.routes
-gateway.semconv gateway.settings gateway.slicer gateway.sse gateway.timeline gateway.unnamed gateway.usage gateway.wishes
+gateway.semconv gateway.settings gateway.slice_guard gateway.slicer gateway.sse gateway.timeline gateway.unnamed gateway.usage gateway.wishes
 loadtest loadtest.calibration loadtest.calibration.accuracy loadtest.calibration.calibration
 loadtest.calibration.cost_fit loadtest.calibration.fit loadtest.calibration.ladder
 loadtest.calibration.measurements loadtest.client loadtest.client.answer loadtest.client.texts loadtest.front
@@ -51,7 +51,7 @@ _SHELL = """
 gateway.__main__ gateway.app gateway.chat_template gateway.cli gateway.client gateway.comments
 gateway.connection gateway.engine gateway.keepalive gateway.key_commands gateway.keys_file
 gateway.local_tokenizer gateway.metrics gateway.options gateway.parts gateway.passed_on gateway.proxy
-gateway.server gateway.state_file gateway.telemetry gateway.tokenizer gateway.tracing gateway.upstream
+gateway.server gateway.sliced gateway.state_file gateway.telemetry gateway.tokenizer gateway.tracing gateway.upstream
 gateway.waiting
 loadtest.calibration.bench loadtest.client.connection loadtest.client.load_client loadtest.client.probe
 loadtest.commands loadtest.demo loadtest.live_display loadtest.load_commands loadtest.process

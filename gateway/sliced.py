@@ -1,0 +1,170 @@
+"""The slices of one prompt, sent: all of its prefill but the last part, which is the client's own request.
+
+Each is a completion of one token from the prompt's first token ids, with whatever else decides which blocks of the
+cache are the same. Whatever goes wrong, the request that comes after them is whole, and does what is left.
+"""
+
+import logging
+from time import perf_counter
+from typing import Any
+
+import msgspec
+
+from gateway.api.base import InferenceRequest
+from gateway.api.openai import read
+from gateway.client import Headers
+from gateway.curve import Seen
+from gateway.errors import GatewayError
+from gateway.exchange import Slice
+from gateway.parts import Parts
+from gateway.priority import with_priority
+from gateway.slice_guard import hit, hit_by_time
+from gateway.slicer import Slicer, Slices
+from gateway.tokenizer import Ids
+from gateway.usage import EngineTimes, PromptDetails, Usage
+from gateway.waiting import Permit
+from policies.base import Job
+
+logger = logging.getLogger("fairlane")
+
+ROUTE = "/v1/completions"
+
+# Of the cache, what prompts and answers may fill before a prompt might lose its own beginning between two slices.
+MOST_CACHE = 0.9
+
+
+class _Keys(msgspec.Struct):
+    """What of a body decides which blocks of the cache are the same, and what forbids the engine to use them."""
+
+    model: msgspec.Raw = msgspec.Raw()
+    cache_salt: msgspec.Raw = msgspec.Raw()
+    prompt_logprobs: Any = None
+    echo: Any = None
+
+
+_KEYS = msgspec.json.Decoder(_Keys)
+
+
+def sliceable(request: InferenceRequest) -> bool:
+    """Whether it has one prompt, whose cached beginning the engine will use."""
+    if not request.json or len(request.prompts) != 1:
+        return False
+    try:
+        keys = _KEYS.decode(request.body)
+    except msgspec.MsgspecError:
+        return False
+    return keys.prompt_logprobs is None and not keys.echo
+
+
+class SlicedPrefill:
+    def __init__(self, slicer: Slicer, request: InferenceRequest, ids: Ids, cached: int) -> None:
+        """`ids` are of the whole prompt, of which the engine is expected to have the first `cached`."""
+        self.slices = Slices(slicer, len(ids), cached)
+        self.sent: list[Slice] = []
+        self._slicer = slicer
+        self._model = request.model or ""
+        self._ids = ids
+        keys = _KEYS.decode(request.body)
+        named = ((b"model", keys.model), (b"cache_salt", keys.cache_salt))
+        given = b"".join(b',"%s":%s' % (name, bytes(value)) for name, value in named if value)
+        # Grows with the slices: each is the one before, and more.
+        self._body = bytearray(b'{"max_tokens":1,"temperature":0%s,"prompt":[' % given)
+        self._written = 0
+
+    async def run(self, parts: Parts, job: Job, permit: Permit, headers: Headers) -> None:
+        """All slices but the last one, whose permit is held then. Raises nothing but its cancellation."""
+        slices, pace = self.slices, parts.waiting.forecaster.pace
+        slices.begin(perf_counter())
+        while not slices.last:
+            goes_on = self._pays(parts) and await self._slice(parts, permit, headers)
+            company = pace.company(job)
+            if goes_on:
+                done = self.sent[-1]
+                seconds = self._slicer.pause(done.ended - done.started, pace.sequences, done.end - done.start)
+                await parts.waiting.pause(seconds)
+                company = company or pace.company(job)
+                await permit.go_on(slices.go_on(perf_counter(), company=company, sequences=pace.sequences))
+            else:
+                await permit.go_on(slices.whole())
+
+    def own(self, usage: Usage) -> Usage:
+        """What the client's request says of itself, with the tokens that were cached before its first slice was sent:
+        it found what its slices had done, and that is its own work."""
+        if not self.sent or usage.cached is None or self.sent[0].cached is None:
+            return usage
+        found = min(usage.cached, self.sent[0].cached)
+        return msgspec.structs.replace(usage, prompt_tokens_details=PromptDetails(found))
+
+    def ended(self, parts: Parts, usage: Usage, times: EngineTimes | None, seen: Seen | None) -> None:
+        """The client's request is answered, with this usage: a slice as the others were."""
+        if self.sent:
+            self._look(parts, usage.prompt_tokens, usage, times, seen)
+
+    def _pays(self, parts: Parts) -> bool:
+        if not parts.cost_model.prefixes.enabled or not parts.slice_guard.allows(self._model, perf_counter()):
+            return False
+        ledger, capacity = parts.waiting.admission.ledger, parts.cost_model.prefixes.capacity
+        used = ledger.kv_tokens * ledger.kv_scale + ledger.foreign_kv_tokens
+        return capacity is None or used <= MOST_CACHE * capacity
+
+    async def _slice(self, parts: Parts, permit: Permit, headers: Headers) -> bool:
+        """Send one; whether it is done, and found what was done before."""
+        slices = self.slices
+        name = (b"x-request-id", b"%s-slice-%d" % (permit.job.id.encode(), len(self.sent) + 1))
+        started = perf_counter()
+        try:
+            body = self._next_body(parts, permit)
+            async with parts.upstream.send("POST", ROUTE, body, [*headers, name]) as answer:
+                content = await answer.read()
+        except GatewayError as error:
+            # The request itself will meet it, too, and tell its client.
+            logger.warning("request %s: slice %d: %s", permit.job.id, len(self.sent) + 1, error)
+            return False
+        if answer.status != 200:
+            logger.warning("request %s: slice %d: HTTP %d", permit.job.id, len(self.sent) + 1, answer.status)
+            return False
+        ended, said = perf_counter(), read(content)
+        seen = permit.track.seen(ended) if answer.at_once else None
+        cached = said.usage.cached if said.usage else None
+        self.sent.append(Slice(started, ended, slices.done, slices.end, slices.part.cost, cached))
+        parts.telemetry.metrics.slice_done(slices.end - slices.done)
+        return self._look(parts, slices.end, said.usage, said.times, seen, first=len(self.sent) == 1)
+
+    def _next_body(self, parts: Parts, permit: Permit) -> bytes:
+        more = self._ids[self._written : self.slices.end]
+        self._body += (b"," if self._written else b"") + ",".join(map(str, more)).encode()
+        self._written = self.slices.end
+        ordered = parts.settings.engine.scheduling_policy == "priority"
+        return with_priority(bytes(self._body) + b"]}", permit.number if ordered else None)
+
+    def _look(
+        self,
+        parts: Parts,
+        tokens: int,
+        usage: Usage | None,
+        times: EngineTimes | None,
+        seen: Seen | None,
+        *,
+        first: bool = False,
+    ) -> bool:
+        """Learn from a slice that ended at `tokens`; whether it found what was done before."""
+        start, cached = self.slices.done, usage.cached if usage else None
+        profile = parts.cost_model.profile
+        found: bool | None = True
+        if not first:
+            if cached is not None:
+                found = hit(start, cached, self._slicer.block)
+                parts.telemetry.metrics.slice_found(start, min(start, cached))
+            elif seen is not None and not seen.others:
+                found = hit_by_time(seen.seconds, profile.prefill(tokens, start), profile.prefill(tokens))
+            if found is not None and parts.slice_guard.saw(self._model, hit=found, now=perf_counter()):
+                logger.warning(
+                    "slicing is off for this model for a while: slices do not find in the engine's cache what was done "
+                    "before them (%s of %d tokens). Is --enable-prefix-caching on, and the cache large enough?",
+                    "few" if cached is None else cached,
+                    start,
+                )
+        if found:
+            known = cached if cached is not None or first else start
+            parts.cost_model.learn_slice(tokens, known, seen, times.queue_s if times else None)
+        return found is not False
