@@ -62,6 +62,7 @@ class SlicedPrefill:
         self.slices = Slices(slicer, len(ids), cached)
         self.sent: list[Slice] = []
         self._slicer = slicer
+        self._missed = False
         self._model = request.model or ""
         self._ids = ids
         keys = _KEYS.decode(request.body)
@@ -97,7 +98,7 @@ class SlicedPrefill:
 
     def ended(self, parts: Parts, usage: Usage, times: EngineTimes | None, seen: Seen | None) -> None:
         """The client's request is answered, with this usage: a slice as the others were."""
-        if self.sent:
+        if self.sent and not self._missed:
             self._look(parts, usage.prompt_tokens, usage, times, seen)
 
     def _pays(self, parts: Parts) -> bool:
@@ -167,4 +168,5 @@ class SlicedPrefill:
         if found:
             known = cached if cached is not None or first else start
             parts.cost_model.learn_slice(tokens, known, seen, times.queue_s if times else None)
-        return found is not False
+        self._missed = found is False
+        return not self._missed

@@ -27,7 +27,7 @@ from gateway.api.chat import CHAT
 from gateway.api.completions import COMPLETIONS
 from gateway.local_tokenizer import LocalTokenizer
 from gateway.prompt_fields import MOST_TEXTS
-from gateway.tokenizer import ASK_AGAIN, MOST_BYTES, BoundedTokenizer, EngineTokenizer
+from gateway.tokenizer import ASK_AGAIN, MOST_BYTES, BoundedTokenizer, EngineTokenizer, Ids
 from gateway.upstream import Upstream
 from tests.conftest import DEADLINE, Call, ScriptedEngine
 from tests.vllm.tiny_model import make_model, words
@@ -364,6 +364,10 @@ class Held:
             return 7
         finally:
             self.running -= 1
+
+    async def encode(self, completion: InferenceRequest) -> Ids | None:
+        counted = await self.count(completion)
+        return None if counted is None else [0] * counted
 
 
 def test_only_so_many_count_at_once() -> None:
