@@ -180,7 +180,7 @@ class Admission:
     def _next(self) -> Job | None:
         reserved = False
         for lane in self._turns:
-            job = self.line.head(lane, self.ledger.engine_fits)
+            job = self.line.head(lane, _nobody if reserved else self._fits)
             if job is None or not self.ledger.lane_fits(job, self._part(job)):
                 continue
             if reserved and not self.line.has_begun(job):
@@ -200,9 +200,16 @@ class Admission:
         self._turns.remove(job.lane)
         self._turns.append(job.lane)
 
+    def _fits(self, job: Job) -> bool:
+        return self.ledger.lane_fits(job, self._part(job)) and self.ledger.engine_fits(job)
+
     def _end_prefill(self, job: Job) -> None:
         del self._prefill[job]
         self.ledger.end_prefill(job, self._part(job))
 
     def _part(self, job: Job) -> Part:
         return self._parts.get(job) or Part(job.tokens, job.cost)
+
+
+def _nobody(job: Job) -> bool:
+    return False

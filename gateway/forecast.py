@@ -126,7 +126,7 @@ class Run:
         self._future = future
         self.times: dict[Job, _Times] = {}
         self.steps: dict[Lane, list[_Step]] = {lane: [] for lane in LANES}
-        self._sliced: dict[Job, tuple[Part, int]] = {}  # the part that is next or now, and the tokens done before it
+        self._parts: dict[Job, Part] = {}  # next or now, of those that come in slices
         self._prefilling: dict[Lane, list[_Prefilling]] = {lane: [] for lane in LANES}
         self._decoding: list[tuple[float, int, Job, int]] = []  # at which count of tokens it ends, and with how many
         self._tokens = 0.0  # that each sequence has had since the run began
@@ -142,8 +142,8 @@ class Run:
         for job, track in pace.tracks.items():
             times = self.times[job] = _Times()
             if track.part:
-                self._sliced[job] = track.part, track.prefilled
-            if track.let_go is not None or track.prefilled:
+                self._parts[job] = track.part
+            if track.let_go is not None or track.slices:
                 times.start = now
             if track.first_token is not None:
                 times.first_token = now
@@ -159,7 +159,7 @@ class Run:
         twin.admission = self.admission.copy()
         twin.times = {job: copy(times) for job, times in self.times.items() if times.end == inf}
         twin.steps = {lane: steps.copy() for lane, steps in self.steps.items()}
-        twin._sliced = self._sliced.copy()
+        twin._parts = self._parts.copy()
         twin._prefilling = {lane: [replace(each) for each in jobs] for lane, jobs in self._prefilling.items()}
         twin._decoding = self._decoding.copy()
         return twin
@@ -196,12 +196,9 @@ class Run:
         return ends or lane is not None
 
     def _prefilled(self, job: Job) -> None:
-        part, done = self._sliced.get(job, (None, 0))
-        if part and done + part.tokens < job.tokens:
-            done += part.tokens
-            tokens = min(part.tokens, job.tokens - done)
-            part = Part(tokens, job.cost * tokens / job.tokens)
-            self._sliced[job] = part, done
+        part = self._parts.get(job)
+        if part and part.rest > 0:
+            part = self._parts[job] = _following(part)
             self._let_go(self.admission.slice_done(job, part), job)
             return
         track = self.pace.tracks.get(job)
@@ -224,12 +221,18 @@ class Run:
 
     def _let_go(self, jobs: list[Job], because: Job) -> None:
         for job in jobs:
-            times, (part, _) = self.times[job], self._sliced.get(job, (None, 0))
+            times, part = self.times[job], self._parts.get(job)
             if times.start == inf:
                 times.start = self.now
                 self.steps[job.lane].append(_Step(self.now, because.flow))
             self._prefilling[job.lane].append(_Prefilling(job, self.pace.work(job, part), self._dispatched))
             self._dispatched += 1
+
+
+def _following(part: Part) -> Part:
+    """The slices after this one are taken to be as long as it is: deeper ones have fewer tokens, not more seconds."""
+    seconds = part.rest / max(1, round(part.rest / part.cost)) if part.cost > 0 else part.rest
+    return Part(part.tokens, seconds, part.rest - seconds)
 
 
 def forecast(admission: Admission, now: float, pace: Pace) -> Outlook:

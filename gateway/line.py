@@ -69,13 +69,13 @@ class Line:
         self._flows.setdefault(job.flow, _Flow()).queued += 1
         self.policy.push(job)
 
-    def head(self, lane: Lane, fits: Callable[[Job], bool] = lambda job: True) -> Job | None:
-        """Who is next. Whoever `fits` the engine now may pass what has begun; who does not holds it up no longer."""
+    def head(self, lane: Lane, could_go: Callable[[Job], bool] = lambda job: True) -> Job | None:
+        """Who is next. What has begun is passed only by who `could_go` now: nobody waits in front of it."""
         begun, choice = self._begun[lane], self._choice(lane)
         if not begun:
             return choice
         first = min(begun, key=lambda job: begun[job])
-        return choice if choice and self._may_go_before(first, choice) and fits(choice) else first
+        return choice if choice and self._may_go_before(first, choice) and could_go(choice) else first
 
     def has_begun(self, job: Job) -> bool:
         return job in self._charged_by

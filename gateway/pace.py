@@ -40,7 +40,7 @@ class Track:
     price       of its prompt, by the curve as it was when it came
     let_go      when it, or its slice, went to the engine; None while it waits
     part        what of its prefill is done at once, if it comes in slices
-    prefilled   prompt tokens that its earlier slices have done
+    slices      of it that are done, if it comes in slices
     said        when it was told what to expect, and in how many seconds from then
     number      which dispatch that was
     beside      sequences that decoded then
@@ -54,7 +54,7 @@ class Track:
     first_token: float | None = None
     tokens: int = 0
     part: Part | None = None
-    prefilled: int = 0
+    slices: int = 0
     said: tuple[float, dict[Instant, float]] | None = None
     number: int = 0
     beside: int = 0
@@ -75,7 +75,7 @@ class Track:
         if self.let_go is None or first_token is None:
             return None
         for _, other in self.others:
-            if other.let_go is None or other.first_token is None or not other.observed or other.prefilled:
+            if other.let_go is None or other.first_token is None or not other.observed or other.slices:
                 return None
             if other.let_go < self.let_go or other.first_token > first_token:
                 return None
@@ -149,7 +149,8 @@ class Pace:
             for other in [other for prefilling in self.prefilling.values() for other in prefilling]:
                 track.others.append((other, self.tracks[other]))
                 self.tracks[other].others.append((job, track))
-            self._came(track, "start", now)
+            if not track.slices:
+                self._came(track, "start", now)
             self.prefilling[job.lane][job] = self.dispatched
             self.dispatched += 1
 
@@ -158,7 +159,7 @@ class Pace:
         self._pass(now)
         track = self.tracks[job]
         self._prefilled(job, track)
-        track.prefilled += track.part.tokens if track.part else 0
+        track.slices += 1
         track.let_go, track.part = None, part
 
     def first_token(self, job: Job, now: float, *, seen: bool = True) -> None:
@@ -207,7 +208,7 @@ class Pace:
         return self._sequences
 
     def company(self, job: Job) -> bool:
-        """Whether anybody else is here, or has been since this job, or its slice, was let go."""
+        """Whether anybody else is here, or has been let go since this job, or its slice, was."""
         return len(self.tracks) > 1 or self.dispatched > self.tracks[job].number + 1
 
     # What is to be expected.

@@ -71,7 +71,7 @@ class Slicer:
         work = left - profile.c_s
         parts = ceil(work / (stall - profile.c_s))
         count = _depth(work / parts, done, profile.a_s_per_token, profile.b_s_per_token2) - done
-        step = max(self.block, self.slicing.step_tokens - sequences)
+        step = self._step(sequences)
         if count > step:
             count = count // step * step
         # From one block's end to another's, so that the next slice finds all of it.
@@ -98,8 +98,12 @@ class Slicer:
         if target <= step:
             return most
         # In the slice's own steps they get a token each, in the pause one a decode step; together one a target.
-        steps = ceil(tokens / self.slicing.step_tokens) if tokens else 1
+        steps = ceil(tokens / self._step(sequences)) if tokens else 1
         return min(most, max(0.0, (seconds - steps * target) / (target / step - 1)))
+
+    def _step(self, sequences: int) -> int:
+        """Prompt tokens of an engine step in which so many sequences decode."""
+        return max(self.block, self.slicing.step_tokens - sequences)
 
 
 class Slices:
@@ -154,8 +158,7 @@ class Slices:
 
 
 def _depth(seconds: float, done: int, a: float, b: float) -> int:
-    """The n at which a·(n - done) + b·(n² - done²) comes to so many seconds."""
-    if b <= 0:
-        return done + int(seconds / a) if a > 0 else done
+    """The n at which a·(n - done) + b·(n² - done²) comes to so many seconds. Not both of a and b are 0."""
     constant = a * done + b * done**2 + seconds
-    return int((-a + sqrt(a * a + 4 * b * constant)) / (2 * b))
+    # The root in the form that loses nothing where b is next to nothing.
+    return int(2 * constant / (a + sqrt(a * a + 4 * b * constant)))

@@ -9,6 +9,7 @@ from time import process_time
 import pytest
 
 from gateway.admission import Admission
+from gateway.curve import Seen
 from gateway.forecast import MAX_RETRY_S, MIN_RETRY_S, Outlook, Run, forecast, meets, retry_after
 from gateway.learners import FEW, WINDOW, Errors, Lengths, Ratio
 from gateway.ledger import Part
@@ -39,6 +40,17 @@ class Scene:
         self.pace.waits(job)
         self.pace.let_go(self.admission.arrive(job), self.now)
         return job
+
+    def arrive_sliced(self, part: Part, flow: str = "ada", cost: float = 2.0) -> Job:
+        job = self.job(flow, "long", cost)
+        self.jobs.append(job)
+        self.pace.waits(job, part=part)
+        self.pace.let_go(self.admission.arrive(job, part), self.now)
+        return job
+
+    def slice_done(self, job: Job, part: Part) -> None:
+        self.pace.slice_done(job, part, self.now)
+        self.pace.let_go(self.admission.slice_done(job, part), self.now)
 
     def first_token(self, job: Job) -> None:
         self.pace.token(job)
@@ -219,35 +231,79 @@ def test_what_takes_longer_than_predicted_is_nearly_done() -> None:
 def test_slices_go_through_the_queue() -> None:
     """Three slices of a long job, each with its own start, and a short seat taken only at the end."""
     scene = Scene()
-    sliced = scene.job(cost=6.0)
-    part = Part(4_000, 2.4)
-    scene.pace.waits(sliced, part=part)
-    scene.pace.let_go(scene.admission.arrive(sliced, part), 0.0)
+    sliced = scene.arrive_sliced(Part(4_000, 2.4, rest=3.6), cost=6.0)
     other = scene.arrive("ben", cost=2.0)
     outlook = scene.outlook()
     assert outlook.first_token(sliced).median == pytest.approx(6.0)
     assert outlook.start(other).median == pytest.approx(6.0)  # what has begun goes on before others start
     scene.now = 2.4
-    nxt = Part(4_000, 2.4)
-    scene.pace.slice_done(sliced, nxt, scene.now)
-    scene.pace.let_go(scene.admission.slice_done(sliced, nxt), scene.now)
+    scene.slice_done(sliced, Part(4_000, 2.4, rest=1.2))
     assert scene.outlook().first_token(sliced).median == pytest.approx(3.6)
+    scene.now = 4.8
+    scene.slice_done(sliced, Part(2_000, 1.2))
+    assert scene.outlook().first_token(sliced).median == pytest.approx(1.2)
 
 
 def test_what_waits_between_slices_has_started() -> None:
     scene = Scene(limits=Limits(max_num_seqs=1))
-    sliced, part = scene.job(cost=6.0), Part(5_000, 3.0)
-    scene.pace.waits(sliced, part=part)
-    scene.pace.let_go(scene.admission.arrive(sliced, part), 0.0)
+    sliced = scene.arrive_sliced(Part(5_000, 3.0, rest=3.0), cost=6.0)
     between = scene.arrive("ben", "short", 0.5)
     scene.now = 3.0
-    scene.pace.slice_done(sliced, part, scene.now)
-    scene.pace.let_go(scene.admission.slice_done(sliced, part), scene.now)
+    scene.slice_done(sliced, Part(5_000, 3.0))
     assert scene.pace.tracks[between].let_go == 3.0
     outlook = scene.outlook()
     assert outlook.start(sliced).median == 0.0
     assert outlook.first_token(sliced).median == pytest.approx(outlook.end(between).median + 3.0)
     assert outlook.blame(sliced) == {}
+
+
+@every_policy
+@pytest.mark.parametrize("left", [9.0, 0.5], ids=["passes", "waits"])
+def test_a_much_shorter_one_is_expected_to_pass_at_the_next_gap(policy: str, left: float) -> None:
+    """By the rule that admission has; and from the first of its slices on, as from a later one."""
+    scene = Scene(policy)
+    sliced = scene.arrive_sliced(Part(1_000, 1.0, rest=left), cost=10.0)
+    small = scene.arrive("ben", cost=0.5)
+    if left > 1:
+        assert scene.outlook().start(small).median == pytest.approx(1.0)
+        assert scene.outlook().first_token(sliced).median == pytest.approx(10.5)
+    else:
+        assert scene.outlook().start(small).median == pytest.approx(1.5)
+        assert scene.outlook().first_token(sliced).median == pytest.approx(1.5)
+
+
+@every_policy
+def test_a_flood_of_much_shorter_ones_is_expected_to_double_it(policy: str) -> None:
+    scene = Scene(policy)
+    sliced = scene.arrive_sliced(Part(1_000, 1.0, rest=19.0), cost=20.0)
+    for number in range(50):
+        scene.arrive(f"u{number % 5}", cost=1.0)
+    outlook = scene.outlook()
+    assert outlook.first_token(sliced).median == pytest.approx(1.0 + 2 * 19.0, abs=1.0)
+    waits = sorted(outlook.start(job).median for job in scene.waiting())
+    assert waits[0] == pytest.approx(1.0)
+    assert waits[-1] == pytest.approx(20.0 + 49.0)
+
+
+@pytest.mark.parametrize("part", [Part(10, 0.0, rest=2.0), Part(10, 3.0, rest=0.1), Part(1, 0.7, rest=1.3)])
+def test_whatever_the_slices_are_they_come_to_what_is_left(part: Part) -> None:
+    scene = Scene()
+    sliced = scene.arrive_sliced(part, cost=99.0)
+    assert scene.outlook().first_token(sliced).median == pytest.approx(part.cost + part.rest)
+
+
+def test_pauses_are_expected_as_they_were() -> None:
+    """A driver that pauses tells of a slice when the next may go: then the lane is slower, as far as is seen."""
+    scene = Scene()
+    for _ in range(10):
+        sliced = scene.arrive_sliced(Part(5_000, 1.0, rest=1.0), cost=2.0)
+        scene.now += 3.0
+        scene.slice_done(sliced, Part(5_000, 1.0))
+        scene.now += 3.0
+        scene.first_token(sliced)
+        scene.end(sliced)
+    sliced = scene.arrive_sliced(Part(5_000, 1.0, rest=3.0), cost=4.0)
+    assert scene.outlook().first_token(sliced).median == pytest.approx(12.0, rel=0.1)
 
 
 def test_where_steps_are_shared_a_short_prompt_does_not_wait_for_a_long_one() -> None:
@@ -361,6 +417,80 @@ class TestPace:
         pace.ends(job, 30.0, 50)
         pace.ends(another, 30.0, 50)
         assert not pace.tracks
+
+    def test_of_a_slice_its_own_seconds_are_seen(self) -> None:
+        """Of the client's own request, those since it went; of neither, where somebody shared them."""
+        scene = Scene()
+        job = scene.arrive_sliced(Part(4_000, 1.0, rest=2.0))
+        track = scene.pace.tracks[job]
+        assert track.seen() is None
+        scene.now = 1.5
+        assert track.seen(1.25) == Seen(1.25, 0)
+        scene.slice_done(job, Part(4_000, 1.0, rest=1.0))
+        beside = scene.arrive("ben", "short", 0.5)
+        scene.now = 2.75
+        assert track.seen(scene.now) is None
+        scene.slice_done(job, Part(2_000, 1.0))
+        scene.first_token(beside)
+        scene.now = 4.75
+        assert track.seen(scene.now) is None  # it was still there when the slice went
+        assert scene.pace.tracks[beside].seen() is None  # and had been beside one
+        scene.slice_done(job, Part(1_000, 0.5))
+        scene.now = 7.0
+        scene.first_token(job)
+        assert track.seen() == Seen(2.25, 1)
+
+    def test_a_slice_that_shared_its_time_with_a_whole_prefill_says_so(self) -> None:
+        scene = Scene()
+        job = scene.arrive_sliced(Part(4_000, 1.0, rest=2.0))
+        scene.now = 0.5
+        beside = scene.arrive("ben", "short", 0.5)
+        scene.now = 1.0
+        scene.first_token(beside)
+        scene.now = 1.5
+        assert scene.pace.tracks[job].seen(scene.now) == Seen(1.5, 0, (beside.tokens,))
+
+    def test_a_sliced_job_starts_once(self) -> None:
+        """What it was told of its start is held against its first slice, not against the others."""
+        scene = Scene()
+        for _ in range(30):
+            scene.arrive(cost=4.0)
+            job = scene.arrive_sliced(Part(4_000, 2.0, rest=8.0))
+            scene.pace.said(job, scene.now, {"start": 4.0, "first_token": 20.0, "end": 20.0})
+            scene.now += 4.0
+            scene.first_token(scene.jobs[-2])
+            for _ in range(4):
+                scene.now += 2.0
+                scene.slice_done(job, Part(4_000, 2.0))
+            scene.first_token(job)
+            for each in scene.jobs[-2:]:
+                scene.end(each)
+        assert scene.pace.errors["start"].factor(4.0) == pytest.approx(1.0)
+
+    def test_company_is_who_is_here_or_was_let_go_meanwhile(self) -> None:
+        scene = Scene()
+        job = scene.arrive_sliced(Part(4_000, 1.0, rest=2.0))
+        assert not scene.pace.company(job)
+        other = scene.arrive("ben", "short")
+        assert scene.pace.company(job)
+        scene.end(other)
+        assert scene.pace.company(job)
+        scene.slice_done(job, Part(4_000, 1.0))
+        assert not scene.pace.company(job)
+        scene.arrive("ben")
+        assert scene.pace.company(job)  # it waits
+
+    def test_sequences_are_those_that_decode(self) -> None:
+        scene = Scene()
+        wide = scene.arrive(seats=3)
+        sliced = scene.arrive_sliced(Part(4_000, 1.0))
+        assert scene.pace.sequences == 0
+        scene.first_token(wide)
+        assert scene.pace.sequences == 3
+        scene.first_token(sliced)
+        assert scene.pace.sequences == 4
+        scene.end(wide)
+        assert scene.pace.sequences == 1
 
     def test_a_wrong_profile_is_learned(self) -> None:
         scene = Scene()

@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from gateway.admission import Admission
 from gateway.ledger import Part
 from gateway.limits import Limits
+from gateway.line import MUCH_SHORTER
 from policies import POLICIES
 from policies.base import LANES, Job, Lane, Policy
 
@@ -79,6 +80,8 @@ class Referee:
         self.limits = limits
         self.waiting: list[Job] = []  # never let go
         self.begun: dict[Lane, list[Job]] = {lane: [] for lane in LANES}  # between slices
+        self.left: dict[Job, float] = {}  # engine seconds, of who has been between slices
+        self.passed: dict[Job, list[float]] = {}  # what of others has begun in its lane while they were; and the most
         self.prefill: list[Job] = []
         self.decode: list[Job] = []
         self.parts: dict[Job, Part] = {}
@@ -102,6 +105,8 @@ class Referee:
         self.prefill.remove(job)
         self.begun[job.lane].append(job)
         self.parts[job] = part
+        self.left[job] = part.cost + part.rest
+        self.passed.setdefault(job, [0.0, self.left[job]])
         return self._told(lambda: self.admission.slice_done(job, part))
 
     def first_token(self, job: Job) -> list[Job]:
@@ -170,29 +175,47 @@ class Referee:
         cap = self.limits.flow_in_flight
         return cap is None or sum(job.flow == flow for job in self.let_go) < cap
 
-    def head(self, lane: Lane) -> Job | None:
-        """Who has begun, else the policy's choice among those whose flow may have one more in the engine."""
-        if self.begun[lane]:
-            return self.begun[lane][0]
+    def head(self, lane: Lane, *, cache_is_reserved: bool = False) -> Job | None:
+        """The policy's choice among those whose flow may have one more in the engine, if it may pass who has begun;
+        else of these the one with least left."""
         job = self.admission.line.policy.peek(lane)
-        return job if job and self.under_cap(job.flow) else None
+        choice = job if job and self.under_cap(job.flow) else None
+        if not self.begun[lane]:
+            return choice
+        first = min(self.begun[lane], key=self.left.__getitem__)
+        passes = choice and not cache_is_reserved and self.may_pass(choice) and self.fits(choice)
+        return choice if passes else first
+
+    def may_pass(self, job: Job) -> bool:
+        """It is much shorter than any that has begun, and all that pass one come to no more than that one had left."""
+        begun = self.begun[job.lane]
+        much_shorter = all(job.cost <= MUCH_SHORTER * self.left[other] for other in begun)
+        return much_shorter and all(self.passed[other][0] + job.cost <= self.passed[other][1] for other in begun)
+
+    def fits(self, job: Job) -> bool:
+        return self.lane_fits(job) and self.seats_fit(job) and self.kv_fits(job)
 
     # What must hold.
 
     def judge(self, job: Job) -> None:
         """A dispatch: it is the head's, it fits, and whoever had the first claim could not have used it."""
         lane = job.lane
-        assert self.head(lane) is job
-        assert self.lane_fits(job)
-        assert self.seats_fit(job)
-        assert self.kv_fits(job)
         other = other_lane(lane)
-        head = self.head(other) if self.served[other] < self.served[lane] else None
-        if head and self.lane_fits(head):
+        earlier = self.head(other) if self.served[other] < self.served[lane] else None
+        reserves = earlier is not None and self.lane_fits(earlier)
+        assert self.head(lane, cache_is_reserved=reserves) is job
+        assert self.fits(job)
+        if earlier and reserves:
             # It lacks cache, and whoever has begun takes none of what comes free.
             assert job in self.begun[lane]
-            assert not self.kv_fits(head)
-        (self.begun[lane] if job in self.begun[lane] else self.waiting).remove(job)
+            assert not self.kv_fits(earlier)
+        if job in self.begun[lane]:
+            self.begun[lane].remove(job)
+        else:
+            self.waiting.remove(job)
+            for begun in self.begun[lane]:
+                self.passed[begun][0] += job.cost
+                assert self.passed[begun][0] <= self.passed[begun][1]
         self.served[lane] = next(self._dispatches)
         self.reserved.setdefault(job, job.kv_tokens)
         self.prefill.append(job)
@@ -207,13 +230,16 @@ class Referee:
 
     def assert_nothing_idles(self) -> None:
         """In the order of their claims: a head that fits would have gone, unless an earlier one reserves."""
+        reserved = False
         for lane in sorted(LANES, key=self.served.__getitem__):
             may_go = [job for job in self.waiting if job.lane == lane and self.under_cap(job.flow)]
-            head = self.head(lane)
+            head = self.head(lane, cache_is_reserved=reserved)
             assert head or not may_go
-            if head and self.lane_fits(head):
-                assert not (self.seats_fit(head) and self.kv_fits(head))
-                break
+            if head and self.lane_fits(head) and (head in self.begun[lane] or not reserved):
+                assert not self.fits(head)
+                if not self.seats_fit(head):
+                    break
+                reserved = True  # cache; of which those who have begun take none
         waits = self.waiting or any(self.begun.values())
         assert self.running or not waits
 
@@ -263,7 +289,12 @@ def limits() -> st.SearchStrategy[Limits]:
     )
 
 
-parts = st.builds(Part, tokens=st.integers(1, 300), cost=st.floats(0, 5))
+def seconds(most: int) -> st.SearchStrategy[float]:
+    """Sixteenths: their sums are exact."""
+    return st.integers(0, 16 * most).map(lambda sixteenths: sixteenths / 16)
+
+
+parts = st.builds(Part, tokens=st.integers(1, 300), cost=seconds(5), rest=seconds(40))
 
 
 class Histories(RuleBasedStateMachine):
@@ -293,7 +324,7 @@ class Histories(RuleBasedStateMachine):
         flow=st.sampled_from("abc"),
         lane=st.sampled_from(LANES),
         tokens=st.integers(1, 300),
-        cost=st.floats(0, 10),
+        cost=seconds(10),
         seats=st.integers(1, 8),
         kv_tokens=st.integers(0, 600),
         part=st.none() | parts,
@@ -373,7 +404,7 @@ def test_no_head_waits_for_ever_while_both_lanes_are_flooded(
     running: list[Job] = []
 
     def part(job: Job) -> Part:
-        return Part(random.randint(1, job.tokens), random.random())
+        return Part(random.randint(1, job.tokens), random.randrange(16) / 16, rest=random.choice([0, 0, 1, 8]))
 
     for step in range(200):
         for lane in LANES:
@@ -381,7 +412,7 @@ def test_no_head_waits_for_ever_while_both_lanes_are_flooded(
                 while sum(job.lane == lane and job.flow == flow for job in referee.waiting) < 2:
                     tokens, seats = random.randint(1, 300), random.randint(1, limits.max_num_seqs + 1)
                     kv_tokens = random.randint(1, (limits.kv_tokens or 0) + 10)
-                    job = Job(flow, lane, tokens, random.random(), next(now), seats, kv_tokens=kv_tokens)
+                    job = Job(flow, lane, tokens, random.randint(1, 16) / 16, next(now), seats, kv_tokens=kv_tokens)
                     left[job] = random.randint(1, most_parts)
                     running += referee.arrive(job, part(job) if left[job] > 1 else None)
         ended = running.pop(0)
@@ -414,7 +445,7 @@ SCARCE = Limits(short_lane_tokens=200, max_num_seqs=3, kv_tokens=500, flow_in_fl
 def happen(admission: Admission, jobs: list[Job], step: Step) -> list[Job]:
     """Who is let go. KeyError where that cannot happen to the job that is named."""
     kind, which, cost = step
-    part = Part(1 + which % 100, cost / 3)
+    part = Part(1 + which % 100, cost / 3, rest=cost * (which % 10))
     if kind in ("arrive", "sliced"):
         flow, session, lane = "abc"[which % 3], "xy"[which % 5 % 2], LANES[which % 2]
         seats, kv_tokens = 1 + which % 3, which % 400

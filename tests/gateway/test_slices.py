@@ -85,15 +85,166 @@ def test_one_that_has_begun_goes_before_all_others_of_its_lane(new_policy: NewPo
     assert following in others
 
 
-def test_of_several_that_have_begun_the_first_back_goes_on_first(new_policy: NewPolicy) -> None:
-    admission = Admission(new_policy(), Limits(long_lane_jobs=2, max_num_seqs=2))
-    one, two = long("a"), long("b")
-    admission.arrive(one, PART)
-    admission.arrive(two, PART)
-    assert admission.relimit(Limits(long_lane_jobs=1, max_num_seqs=2)) == []
-    assert admission.slice_done(two, PART) == []
-    assert admission.slice_done(one, PART) == [two]
-    assert admission.slice_done(two, PART) == [one]
+@pytest.mark.parametrize(("left", "first"), [((5.0, 2.0), 1), ((2.0, 5.0), 0), ((3.0, 3.0), 0)])
+def test_of_several_that_have_begun_goes_on_who_has_least_left(
+    new_policy: NewPolicy, left: tuple[float, float], first: int
+) -> None:
+    """Of two who have as much left, who is back first."""
+    admission = Admission(new_policy(), Limits(long_lane_jobs=2, max_num_seqs=3))
+    jobs = long("a"), long("b")
+    for job in jobs:
+        assert admission.arrive(job, PART) == [job]
+    busy = short(seats=3)
+    assert admission.relimit(Limits(long_lane_jobs=1, max_num_seqs=3)) == []
+    admission.arrive(busy)
+    assert admission.slice_done(jobs[0], Part(4096, 1.0, rest=left[0] - 1)) == []
+    assert admission.slice_done(jobs[1], Part(4096, 1.0, rest=left[1] - 1)) == [busy]
+    assert admission.finish(busy, 0.1) == [jobs[first]]
+    assert admission.first_token(jobs[first]) == [jobs[1 - first]]
+
+
+class Engine:
+    """One that prefills a slice after the other, and lets jobs go with their first token. A slice takes a second."""
+
+    def __init__(self, admission: Admission) -> None:
+        self.admission = admission
+        self.order: list[Job] = []  # of slices
+        self.ended: list[Job] = []
+        self._left: dict[Job, float] = {}
+        self._running: list[Job] = []
+
+    def arrive(self, *jobs: Job, slices: bool = True) -> None:
+        for job in jobs:
+            self._left[job] = job.cost if slices else 0.0
+            self._running += self.admission.arrive(job, self._part(job) if slices else None)
+
+    def step(self) -> bool:
+        """One slice, and what comes of it; whether there was any."""
+        if not self._running:
+            return False
+        job = self._running.pop(0)
+        self.order.append(job)
+        self._left[job] -= 1
+        if self._left[job] > 0:
+            self._running += self.admission.slice_done(job, self._part(job))
+            return True
+        self.ended.append(job)
+        self._running += self.admission.first_token(job)
+        self._running += self.admission.finish(job, job.cost)
+        return True
+
+    def run(self) -> list[Job]:
+        """Who has ended, in order."""
+        while self.step():
+            pass
+        return self.ended
+
+    def _part(self, job: Job) -> Part:
+        return Part(1000, min(1.0, self._left[job]), rest=max(0.0, self._left[job] - 1))
+
+
+def test_equal_ones_end_one_after_the_other(new_policy: NewPolicy) -> None:
+    engine = Engine(Admission(new_policy()))
+    jobs = [long(flow, cost=5.0) for flow in "abcd"]
+    engine.arrive(*jobs)
+    assert engine.run() == jobs
+    assert engine.order == [job for job in jobs for _ in range(5)]
+
+
+@pytest.mark.parametrize("slices", [False, True])
+def test_a_much_shorter_one_passes_at_the_next_gap(new_policy: NewPolicy, slices: bool) -> None:
+    """All of it, if it comes in slices, too: it has less left."""
+    engine = Engine(Admission(new_policy()))
+    big, equal, small = long("a", cost=20.0), long("c", cost=20.0), long("b", cost=4.0)
+    engine.arrive(big)
+    engine.step()
+    engine.arrive(small, slices=slices)
+    engine.step()
+    assert engine.order == [big, big]
+    engine.arrive(equal)
+    assert engine.run() == [small, big, equal]
+    assert engine.order[2:].index(big) == (4 if slices else 1)
+
+
+def test_one_that_is_not_much_shorter_waits(new_policy: NewPolicy) -> None:
+    """By what is left: near its end nobody passes any more."""
+    engine = Engine(Admission(new_policy()))
+    big = long("a", cost=10.0)
+    engine.arrive(big)
+    for _ in range(8):
+        engine.step()
+    engine.arrive(small := long("b", cost=1.0), slices=False)
+    assert engine.run() == [big, small]
+
+
+def test_a_flood_of_much_shorter_ones_delays_it_by_what_was_left(new_policy: NewPolicy) -> None:
+    engine = Engine(Admission(new_policy()))
+    big = long("a", cost=20.0)
+    engine.arrive(big)
+    engine.step()
+    for number in range(100):
+        engine.arrive(long(f"u{number % 7}", cost=1.0), slices=False)
+    while big not in engine.ended:
+        engine.step()
+    # All pass that may: as many seconds as were left after the first slice.
+    assert len(engine.order) == 20 + 19
+    assert engine.order[1:20].count(big) == 1  # the slice that ran when they came
+    engine.run()
+
+
+def test_who_passes_a_passer_passes_the_first_one_too(new_policy: NewPolicy) -> None:
+    """The big one is delayed by no more than it had left, however deep the others are nested."""
+    engine = Engine(Admission(new_policy()))
+    big = long("a", cost=33.0)
+    engine.arrive(big)
+    engine.step()
+    for number in range(12):
+        engine.arrive(long(f"m{number}", cost=8.0))
+        engine.step()
+        for other in range(4):
+            engine.arrive(long(f"s{number}{other}", cost=1.0), slices=False)
+            engine.step()
+    while big not in engine.ended:
+        engine.step()
+    others = [job for job in engine.order if job is not big]
+    assert 8 <= len(others) <= 32
+    engine.run()
+
+
+@pytest.mark.parametrize("limits", [Limits(max_num_seqs=2), Limits(kv_tokens=20_000)], ids=["seats", "cache"])
+def test_a_much_shorter_one_that_does_not_fit_holds_up_nobody(new_policy: NewPolicy, limits: Limits) -> None:
+    """It passes as soon as it fits."""
+    admission = Admission(new_policy(), limits)
+    big, busy, small = long(kv_tokens=10_000), short(kv_tokens=9_000), long("c", seats=2, kv_tokens=2_000, cost=0.5)
+    part = Part(4096, 1.0, rest=9.0)
+    assert [*admission.arrive(big, part), *admission.arrive(busy)] == [big, busy]
+    assert admission.arrive(small) == []
+    assert admission.slice_done(big, part) == [big]
+    assert admission.finish(busy, 0.1) == []
+    assert admission.slice_done(big, part) == [small]
+
+
+def test_nor_does_one_for_which_the_lane_has_no_room(new_policy: NewPolicy) -> None:
+    admission = Admission(new_policy(), Limits(short_lane_tokens=100))
+    big, beside, small = short(tokens=1000), short(tokens=60), short(tokens=80)
+    part = Part(40, 1.0, rest=9.0)
+    assert [*admission.arrive(big, part), *admission.arrive(beside)] == [big, beside]
+    assert admission.arrive(small) == []
+    assert admission.slice_done(big, part) == [big]
+
+
+def test_nor_one_that_fits_the_cache_that_another_lane_waits_for(new_policy: NewPolicy) -> None:
+    """Who has begun holds that cache. It must go on, for nobody else may."""
+    admission = Admission(new_policy(), Limits(kv_tokens=100))
+    big, small = long(kv_tokens=80), long("c", kv_tokens=10, cost=0.5)
+    head = short(kv_tokens=50)
+    part = Part(4096, 1.0, rest=9.0)
+    admission.arrive(big, part)
+    assert admission.arrive(head) == []
+    assert admission.arrive(small) == []
+    assert admission.slice_done(big, part) == [big]
+    admission.first_token(big)
+    assert set(admission.finish(big, 10.0)) == {head, small}
 
 
 def test_a_flood_of_short_ones_goes_through_between_parts(new_policy: NewPolicy) -> None:
@@ -212,3 +363,20 @@ def test_a_job_is_charged_once_however_many_parts_it_has(new_policy: NewPolicy) 
     admission.progress(job, 3.5, 0)
     admission.finish(job, 4.0)
     assert told == [("pop", 3.0), ("charge", 3.5), ("settle", 4.0)]
+
+
+def test_a_flow_is_charged_as_if_its_job_had_come_in_one(new_policy: NewPolicy) -> None:
+    """In total, once; and settled: from then on the flows are served in the same order, whatever it was cut into."""
+    orders = []
+    for slices in (False, True):
+        engine = Engine(Admission(new_policy()))
+        flows = [[long(flow, cost=cost) for cost in (2.0, 7.0, 3.0, 3.0, 5.0)] for flow in "ab"]
+        first = long("a", cost=6.0)
+        engine.arrive(first, slices=slices)
+        for jobs in flows:
+            engine.arrive(*jobs, slices=False)
+        ended = engine.run()
+        assert ended.pop(0) is first  # the others are too long to pass
+        places = [job for jobs in flows for job in jobs]
+        orders.append([places.index(job) for job in ended])
+    assert orders[0] == orders[1]
