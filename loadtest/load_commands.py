@@ -330,7 +330,7 @@ def front(
     given = config.assigned(assignments or [])
     settings, _ = config.load(flags=engine | given)
     cost = load_cost_profile(settings.profile) if "profile" in given else cost_profile(machine)
-    return Front(name, cost, settings.limits(cost), settings.queue_timeout, seats, pricing)
+    return Front(name, cost, settings.limits(cost), settings.queue_timeout, seats, pricing, settings.slices())
 
 
 def _load(
