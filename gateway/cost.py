@@ -165,16 +165,20 @@ class CostModel:
         self.prefixes.settled(prompts[0], price.each[0][1], tokens, counts.output, cached)
         if seen is None or (cached is None and price.cached):
             return False
-        prefill = Prefill(tokens, cached or 0, seen.seconds, queue_s, seen.beside, seen.others)
-        if not self.prefill.saw(prefill):
+        if not self.learn_slice(tokens, cached or 0, seen, queue_s):
             return False
         if not seen.beside and not seen.others:
             self.accuracy["prefill"].saw(price.seconds, seen.seconds - (queue_s or 0.0))
         return True
 
     def learn_slice(self, tokens: int, cached: int | None, seen: Seen | None, queue_s: float | None) -> bool:
-        """From a part of a prefill that ended at `tokens`, of which so many were cached; whether the curve has learned.
-        Where that is not told, there is nothing to learn."""
+        """From one prefill of a prompt in slices, the last one included; whether the curve has learned from it.
+
+        tokens   up to the slice's end
+        cached   of them, those that the engine had: above all the slices before
+        seen     if no other prefill shared its time
+        queue_s  of that, in the engine's own line; None where the engine does not tell
+        """
         if seen is None or cached is None:
             return False
         return self.prefill.saw(Prefill(tokens, cached, seen.seconds, queue_s, seen.beside, seen.others))

@@ -137,7 +137,7 @@ class Settings(BaseSettings):
     slicing: bool = Field(True, description="long prompts are prefilled in slices, and others go between them")
     max_stall: Seconds = Field(0.5, description="how long a slice of a long prompt may hold others up, about")
     long_share: Annotated[float, Field(gt=0, le=1), Unit("of 1")] = Field(
-        1.0, description="of the engine's time that a long prompt in slices takes while others decode; 1: all it can"
+        1.0, description="of the engine's time that a long prompt in slices has while ten others decode; 1: all it can"
     )
     tpot_target: Annotated[PositiveFloat | None, Unit("s")] = Field(
         None,

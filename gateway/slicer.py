@@ -11,7 +11,9 @@ cut     Slices end on whole blocks of the cache, and on whole engine steps where
         has too much costs another one. What is left is cut into equal parts, so that no small rest is left over.
 pause   While others decode, they get so much of the engine's time between slices, in steps that are theirs alone, that
         a token takes them `tpot_target` seconds, or that the prompt has its `long_share` of the time. Prefill makes
-        every step of theirs as long as a slice; so that is what they are slow by.
+        every step of theirs as long as a slice; so that is what they are slow by. The share is that beside TEN who
+        decode, and each of them weighs alike: one alone delays a prompt by a tenth of that, twenty by twice as much.
+        For what a pause brings grows with those who have it, and what it costs does not.
 
 Pure: no I/O, no clock. The gateway and the simulator drive the same objects.
 """
@@ -28,6 +30,8 @@ SLACK = 1.1
 GROWTH = 2.0
 # A pause is at most so many times the slice before it, whatever the target: long prompts must not starve either.
 MOST_PAUSE = 9.0
+# Who decode, beside whom a long prompt has its `long_share`: what a Spark's office has when documents come.
+TEN = 10
 # A slice takes at least so many times what any request costs, however short: a mixture's experts are read for each.
 WORTH = 3.0
 
@@ -36,7 +40,7 @@ WORTH = 3.0
 class Slicing:
     """
     max_stall    seconds that others may wait for a slice
-    long_share   of the engine's time that a long prompt has while others decode, 0 to 1; 1 is no pause
+    long_share   of the engine's time that a long prompt has while TEN others decode, 0 to 1; 1 is no pause
     tpot_target  seconds a token that those who decode should get; instead of the share
     step_tokens  most of one prompt in an engine step: its budget, or its long prefill threshold
     """
@@ -93,7 +97,7 @@ class Slicer:
         target = self.slicing.tpot_target
         if target is None:
             share = self.slicing.long_share
-            return min(most, seconds * (1 / share - 1)) if share > 0 else most
+            return min(most, seconds * (1 / share - 1) * sequences / TEN) if share > 0 else most
         step = self._cost_model.step.at(sequences)
         if target <= step:
             return most

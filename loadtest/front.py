@@ -13,6 +13,7 @@ from gateway.admission import Admission
 from gateway.cost import CostModel
 from gateway.limits import Limits
 from gateway.profile import Profile
+from gateway.slicer import Slicer, Slicing
 from loadtest.pricing import check_pricing, cost_model
 from loadtest.records import Record
 from loadtest.request import Plan
@@ -26,6 +27,7 @@ WITHOUT_GATEWAY = ("direct", "priority", "semaphore")
 
 NO_LIMIT = 1 << 40
 DEFAULT_LIMITS = Limits()
+DEFAULT_SLICING = Slicing()
 
 
 def fronts() -> list[str]:
@@ -34,8 +36,9 @@ def fronts() -> list[str]:
 
 @dataclass(frozen=True)
 class Front:
-    """`cost` is what the gateway is told of the machine, `pricing` who prices by it (`loadtest.pricing`); `limits` and
-    `queue_timeout` are the gateway's, too, and `seats` the semaphore's.
+    """`cost` is what the gateway is told of the machine, `pricing` who prices by it (`loadtest.pricing`); `limits`,
+    `queue_timeout` and `slicing` are the gateway's, too, and `seats` the semaphore's. Slices need an engine that has a
+    prefix cache; on others there are none.
 
     Raises ValueError for an unknown name.
     """
@@ -46,6 +49,7 @@ class Front:
     queue_timeout: float = inf
     seats: int = 8
     pricing: str = "learned"
+    slicing: Slicing | None = DEFAULT_SLICING
 
     def __post_init__(self) -> None:
         if self.name not in WITHOUT_GATEWAY:
@@ -74,13 +78,14 @@ class Front:
                 admission = Admission(Fifo(), Limits(NO_LIMIT, NO_LIMIT, NO_LIMIT, self.seats))
                 simulation = Simulation(engine, admission, self._cost_model(machine))
             case policy:
-                admission = Admission(find(policy)(), self.limits)
+                admission, model = Admission(find(policy)(), self.limits), self._cost_model(machine)
                 simulation = Simulation(
                     engine,
                     admission,
-                    self._cost_model(machine),
+                    model,
                     queue_timeout=self.queue_timeout,
                     counts=self.pricing == "true",
+                    slicer=Slicer(self.slicing, model) if self.slicing else None,
                 )
         return simulation.run(plan)
 
@@ -95,5 +100,9 @@ class Front:
                 return {}
             case "semaphore":
                 return {"seats": str(self.seats)}
-        limits = " ".join(f"{name}={value}" for name, value in asdict(self.limits).items() if value is not None)
-        return {"limits": limits, "pricing": self.pricing}
+        slicing = _written(asdict(self.slicing)) if self.slicing else "off"
+        return {"limits": _written(asdict(self.limits)), "pricing": self.pricing, "slicing": slicing}
+
+
+def _written(values: dict[str, object]) -> str:
+    return " ".join(f"{name}={value}" for name, value in values.items() if value is not None)

@@ -136,7 +136,7 @@ def simulate_workload(
 
     Direct, or through the gateway's own admission and policies.
     """
-    with _told_plainly():
+    with told_plainly():
         machine = load_profile(profile).with_flags(
             max_num_batched_tokens=max_num_batched_tokens,
             max_num_seqs=max_num_seqs,
@@ -144,7 +144,7 @@ def simulate_workload(
             enable_prefix_caching=enable_prefix_caching,
             kv_cache_tokens=kv_cache_tokens,
         )
-        wanted = _load(workload, seed, users, duration, requests, max_concurrency, dataset, slo)
+        wanted = read_load(workload, seed, users, duration, requests, max_concurrency, dataset, slo)
         chosen = (
             front(name, machine, assignments, seats, pricing=price)
             for name in policy or ["direct"]
@@ -187,8 +187,8 @@ def run_workload(
     as_json: AsJson = False,
 ) -> None:
     """Run a workload at any OpenAI server, in real time. Ctrl-C ends it; what was measured is kept."""
-    with _told_plainly():
-        wanted = _load(workload, seed, users, duration, requests, max_concurrency, dataset, slo)
+    with told_plainly():
+        wanted = read_load(workload, seed, users, duration, requests, max_concurrency, dataset, slo)
         target = Target(
             base_url=base_url,
             model=model or served_model(base_url, api_key),
@@ -216,7 +216,7 @@ def compare_runs(
     as_json: Annotated[bool, typer.Option("--json", help="Print the comparison alone, as JSON.")] = False,
 ) -> None:
     """Put runs side by side: ratios to the first, with 95 % bootstrap intervals; with --html as a page."""
-    with _told_plainly():
+    with told_plainly():
         groups = load_apart(folders)
         compared = comparison.compare(groups)
         if as_json:
@@ -250,12 +250,12 @@ def run_suite(
 
     Stopped and started again, it goes on where it was.
     """
-    with _told_plainly():
+    with told_plainly():
         console = Console(stderr=True)
         machine = load_profile(profile).with_flags(long_prefill_token_threshold=long_prefill_token_threshold)
         names = [label] if base_url else policy or ["direct"]
         members = PRESETS.get(preset) or tuple(preset.split(","))
-        loads = [_load(name, seed, None, None, requests, None, dataset, slo) for name in members]
+        loads = [read_load(name, seed, None, None, requests, None, dataset, slo) for name in members]
         served = (model or served_model(base_url, api_key)) if base_url else ""
         for wanted in loads:
             for name in names:
@@ -290,7 +290,7 @@ def fit_machine(
 
     Tests I and J stay out of the fit: their figures are predictions.
     """
-    with _told_plainly():
+    with told_plainly():
         console = Console(stderr=True)
         if measured not in measurements():
             raise ValueError(f"nothing was measured on {measured!r}: name one of {', '.join(measurements())}")
@@ -330,10 +330,10 @@ def front(
     given = config.assigned(assignments or [])
     settings, _ = config.load(flags=engine | given)
     cost = load_cost_profile(settings.profile) if "profile" in given else cost_profile(machine)
-    return Front(name, cost, settings.limits(cost), settings.queue_timeout, seats, pricing)
+    return Front(name, cost, settings.limits(cost), settings.queue_timeout, seats, pricing, settings.slices())
 
 
-def _load(
+def read_load(
     name: str,
     seed: int | None,
     users: int | None,
@@ -423,7 +423,7 @@ def _write_vllm_json(file: Path, result: Result) -> None:
 
 
 @contextmanager
-def _told_plainly() -> Iterator[None]:
+def told_plainly() -> Iterator[None]:
     """What a person got wrong, or a server that is not there, is told in a line."""
     try:
         yield

@@ -49,6 +49,7 @@ def cost_model(pricing: str, start: Profile, machine: EngineProfile) -> CostMode
         threshold=machine.long_prefill_token_threshold,
     )
     model.prefixes.enabled = pricing != "cold"
+    model.prefixes.block = machine.block_size
     return model
 
 

@@ -11,10 +11,12 @@ from math import ceil, inf
 
 from gateway.admission import Admission
 from gateway.cost import PROGRESS_CHUNKS, CostModel, Price
+from gateway.curve import Seen
 from gateway.event import Event, tell
 from gateway.forecaster import learn
 from gateway.pace import Pace
 from gateway.prompt import Link, Prompt, Size
+from gateway.slicer import Slicer, Slices
 from gateway.usage import PromptDetails, Usage
 from loadtest.records import Outcome, Record
 from loadtest.request import Plan, Request, Segment
@@ -42,16 +44,29 @@ class Agenda:
 
 @dataclass(eq=False, slots=True)
 class _Sent:
-    """A request on its way: at the gateway, then, from `let_go` on, in the engine, which has a line of its own."""
+    """A request on its way: at the gateway, then, from `let_go` on, in the engine, which has a line of its own. One in
+    slices goes there again and again.
+
+    keys    of its prompt and answer in the engine's cache
+    cached  tokens of its prompt that the engine had before the first slice; None before that is known
+    """
 
     record: Record
     prompts: tuple[Prompt, ...]
     prompt_tokens: int
     price: Price | None = None
     job: Job | None = None
+    slices: Slices | None = None
     sequence: Sequence | None = None
+    keys: tuple[int, ...] = ()
     let_go: float = 0.0
     engine_queue: float = 0.0
+    cached: int | None = None
+
+    @property
+    def sliced(self) -> bool:
+        """What is in the engine is a slice, and not yet the client's own request."""
+        return self.slices is not None and not self.slices.last
 
 
 class Simulation:
@@ -64,6 +79,7 @@ class Simulation:
     tells_times      the engine tells how long a request was in its own line (--enable-per-request-metrics)
     watch            is told of each arrival at the gateway, with the time, once it is dealt with
     counts           the gateway counts a prompt's tokens before it prices them
+    slicer           cuts long prompts, if the engine has a prefix cache; such prompts are counted in any case
     """
 
     def __init__(
@@ -79,6 +95,7 @@ class Simulation:
         tells_times: bool = True,
         watch: Callable[[float, Job], None] = lambda now, job: None,
         counts: bool = False,
+        slicer: Slicer | None = None,
     ) -> None:
         self._engine = engine
         self._admission = admission
@@ -90,6 +107,7 @@ class Simulation:
         self._tells_times = tells_times
         self._watch = watch
         self._counts = counts
+        self._slicer = slicer if engine.profile.enable_prefix_caching else None
         self._agenda = Agenda()
         self._plan = Plan(())
         self._schedule = Schedule(self._plan)
@@ -98,6 +116,7 @@ class Simulation:
         self._stepping = False
         self._by_job: dict[Job, _Sent] = {}
         self._by_sequence: dict[Sequence, _Sent] = {}
+        self._paused: dict[_Sent, None] = {}
 
     def run(self, load: Plan | Iterable[Request]) -> list[Record]:
         """A record of each request, in the plan's order."""
@@ -149,7 +168,7 @@ class Simulation:
 
     def _arrive(self, sent: _Sent, admission: Admission, cost_model: CostModel) -> None:
         request, now = sent.record.request, self._agenda.now
-        price = sent.price = cost_model.price(sent.prompts, sent.prompt_tokens if self._counts else None)
+        price = sent.price = self._price(sent, admission, cost_model)
         job = sent.job = Job(
             flow=request.user,
             lane=admission.limits.lane(price.uncached),
@@ -163,10 +182,22 @@ class Simulation:
             self._end(sent.record, Outcome.REJECTED, refused.value)
             return
         self._by_job[job] = sent
+        if self._slicer and job.lane == "long":
+            slices = Slices(self._slicer, sent.prompt_tokens, price.cached)
+            sent.slices = None if slices.last else slices
         if self._queue_timeout < inf:
             self._agenda.at(now + self._queue_timeout, partial(self._give_up, job))
-        self._tell_admission(Event("arrive", job, max_tokens=request.max_tokens))
+        part = sent.slices.part if sent.slices else None
+        self._tell_admission(Event("arrive", job, part=part, max_tokens=request.max_tokens))
         self._watch(now, job)
+
+    def _price(self, sent: _Sent, admission: Admission, cost_model: CostModel) -> Price:
+        """What may be cut is counted, as the gateway does: slices end at tokens."""
+        price = cost_model.price(sent.prompts, sent.prompt_tokens if self._counts else None)
+        if self._slicer and not price.counted and admission.limits.lane(price.uncached) == "long":
+            cost_model.learn_tokens(sent.prompts, sent.prompt_tokens)
+            return cost_model.price(sent.prompts, sent.prompt_tokens)
+        return price
 
     def _give_up(self, job: Job) -> None:
         sent = self._by_job.get(job)
@@ -181,30 +212,61 @@ class Simulation:
         learn(self._pace, event, dispatched, self._agenda.now)
         for job in dispatched:
             self._start(self._by_job[job])
+        if not self._pace.sequences:
+            for sent in list(self._paused):
+                self._go_on(sent)
+
+    def _pause(self, sent: _Sent, seconds: float) -> None:
+        """A slice took so long. The lane is kept, so that those who decode have the engine for a while."""
+        assert self._slicer is not None
+        assert sent.slices is not None
+        pause = self._slicer.pause(seconds, self._pace.sequences, sent.slices.part.tokens)
+        self._paused[sent] = None
+        if pause > 0:
+            self._agenda.at(self._agenda.now + pause, partial(self._go_on, sent))
+        else:
+            self._go_on(sent)
+
+    def _go_on(self, sent: _Sent) -> None:
+        """The pause is over, for its time is, or since nobody decodes any more."""
+        if sent not in self._paused:
+            return
+        del self._paused[sent]
+        assert sent.job is not None
+        assert sent.slices is not None
+        company = self._pace.company(sent.job)
+        part = sent.slices.go_on(self._agenda.now, company=company, sequences=self._pace.sequences)
+        self._tell_admission(Event("slice_done", sent.job, part=part))
 
     # The engine.
 
     def _start(self, sent: _Sent) -> None:
         record = sent.record
         request = record.request
-        keys: tuple[int, ...] = ()
-        if self._engine.profile.enable_prefix_caching:
+        now = self._agenda.now
+        if self._engine.profile.enable_prefix_caching and not sent.keys:
             answer = (f"answer {record.number}", request.answer_tokens)
-            keys = self._keys.of((*self._plan.segments[record.number], answer))
+            sent.keys = self._keys.of((*self._plan.segments[record.number], answer))
+        if sent.slices and sent.sequence is None:
+            sent.slices.begin(now)
+        tokens, answer_tokens, keys = sent.prompt_tokens, request.answer_tokens, sent.keys
+        if sent.slices and sent.sliced:
+            tokens, answer_tokens = sent.slices.end, 1
+            keys = keys[: tokens // self._engine.profile.block_size]
         sequence = sent.sequence = Sequence(
-            sent.prompt_tokens,
-            request.answer_tokens,
+            tokens,
+            answer_tokens,
             text=request.text,
             priority=self._priority(sent.prompt_tokens),
             keys=keys,
         )
-        sent.let_go = self._agenda.now
+        sent.let_go = now
         self._by_sequence[sequence] = sent
         self._engine.add(sequence)
         if not self._stepping:
             # After all that comes in this instant: vLLM composes a step of what is there.
             self._stepping = True
-            self._agenda.at(self._agenda.now, self._begin_step)
+            self._agenda.at(now, self._begin_step)
 
     def _begin_step(self) -> None:
         step = self._engine.begin()
@@ -214,15 +276,18 @@ class Simulation:
             for sequence in step.started:
                 sent = self._by_sequence[sequence]
                 record = sent.record
+                sent.engine_queue = now - sent.let_go
                 if record.queue is None and record.sent is not None:
-                    record.queue, sent.engine_queue = now - record.sent, now - sent.let_go
+                    record.queue = now - record.sent
             self._agenda.at(now + step.duration_s, self._end_step)
 
     def _end_step(self) -> None:
         step = self._engine.end()
         delivered = self._agenda.now + self._engine.profile.to_s
         for sequence in step.emitted:
-            self._by_sequence[sequence].record.tokens.append(delivered)
+            sent = self._by_sequence[sequence]
+            if not sent.sliced:
+                sent.record.tokens.append(delivered)
         if self._admission is not None or step.finished:
             self._agenda.at(delivered, partial(self._delivered, step))
         self._begin_step()
@@ -233,23 +298,53 @@ class Simulation:
             self._tell_tokens(step)
         for sequence in step.finished:
             sent = self._by_sequence.pop(sequence)
+            if sent.cached is None:
+                sent.cached = sequence.cached
+            if sent.sliced:
+                self._slice_done(sent, sequence)
+                continue
             record = sent.record
-            record.output_tokens, record.cached_tokens = sequence.output_tokens, sequence.cached
-            if sent.job is not None and sent.price is not None and self._cost_model is not None:
-                details = PromptDetails(sequence.cached)
-                usage = Usage(sent.prompt_tokens, sequence.output_tokens, details)
-                cost = self._cost_model.true_cost(self._cost_model.counts(sent.prompts, sent.price, usage))
-                del self._by_job[sent.job]
-                seen = self._pace.tracks[sent.job].seen()
-                self._tell_admission(Event("finish", sent.job, cost, output_tokens=sequence.output_tokens))
-                queue_s = sent.engine_queue if self._tells_times else None
-                self._cost_model.learn(sent.prompts, sent.price, usage, seen, queue_s)
+            record.output_tokens, record.cached_tokens = sequence.output_tokens, sent.cached
+            if sent.job is not None:
+                self._settle(sent, sequence)
             self._end(record, Outcome.COMPLETED)
+
+    def _slice_done(self, sent: _Sent, sequence: Sequence) -> None:
+        now = self._agenda.now
+        assert sent.job is not None
+        self._learn_slice(sent, sequence, self._pace.tracks[sent.job].seen(now))
+        self._pause(sent, now - sent.let_go)
+
+    def _settle(self, sent: _Sent, sequence: Sequence) -> None:
+        """Charged is what the engine did not have when the request came; its slices found each other later."""
+        cost_model = self._cost_model
+        assert cost_model is not None
+        assert sent.job is not None
+        assert sent.price is not None
+        usage = Usage(sent.prompt_tokens, sequence.output_tokens, PromptDetails(sent.cached))
+        cost = cost_model.true_cost(cost_model.counts(sent.prompts, sent.price, usage))
+        del self._by_job[sent.job]
+        seen = self._pace.tracks[sent.job].seen()
+        self._tell_admission(Event("finish", sent.job, cost, output_tokens=sequence.output_tokens))
+        if sent.slices:
+            cost_model.learn(sent.prompts, sent.price, usage)
+            self._learn_slice(sent, sequence, seen)
+        else:
+            cost_model.learn(sent.prompts, sent.price, usage, seen, self._queue_s(sent))
+
+    def _learn_slice(self, sent: _Sent, sequence: Sequence, seen: Seen | None) -> None:
+        assert self._cost_model is not None
+        self._cost_model.learn_slice(sequence.prompt_tokens, sequence.cached, seen, self._queue_s(sent))
+
+    def _queue_s(self, sent: _Sent) -> float | None:
+        return sent.engine_queue if self._tells_times else None
 
     def _tell_tokens(self, step: Step) -> None:
         assert self._cost_model is not None
         for sequence in step.emitted:
             sent = self._by_sequence[sequence]
+            if sent.sliced:
+                continue
             job = sent.job
             assert job is not None
             assert sent.price is not None
@@ -259,6 +354,8 @@ class Simulation:
                 self._tell_admission(Event("progress", job, *self._cost_model.growth(job, sent.price, chunks)))
         for sequence in step.first:
             sent = self._by_sequence[sequence]
+            if sent.sliced:
+                continue
             self._tell_admission(Event("first_token", sent.job))
             assert sent.price is not None
             self._cost_model.prefilled(sent.prompts, sent.price)

@@ -38,10 +38,11 @@ loadtest.policy_table loadtest.pricing loadtest.records loadtest.replay loadtest
 loadtest.report.bootstrap loadtest.report.braille loadtest.report.charts loadtest.report.comparison
 loadtest.report.differences loadtest.report.figures loadtest.report.gallery loadtest.report.groups
 loadtest.report.page loadtest.report.points loadtest.report.price_curve loadtest.report.sentence
-loadtest.report.strips loadtest.report.svg loadtest.report.terminal loadtest.report.units
+loadtest.report.strips loadtest.report.svg loadtest.report.terminal loadtest.report.trade_curve loadtest.report.units
 loadtest.report.vllm_json loadtest.request loadtest.results loadtest.schedule loadtest.simulate loadtest.spark
 loadtest.spark.api loadtest.spark.body loadtest.spark.decoding loadtest.spark.engine loadtest.spark.kv_cache
 loadtest.spark.profile loadtest.spark.sequence loadtest.spark.timing loadtest.spark.tokens loadtest.summary
+loadtest.trade
 loadtest.workloads loadtest.workloads.closed_loops loadtest.workloads.office loadtest.workloads.office_mix
 loadtest.workloads.open_loops loadtest.workloads.sharegpt loadtest.workloads.starvation
 loadtest.workloads.workload
@@ -57,7 +58,7 @@ gateway.waiting
 loadtest.calibration.bench loadtest.client.connection loadtest.client.load_client loadtest.client.probe
 loadtest.commands loadtest.demo loadtest.live_display loadtest.load_commands loadtest.process
 loadtest.profile_commands loadtest.provenance loadtest.runs loadtest.spark.answer loadtest.spark.frontend
-loadtest.spark.live_engine loadtest.spark.metrics loadtest.spark.server loadtest.suite
+loadtest.spark.live_engine loadtest.spark.metrics loadtest.spark.server loadtest.suite loadtest.trade_commands
 """
 SHELL = set(_SHELL.split())
 
