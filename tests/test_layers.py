@@ -29,11 +29,14 @@ gateway.curve gateway.decision_log gateway.errors gateway.estimator gateway.even
 gateway.feedback gateway.forecast gateway.forecaster gateway.keys gateway.learned gateway.learners
 gateway.ledger gateway.limits gateway.line gateway.outcome gateway.pace gateway.places gateway.prefix_index
 gateway.priority gateway.profile gateway.prompt gateway.prompt_fields gateway.regression gateway.routes
-gateway.semconv gateway.settings gateway.slicer gateway.sse gateway.timeline gateway.unnamed gateway.usage gateway.wishes
+gateway.semconv gateway.settings gateway.slicer gateway.sse gateway.timeline gateway.unnamed gateway.usage
+gateway.wishes
 loadtest loadtest.calibration loadtest.calibration.accuracy loadtest.calibration.calibration
 loadtest.calibration.cost_fit loadtest.calibration.fit loadtest.calibration.ladder
 loadtest.calibration.measurements loadtest.client loadtest.client.answer loadtest.client.texts loadtest.front
-loadtest.policy_table loadtest.pricing loadtest.records loadtest.replay loadtest.report
+loadtest.policy_table loadtest.preempt loadtest.preempt.advice loadtest.preempt.counters
+loadtest.preempt.figures loadtest.preempt.shape loadtest.preempt.summary loadtest.preempt.table
+loadtest.preempt.variant loadtest.pricing loadtest.records loadtest.replay loadtest.report
 loadtest.report.bootstrap loadtest.report.braille loadtest.report.charts loadtest.report.comparison
 loadtest.report.differences loadtest.report.figures loadtest.report.gallery loadtest.report.groups
 loadtest.report.page loadtest.report.points loadtest.report.price_curve loadtest.report.sentence
@@ -53,10 +56,11 @@ gateway.connection gateway.engine gateway.keepalive gateway.key_commands gateway
 gateway.local_tokenizer gateway.metrics gateway.options gateway.parts gateway.passed_on gateway.proxy
 gateway.server gateway.state_file gateway.telemetry gateway.tokenizer gateway.tracing gateway.upstream
 gateway.waiting
-loadtest.calibration.bench loadtest.client.connection loadtest.client.load_client loadtest.client.probe
-loadtest.commands loadtest.demo loadtest.live_display loadtest.load_commands loadtest.process
-loadtest.profile_commands loadtest.provenance loadtest.runs loadtest.spark.answer loadtest.spark.frontend
-loadtest.spark.live_engine loadtest.spark.metrics loadtest.spark.server loadtest.suite
+loadtest.bench_commands loadtest.calibration.bench loadtest.client.connection loadtest.client.load_client
+loadtest.client.probe loadtest.commands loadtest.demo loadtest.live_display loadtest.load_commands
+loadtest.preempt.bench loadtest.process loadtest.profile_commands loadtest.provenance loadtest.runs
+loadtest.spark.answer loadtest.spark.frontend loadtest.spark.live_engine loadtest.spark.metrics
+loadtest.spark.server loadtest.suite
 """
 SHELL = set(_SHELL.split())
 
