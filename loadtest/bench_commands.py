@@ -94,8 +94,8 @@ def preempt(
     with told_plainly(), tempfile.TemporaryDirectory(prefix="fairlane-") as folder:
         chosen = variants(only)
         settings = _settings(upstream, assignments or [], chosen)
-        if out and (out / SUMMARY).exists():
-            raise ResultError(f"{out} has results already; name another folder, or remove it")
+        if out and out.exists() and any(out.iterdir()):
+            raise ResultError(f"{out} is not empty: nothing in it is overwritten; name another folder, or remove it")
         target = _find(console, settings)
         most = min(target.served.max_model_len or LONGEST, target.longest)
         if short_tokens + short_answer > most:

@@ -52,14 +52,14 @@ def preempt(*arguments: str, code: int = 0) -> str:
 
 def test_it_measures_compares_and_advises(spark: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    said = preempt("--upstream", spark, *SMALL, "--only", "gated,sliced", "--repeat", "2", "--out", str(out))
+    said = preempt("--upstream", spark, *SMALL, "--only", "sliced", "--repeat", "2", "--out", str(out))
     assert f"{NVFP4} on vLLM" in said
     assert "2 prompts of 4000 tokens at once, 4 of 200 at 40/s" in said
-    assert all(f"\n{name} " in said for name in ("direct", "gated", "sliced"))
+    assert all(f"\n{name} " in said for name in ("direct", "sliced"))
     assert "Take " in said or "Direct is better here" in said
 
     told = json.loads((out / "summary.json").read_text())
-    assert list(told["variants"]) == ["direct", "gated", "sliced"]
+    assert list(told["variants"]) == ["direct", "sliced"]
     assert told["engine"].startswith(NVFP4)
     assert told["load"]["long_tokens"] == 4000
     assert 0 < told["unloaded"]["ttft_s"] <= told["unloaded"]["e2e_s"]
@@ -124,7 +124,7 @@ def test_the_command_line_is_kept_without_keys() -> None:
 
 
 def test_interrupted_it_tells_what_it_measured(tmp_path: Path) -> None:
-    """The second run is so slow that it cannot be over."""
+    """Short prompts go on coming for three seconds, and it is interrupted at the first ones of the second run."""
     out = tmp_path / "out"
     slow = ["--calibrate", "1", "--longs", "2", "--long-tokens", "4000", "--long-answer", "4"]
     with serve(create_app(load_profile(NVFP4), speed=50.0, noise=0.0)) as url:
@@ -203,7 +203,7 @@ def test_a_gateway_is_no_engine() -> None:
 
 def test_results_are_not_overwritten(spark: str, tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text("{}")
-    assert "has results already" in preempt("--upstream", spark, "--out", str(tmp_path), code=2)
+    assert "is not empty" in preempt("--upstream", spark, "--out", str(tmp_path), code=2)
 
 
 def test_others_are_told_of(spark: str) -> None:
