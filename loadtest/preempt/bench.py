@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 
 import httpx
 from rich.console import Console
@@ -65,8 +66,8 @@ class Bench:
         title = f"{variant.name} #{number}" if number > 1 else variant.name
         with ExitStack() as stack:
             url = self.target.base_url if variant.direct else stack.enter_context(self._gateway(variant))
-            records = self._probe(shape, shape.alone(), url, f"{title}: a long prompt alone")
-            alone = next(record.ttft for record in records if record.request.kind == LONG)
+            records = self._probe(shape, shape.alone(), url, f"{title}: long prompts, one at a time")
+            alone = median(record.ttft for record in records if record.request.kind == LONG)
             before = None if variant.direct else _slices(url)
             writer = stack.enter_context(writing(self.out / variant.name / str(number))) if self.out else None
             run = self._run(shape, shape.plan(), url, variant.name, title, writer)

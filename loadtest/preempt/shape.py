@@ -8,7 +8,7 @@ from loadtest.workloads.open_loops import arrivals
 
 LONG, SHORT = "long", "short"
 LONG_TOKENS, RATE = 24_000, 5.0  # where the engine allows them
-PROBES = 5  # short prompts, one after the other, for what they take unloaded
+PROBES, ALONE = 5, 2  # prompts, short and long, one after the other, for what they take unloaded
 
 MOST_ALONE_S = 10.0  # that a long prompt may take alone, or a run would take minutes
 ROUND = 100  # tokens
@@ -49,9 +49,10 @@ class Shape:
         return Plan(tuple(replace(short, after=(n - 1,) if n else ()) for n in range(PROBES + 1)))
 
     def alone(self) -> Plan:
-        """A long prompt by itself; a short one before it meets whatever is slow the first time."""
+        """Long prompts, one by one; a short one before them meets whatever is slow the first time."""
         short = Request(0.0, "asker", SHORT, self.short_tokens, 2)
-        return Plan((short, Request(0.0, "paster", LONG, self.long_tokens, 2, after=(0,))))
+        long = Request(0.0, "paster", LONG, self.long_tokens, 2)
+        return Plan((short, *(replace(long, after=(number,)) for number in range(ALONE))))
 
     @property
     def text(self) -> str:

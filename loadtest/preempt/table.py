@@ -1,13 +1,13 @@
 """Variants side by side on a terminal of 100 columns: figures, and below each its ratio to direct."""
 
 from collections.abc import Sequence
-from math import isfinite
+from math import inf, isfinite
 
 from rich.table import Table
 from rich.text import Text
 
 from loadtest.preempt.figures import Measured, ratios
-from loadtest.report.units import number, times
+from loadtest.report.units import NOTHING, number, times
 
 _COLUMNS = (
     ("short\nTTFT\np50", "short_ttft_p50_s"),
@@ -53,4 +53,4 @@ def table(measured: Sequence[Measured], unloaded_s: float) -> Table:
 
 
 def _number(value: float) -> str:
-    return number(value) if isfinite(value) else "never"
+    return number(value) if isfinite(value) else "never" if value == inf else NOTHING

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from io import StringIO
-from math import inf
+from math import inf, nan
 from typing import Any
 
 import msgspec
@@ -15,7 +15,7 @@ from loadtest.preempt import shape as shaping
 from loadtest.preempt.advice import Advice, Bounds, advise
 from loadtest.preempt.counters import Slices
 from loadtest.preempt.figures import Figures, Measured, Trial, figures, ratios
-from loadtest.preempt.shape import LONG, LONG_TOKENS, PROBES, RATE, SHORT, Shape
+from loadtest.preempt.shape import ALONE, LONG, LONG_TOKENS, PROBES, RATE, SHORT, Shape
 from loadtest.preempt.summary import summary
 from loadtest.preempt.table import table
 from loadtest.preempt.variant import DIRECT, GATED, NAMES, SLICED, Variant, variant, variants
@@ -46,8 +46,9 @@ def test_probes_are_alone() -> None:
     short = Shape().unloaded().requests
     assert len(short) == PROBES + 1
     assert [request.after for request in short[1:]] == [(number,) for number in range(PROBES)]
-    first, long = Shape().alone().requests
-    assert (first.kind, long.kind, long.after) == (SHORT, LONG, (0,))
+    first, *long = Shape().alone().requests
+    assert first.kind == SHORT
+    assert [(request.kind, request.after) for request in long] == [(LONG, (number,)) for number in range(ALONE)]
 
 
 def test_a_long_prompt_is_as_long_as_the_engine_prefills_in_ten_seconds() -> None:
@@ -299,6 +300,14 @@ def test_the_table_fits_a_terminal_of_100_columns() -> None:
     assert "9.00" in text
     assert "0.044×" in text
     assert "+paced-0.5" in text
+
+
+def test_of_what_there_is_none_nothing_is_shown() -> None:
+    console = Console(width=100, record=True, file=StringIO())
+    console.print(table([SIDES[0], measured(SLICED, short_tpot_p50_ms=nan, short_ttft_p95_s=inf, failed=3)], 0.08))
+    text = console.export_text()
+    assert "never" in text
+    assert "–" in text
 
 
 def test_the_summary_has_all_of_it() -> None:
