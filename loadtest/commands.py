@@ -10,8 +10,8 @@ import uvicorn
 from rich.console import Console
 
 from gateway.profile import load as load_cost_profile
+from loadtest import bench_commands, load_commands, policy_table, profile_commands, trade_commands
 from loadtest import demo as demonstration
-from loadtest import load_commands, policy_table, profile_commands, trade_commands
 from loadtest.replay import Divergence
 from loadtest.replay import replay as replay_log
 from loadtest.spark.profile import EngineProfile, load_profile
@@ -29,6 +29,7 @@ def register(app: typer.Typer) -> None:
     app.command()(replay)
     app.command()(policies)
     app.command()(profile_commands.calibrate)
+    app.add_typer(bench_commands.app, name="bench")
     app.add_typer(profile_commands.app, name="profile")
     load_commands.app.command("trade")(trade_commands.trade)
     app.add_typer(load_commands.app, name="load")

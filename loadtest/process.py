@@ -16,10 +16,11 @@ STOP_TIMEOUT = 5.0
 
 
 @contextmanager
-def running(command: list[str]) -> Iterator[str]:
+def running(command: list[str], **variables: str) -> Iterator[str]:
     """`fairlane COMMAND --port ...`, from when it answers until the block is left; its URL, on loopback.
 
-    No FAIRLANE_* variable reaches it. Raises RuntimeError, with the end of its log, if it does not start.
+    No FAIRLANE_* variable reaches it but those that are given. Raises RuntimeError, with the end of its log, if it
+    does not start.
     """
     environ = {name: value for name, value in os.environ.items() if not name.startswith("FAIRLANE_")}
     port = _free_port()
@@ -27,7 +28,7 @@ def running(command: list[str]) -> Iterator[str]:
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "gateway", *command, "--port", str(port)],
-            env=environ,
+            env=environ | variables,
             stdout=log,
             stderr=log,
             start_new_session=True,  # Ctrl-C is for whoever started it, and that one ends it in order

@@ -63,7 +63,7 @@ def calibrate(
     learned itself. Interrupted by Ctrl-C, it shows what it has, and keeps nothing.
     """
     console = Console(width=None if Console().is_terminal else 100, highlight=False)
-    with _told_plainly():
+    with told_plainly():
         flags = {"upstream": upstream, "profile": profile, "state_file": state_file}
         settings = _settings(config_file, flags, assignments)
         key = settings.upstream_key
@@ -75,10 +75,10 @@ def calibrate(
                 "when they are gone.",
                 style="yellow",
             )
-        calibration = Calibration(_model(settings))
+        calibration = Calibration(cost_model(settings))
         interrupted = False
         try:
-            _measure(console, target, calibration, duration, settings)
+            calibrating(console, target, calibration, duration, settings)
         except KeyboardInterrupt:
             interrupted = True
         _tell(console, settings, calibration)
@@ -104,7 +104,7 @@ def show(
     """Draw what a prompt costs, with the samples that it was learned from; without arguments, at the engine of the
     settings, as `serve` reads them."""
     console = Console(width=None if Console().is_terminal else 100, highlight=False)
-    with _told_plainly():
+    with told_plainly():
         if name and (upstream or state_file):
             raise ValueError("a profile has no samples: name it, or give --upstream or --state-file")
         settings = _settings(config_file, {"upstream": upstream}, assignments)
@@ -121,7 +121,7 @@ def show(
                 )
             console.print(title, style="bold")
         else:
-            model = _model(settings, learned)
+            model = cost_model(settings, learned)
             curve, title = PriceCurve.of(model, _brief(learned.name) or "its profile"), learned.engine
             console.print(title, style="bold")
             console.print(f"{path}, written {_ago(path)} ago", soft_wrap=True)
@@ -153,9 +153,10 @@ def list_profiles() -> None:
     Console(highlight=False).print(table)
 
 
-def _measure(
+def calibrating(
     console: Console, target: bench.Target, calibration: Calibration, duration: float, settings: Settings
 ) -> None:
+    """With its progress on the console. Raises ServerError; what was measured by then is in the calibration."""
     columns = (SpinnerColumn(), BarColumn(20), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("", total=duration)
@@ -251,7 +252,8 @@ def _settings(file: Path | None, flags: dict[str, Any], assignments: list[str] |
     return config.load(file, os.environ, given | config.assigned(assignments or []))[0]
 
 
-def _model(settings: Settings, learned: Learned | None = None) -> CostModel:
+def cost_model(settings: Settings, learned: Learned | None = None) -> CostModel:
+    """As a gateway of these settings begins with it."""
     start = learned.profile if learned else load_profile(settings.profile)
     engine = settings.engine
     model = CostModel(start, step_tokens=engine.step_tokens, threshold=engine.long_prefill_threshold)
@@ -279,7 +281,7 @@ def _ago(path: Path) -> str:
 
 
 @contextmanager
-def _told_plainly() -> Iterator[None]:
+def told_plainly() -> Iterator[None]:
     """What a person got wrong, or an engine that is not there, is told in a line."""
     try:
         yield

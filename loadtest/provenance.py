@@ -8,7 +8,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-SECRET_OPTIONS = ("--api-key",)
+SECRET_OPTIONS = ("--api-key", "upstream_key")
 
 
 def provenance(**more: str) -> dict[str, str]:
@@ -26,7 +26,7 @@ def command_line(arguments: list[str]) -> str:
     """As it may be typed again, without its secrets."""
     shown, hide = [], False
     for argument in arguments:
-        name, equals, _ = argument.partition("=")
+        name, equals, _ = argument.removeprefix("--set=").partition("=")
         shown.append("..." if hide else f"{name}=..." if equals and name in SECRET_OPTIONS else argument)
         hide = argument in SECRET_OPTIONS
     return f"fairlane {shlex.join(shown)}"

@@ -29,21 +29,23 @@ gateway.curve gateway.decision_log gateway.errors gateway.estimator gateway.even
 gateway.feedback gateway.forecast gateway.forecaster gateway.keys gateway.learned gateway.learners
 gateway.ledger gateway.limits gateway.line gateway.outcome gateway.pace gateway.places gateway.prefix_index
 gateway.priority gateway.profile gateway.prompt gateway.prompt_fields gateway.regression gateway.routes
-gateway.semconv gateway.settings gateway.slice_guard gateway.slicer
-gateway.sse gateway.timeline gateway.unnamed gateway.usage gateway.wishes
+gateway.semconv gateway.settings gateway.slice_guard gateway.slicer gateway.sse gateway.timeline
+gateway.unnamed gateway.usage gateway.wishes
 loadtest loadtest.calibration loadtest.calibration.accuracy loadtest.calibration.calibration
 loadtest.calibration.cost_fit loadtest.calibration.fit loadtest.calibration.ladder
-loadtest.calibration.measurements loadtest.client loadtest.client.answer loadtest.client.texts loadtest.front
-loadtest.policy_table loadtest.pricing loadtest.records loadtest.replay loadtest.report
+loadtest.calibration.measurements loadtest.client loadtest.client.answer loadtest.client.texts
+loadtest.front loadtest.policy_table loadtest.preempt loadtest.preempt.advice loadtest.preempt.counters
+loadtest.preempt.figures loadtest.preempt.shape loadtest.preempt.summary loadtest.preempt.table
+loadtest.preempt.variant loadtest.pricing loadtest.records loadtest.replay loadtest.report
 loadtest.report.bootstrap loadtest.report.braille loadtest.report.charts loadtest.report.comparison
 loadtest.report.differences loadtest.report.figures loadtest.report.gallery loadtest.report.groups
 loadtest.report.page loadtest.report.points loadtest.report.price_curve loadtest.report.sentence
-loadtest.report.strips loadtest.report.svg loadtest.report.terminal loadtest.report.trade_curve loadtest.report.units
-loadtest.report.vllm_json loadtest.request loadtest.results loadtest.schedule loadtest.simulate loadtest.spark
-loadtest.spark.api loadtest.spark.body loadtest.spark.decoding loadtest.spark.engine loadtest.spark.kv_cache
-loadtest.spark.profile loadtest.spark.sequence loadtest.spark.timing loadtest.spark.tokens loadtest.summary
-loadtest.trade
-loadtest.workloads loadtest.workloads.closed_loops loadtest.workloads.office loadtest.workloads.office_mix
+loadtest.report.strips loadtest.report.svg loadtest.report.terminal loadtest.report.trade_curve
+loadtest.report.units loadtest.report.vllm_json loadtest.request loadtest.results loadtest.schedule
+loadtest.simulate loadtest.spark loadtest.spark.api loadtest.spark.body loadtest.spark.decoding
+loadtest.spark.engine loadtest.spark.kv_cache loadtest.spark.profile loadtest.spark.sequence
+loadtest.spark.timing loadtest.spark.tokens loadtest.summary loadtest.trade loadtest.workloads
+loadtest.workloads.closed_loops loadtest.workloads.office loadtest.workloads.office_mix
 loadtest.workloads.open_loops loadtest.workloads.sharegpt loadtest.workloads.starvation
 loadtest.workloads.workload
 """
@@ -53,12 +55,13 @@ _SHELL = """
 gateway.__main__ gateway.app gateway.chat_template gateway.cli gateway.client gateway.comments
 gateway.connection gateway.engine gateway.keepalive gateway.key_commands gateway.keys_file
 gateway.local_tokenizer gateway.metrics gateway.options gateway.parts gateway.passed_on gateway.proxy
-gateway.server gateway.sliced gateway.state_file gateway.telemetry gateway.tokenizer gateway.tracing gateway.upstream
-gateway.waiting
-loadtest.calibration.bench loadtest.client.connection loadtest.client.load_client loadtest.client.probe
-loadtest.commands loadtest.demo loadtest.live_display loadtest.load_commands loadtest.process
-loadtest.profile_commands loadtest.provenance loadtest.runs loadtest.spark.answer loadtest.spark.frontend
-loadtest.spark.live_engine loadtest.spark.metrics loadtest.spark.server loadtest.suite loadtest.trade_commands
+gateway.server gateway.sliced gateway.state_file gateway.telemetry gateway.tokenizer gateway.tracing
+gateway.upstream gateway.waiting
+loadtest.bench_commands loadtest.calibration.bench loadtest.client.connection loadtest.client.load_client
+loadtest.client.probe loadtest.commands loadtest.demo loadtest.live_display loadtest.load_commands
+loadtest.preempt.bench loadtest.process loadtest.profile_commands loadtest.provenance loadtest.runs
+loadtest.spark.answer loadtest.spark.frontend loadtest.spark.live_engine loadtest.spark.metrics
+loadtest.spark.server loadtest.suite loadtest.trade_commands
 """
 SHELL = set(_SHELL.split())
 

@@ -35,7 +35,12 @@ CONFIG = {
 }
 
 CHAT_TEMPLATE = (
-    "{% for message in messages %}"
+    "{% if tools %}"
+    + START
+    + "tools\n{{ tools | tojson }}"
+    + END
+    + "{% endif %}"
+    + "{% for message in messages %}"
     + START
     + "{{ message['role'] }}\n{{ message['content'] }}"
     + END
