@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import anyio
 from starlette.types import Receive, Scope, Send
 
+from gateway.api.base import NOTHING
 from gateway.client import Client
 from gateway.errors import GatewayError, InternalError, NotFound
 from gateway.parts import Parts
 from gateway.routes import Passed, shape
+from gateway.sse import EventStream
 from gateway.upstream import forwarded
 
 logger = logging.getLogger("fairlane")
@@ -58,9 +60,11 @@ class PassedOn:
         async with upstream.send(self.route.method, path, body, headers, timeout=SILENCE) as answer:
             if answer.streams:
                 await client.start(answer.status, answer.headers)
+                events = EventStream(lambda data: NOTHING)
                 async for chunk in answer.chunks():
-                    await client.write(chunk)
-                await client.write(b"", more=False)
+                    if whole := events.feed(chunk):
+                        await client.write(whole)
+                await client.write(events.end(), more=False)
             else:
                 await client.respond(answer.status, answer.headers, await answer.read())
 

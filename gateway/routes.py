@@ -12,6 +12,7 @@ from gateway.api.base import Api
 from gateway.api.chat import CHAT
 from gateway.api.completions import COMPLETIONS
 from gateway.api.errors import ANTHROPIC, OPENAI, Shape
+from gateway.api.errors import RESPONSES as RESPONSES_ERRORS
 from gateway.api.messages import MESSAGES
 from gateway.api.pooling import CLASSIFY, EMBEDDINGS, POOLING, RERANK, SCORE
 from gateway.api.responses import RESPONSES
@@ -67,4 +68,6 @@ REFUSED = {
 
 def shape(path: str) -> Shape:
     """How errors at this path are written."""
-    return ANTHROPIC if path.startswith("/v1/messages") else OPENAI
+    if path.startswith("/v1/messages"):
+        return ANTHROPIC
+    return RESPONSES_ERRORS if path.startswith("/v1/responses") else OPENAI

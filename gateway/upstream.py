@@ -44,13 +44,14 @@ _HOP_BY_HOP = {
     b"transfer-encoding",
     b"upgrade",
 }
-# The engine's order is the gateway's to decide; and what comes back must not be compressed, for its chunks pass as they
-# are.
+# The engine's order is the gateway's to decide, and so is which web pages may ask: an engine that is told no origin
+# lets none in. And what comes back must not be compressed, for its chunks pass as they are.
 _NOT_FORWARDED = _HOP_BY_HOP | {
     b"accept-encoding",
     b"content-length",
     b"expect",
     b"host",
+    b"origin",
     b"traceparent",
     b"tracestate",
     b"x-api-key",

@@ -371,6 +371,12 @@ def test_a_page_of_an_origin_that_is_not_named(engine: ScriptedEngine, start_gat
         preflight = httpx.options(gateway.url + CHAT, headers=headers)
         assert preflight.status_code in (400, 405)
         assert "access-control-allow-origin" not in preflight.headers
+        # Nor may the engine let it in, which vLLM would with --allowed-origins.
+        asked = gateway.ask(chat(), headers={"origin": "http://elsewhere"})
+        call = engine.asked()
+        assert "origin" not in call.headers
+        call.answer()
+        assert asked.header("access-control-allow-origin") is None
 
 
 # TLS

@@ -213,10 +213,12 @@ def test_a_stream_that_breaks_off_ends_with_an_error(engine: ScriptedEngine, gat
     asked = gateway.ask(b"", "/v1/responses/resp_1?stream=true", method="GET")
     call = engine.asked()
     call.start()
-    call.send(b"event: a\n\n")
+    call.send(b"event: a\n\nevent: b\n")
     assert asked.event() == b"event: a\n\n"
     call.hang_up()
-    assert b'"bad_upstream"' in asked.event()
+    told = asked.event()
+    assert told.startswith(b"event: error\n")
+    assert b'"bad_upstream"' in told
 
 
 def test_a_body_that_is_too_large_goes_nowhere(engine: ScriptedEngine, start_gateway: StartGateway) -> None:

@@ -58,6 +58,7 @@ def day(pooling_url: str, tool: dict[str, Any]) -> dict[str, Any]:
 
 
 def once() -> dict[str, Any]:
+    litellm.completion(**at, max_tokens=1)  # the first one takes seconds: it loads what litellm has not loaded yet
     print("ready", flush=True)
     input()
     return {"came again": litellm.completion(**at, max_tokens=3, max_retries=5).choices[0].finish_reason}

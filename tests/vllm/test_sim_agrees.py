@@ -178,7 +178,13 @@ def seen(response: httpx.Response) -> tuple[Any, ...]:
 
 @pytest.mark.parametrize(("path", "body"), list(cases()))
 def test_they_agree(vllm: Vllm, sim: str, path: str, body: Any) -> None:
-    assert seen(post(sim, path, body)) == seen(post(vllm.url, path, body))
+    """On a busy machine vLLM may join two chunks of a stream: those are asked for again."""
+    streams = isinstance(body, dict) and body.get("stream")
+    for _ in range(3 if streams else 1):
+        simulated, real = seen(post(sim, path, body)), seen(post(vllm.url, path, body))
+        if simulated == real:
+            break
+    assert simulated == real
 
 
 @pytest.mark.parametrize("kind", [None, "text/plain"])
