@@ -64,7 +64,7 @@ class Track:
     @property
     def waits(self) -> bool:
         """It has not begun."""
-        return self.let_go is None and not self.prefilled
+        return self.let_go is None and not self.slices
 
     def seen(self, first_token: float | None = None) -> Seen | None:
         """Its prefill, or its slice, if all who shared it came and were done meanwhile: then the time was theirs and

@@ -177,7 +177,7 @@ def test_one_line_for_each_request(
     gateway.stop()
     (line,) = logged(caplog)
     assert list(line) == [
-        *("id", "user", "lane", "class", "predicted", "prompt", "cached", "output"),
+        *("id", "user", "lane", "class", "predicted", "prompt", "cached", "output", "slices"),
         *("queue_s", "prefill_s", "decode_s", "status", "outcome"),
     ]
     assert line["id"] == "mine"

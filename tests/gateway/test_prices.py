@@ -118,7 +118,7 @@ def test_an_engine_that_says_it_caches_nothing_is_believed(
 
 @pytest.fixture
 def counting(engine: ScriptedEngine, start_gateway: StartGateway, file: Path) -> RunningGateway:
-    return start_gateway(engine.url, tokenizer="engine", trace_file=file)
+    return start_gateway(engine.url, tokenizer="engine", trace_file=file, slicing=False)
 
 
 def test_a_long_prompt_is_counted_before_it_is_queued(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from gateway.cost import CostModel
 from gateway.profile import Profile, load
-from gateway.slicer import GROWTH, MOST_PAUSE, SLACK, WORTH, Slicer, Slices, Slicing
+from gateway.slicer import GROWTH, MOST_PAUSE, SLACK, TEN, WORTH, Slicer, Slices, Slicing
 
 STEP_S = 0.05
 SPARK = load("gemma-4-26b-nvfp4")
@@ -194,9 +194,9 @@ def test_with_nobody_decoding_there_is_no_pause(
 
 
 @given(st.floats(0.01, 10), st.floats(0.001, 1), st.integers(1, 200))
-def test_a_share_is_of_the_time(seconds: float, share: float, sequences: int) -> None:
+def test_a_share_is_of_the_time_beside_ten(seconds: float, share: float, sequences: int) -> None:
     pause = slicer(Slicing(long_share=share)).pause(seconds, sequences)
-    assert pause == pytest.approx(min(MOST_PAUSE * seconds, seconds / share - seconds))
+    assert pause == pytest.approx(min(MOST_PAUSE * seconds, (seconds / share - seconds) * sequences / TEN))
     assert pause >= 0
 
 
