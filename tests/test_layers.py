@@ -29,7 +29,8 @@ gateway.curve gateway.decision_log gateway.errors gateway.estimator gateway.even
 gateway.feedback gateway.forecast gateway.forecaster gateway.keys gateway.learned gateway.learners
 gateway.ledger gateway.limits gateway.line gateway.outcome gateway.pace gateway.places gateway.prefix_index
 gateway.priority gateway.profile gateway.prompt gateway.prompt_fields gateway.regression gateway.routes
-gateway.semconv gateway.settings gateway.slicer gateway.sse gateway.timeline gateway.unnamed gateway.usage gateway.wishes
+gateway.semconv gateway.settings gateway.slicer gateway.sse gateway.timeline gateway.unnamed gateway.usage
+gateway.wishes
 loadtest loadtest.calibration loadtest.calibration.accuracy loadtest.calibration.calibration
 loadtest.calibration.cost_fit loadtest.calibration.fit loadtest.calibration.ladder
 loadtest.calibration.measurements loadtest.client loadtest.client.answer loadtest.client.texts loadtest.front
