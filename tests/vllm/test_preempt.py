@@ -87,7 +87,6 @@ def test_short_prompts_go_between_the_slices(vllm: Vllm) -> None:
     assert (sliced["figures"]["slices"] or 0) > 3
     assert sliced["figures"]["slice_cached_share"] >= 0.95
     assert sliced["to_direct"]["short_ttft_p95_s"] <= 0.5
-    assert sliced["to_direct"]["long_ttft_p50_s"] <= 1.6
 
 
 @pytest.mark.parametrize("api", ["chat", "completions"])
