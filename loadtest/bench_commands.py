@@ -120,7 +120,7 @@ def preempt(
             print(encode(told).decode())
         elif measured:
             console.print(table(measured, course.unloaded["ttft_s"]))
-            _tell(console, advice)
+            _tell(console, advice, assignments or [])
         if out and measured:
             console.print(f"wrote {out}", soft_wrap=True)
         if course.interrupted:
@@ -201,15 +201,15 @@ def _run(bench: Bench, shape: Shape, rate: float | None, chosen: Sequence[Varian
     return course
 
 
-def _tell(console: Console, advice: Advice | None) -> None:
+def _tell(console: Console, advice: Advice | None, assignments: list[str]) -> None:
     if advice is None:
         console.print("\nNothing beside direct was measured, so nothing can be advised.")
         return
     console.print()
     for words in advice.words:
         console.print(words, soft_wrap=True)
-    if advice.settings is not None:
-        flags = "".join(f" --set {each}" for each in advice.assignments)
-        console.print(
-            f"\nIn fairlane.toml:\n\n{advice.toml}\nor `fairlane serve{flags}`.", soft_wrap=True, markup=False
-        )
+    if lines := advice.lines(config.assigned(assignments)):
+        flags = " ".join(f"--set {line.replace(' = ', '=', 1)}" for line in lines)
+        toml = "\n".join(lines)
+        said = f"\nAt the top of fairlane.toml:\n\n{toml}\n\nor `fairlane serve {flags}`."
+        console.print(said, soft_wrap=True, markup=False)

@@ -4,7 +4,7 @@ Of those without failures, whose long prompts and makespan lose no more than is 
 fare best; but the plainest that is about as good. Direct is one of them: where nothing beats it, that is the advice.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -43,14 +43,12 @@ class Advice:
     settings: Settings | None
     words: tuple[str, ...]
 
-    @property
-    def toml(self) -> str:
-        return "".join(f"{key} = {toml(value)}\n" for key, value in (self.settings or {}).items())
-
-    @property
-    def assignments(self) -> list[str]:
-        """As --set has them."""
-        return [f"{key}={toml(value)}" for key, value in (self.settings or {}).items()]
+    def lines(self, given: Mapping[str, object]) -> list[str]:
+        """Of TOML, with what the user has said of the engine: the gateway that is to be must know it, too."""
+        if self.settings is None:
+            return []
+        engine = {key: value for key, value in given.items() if key.startswith("engine.")}
+        return [f"{key} = {toml(value)}" for key, value in {**self.settings, **engine}.items()]
 
 
 def advise(measured: Sequence[Measured], prefer: Prefer = "ttft", bounds: Bounds | None = None) -> Advice | None:

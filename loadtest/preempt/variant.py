@@ -5,6 +5,7 @@ with the share of the engine that long prompts have while others decode; `tpot`,
 `sliced-0.25+paced-0.5` is slicing with max_stall = 0.25 and long_share = 0.5.
 """
 
+import json
 import re
 from dataclasses import dataclass, field
 
@@ -38,8 +39,9 @@ class Variant:
         return [f"{key}={toml(value)}" for key, value in self.settings.items()]
 
 
-def toml(value: bool | float) -> str:
-    return str(value).lower() if isinstance(value, bool) else f"{value:g}"
+def toml(value: object) -> str:
+    """What is no table is written there as in JSON."""
+    return json.dumps(value)
 
 
 def variant(name: str) -> Variant:

@@ -1,5 +1,6 @@
 """What `fairlane bench preempt` computes: its load, its figures, its advice."""
 
+import tomllib
 from collections.abc import Sequence
 from dataclasses import replace
 from io import StringIO
@@ -245,13 +246,17 @@ def test_bounds_and_preference_are_the_users() -> None:
     assert advised(SIDES, "e2e").variant == "sliced-0.25"
     advice = advised(SIDES, "e2e", Bounds(2.2, 1.6))
     assert advice.variant == "paced-0.3"
-    assert advice.toml == "slicing = true\nlong_share = 0.3\n"
-    assert advice.assignments == ["slicing=true", "long_share=0.3"]
+    given = config.assigned(["policy=fifo", "engine.step_tokens=2048", "engine.scheduling_policy=priority"])
+    lines = advice.lines(given)
+    assert lines == [
+        *("slicing = true", "long_share = 0.3", "engine.step_tokens = 2048", 'engine.scheduling_policy = "priority"'),
+    ]
+    assert tomllib.loads("\n".join(lines))["engine"] == {"step_tokens": 2048, "scheduling_policy": "priority"}
 
 
 def test_direct_may_be_better() -> None:
     advice = advised([SIDES[0], measured(SLICED, short_ttft_p95_s=8.5)])
-    assert (advice.variant, advice.settings, advice.toml) == (DIRECT, None, "")
+    assert (advice.variant, advice.settings, advice.lines({"engine.step_tokens": 1})) == (DIRECT, None, [])
     assert advice.words[0].startswith("Direct is better here")
 
 

