@@ -87,7 +87,9 @@ class Shown:
 
 @contextmanager
 def show(demo: Demo, console: Console) -> Iterator[Shown]:
-    """Run all three, with progress on the console. Raises RuntimeError if a server does not start."""
+    """Run all three, with progress on the console. Raises RuntimeError if a server does not start, ValueError at once
+    for settings that are none."""
+    settings = gateway_settings(demo)
     threshold = demo.best_threshold()
     titles = {
         "direct": "straight at the engine, stock flags",
@@ -117,7 +119,7 @@ def show(demo: Demo, console: Console) -> Iterator[Shown]:
             with _simulated_spark(demo, threshold) as url:
                 load("direct_tuned", url)
             engine = servers.enter_context(_simulated_spark(demo, DEPLOY_THRESHOLD))
-            gateway = servers.enter_context(_gateway(demo, engine))
+            gateway = servers.enter_context(_gateway(demo, engine, settings))
             load("gateway", gateway)
         yield Shown(runs, gateway, engine)
 
@@ -179,29 +181,24 @@ def _simulated_spark(demo: Demo, threshold: int) -> Iterator[str]:
 
 
 @contextmanager
-def _gateway(demo: Demo, engine: str) -> Iterator[str]:
+def _gateway(demo: Demo, engine: str, settings: list[str]) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
         # Its clock is ours, so what work costs there is what it costs on the Spark, divided by the speed.
         profile = Path(folder) / "profile.toml"
         profile.write_text(demo.cost.scaled(1 / demo.speed).toml("demo"))
         command = ["serve", "--upstream", engine, "--policy", demo.policy, "--profile", str(profile)]
-        # Nothing is to be left of it, nor found by the next one.
-        settings = [
-            f"engine.long_prefill_threshold={DEPLOY_THRESHOLD}",
-            "state_file=off",
-            *demo.settings,
-            *_paced(demo),
-        ]
         with running([*command, *(word for each in settings for word in ("--set", each))]) as url:
             yield url
 
 
-def _paced(demo: Demo) -> Iterator[str]:
-    """What long prompts' slices go by, in the gateway's own seconds."""
+def gateway_settings(demo: Demo) -> list[str]:
+    """As `serve --set` takes them. What slices of long prompts go by is in the gateway's own seconds."""
     settings, _ = config.load(flags=config.assigned(demo.settings))
-    yield f"max_stall={settings.max_stall / demo.speed}"
+    paced = [f"max_stall={settings.max_stall / demo.speed}"]
     if settings.tpot_target is not None:
-        yield f"tpot_target={settings.tpot_target / demo.speed}"
+        paced.append(f"tpot_target={settings.tpot_target / demo.speed}")
+    # Nothing is to be left of it, nor found by the next one.
+    return [f"engine.long_prefill_threshold={DEPLOY_THRESHOLD}", "state_file=off", *demo.settings, *paced]
 
 
 def hold(console: Console, shown: Shown) -> None:

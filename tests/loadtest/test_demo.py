@@ -16,7 +16,7 @@ from gateway.cost import CostModel
 from gateway.limits import Limits
 from gateway.profile import load as load_cost_profile
 from gateway.slicer import Slicer, Slicing
-from loadtest.demo import DEPLOY_THRESHOLD, NOISE, Demo, Runs, figures, sentence, table
+from loadtest.demo import DEPLOY_THRESHOLD, NOISE, Demo, Runs, figures, gateway_settings, sentence, table
 from loadtest.simulate import Simulation
 from loadtest.spark.engine import Engine
 from loadtest.spark.profile import load_profile
@@ -117,6 +117,12 @@ def test_the_table_shows_the_three_runs_and_the_sentence_the_trade() -> None:
     assert re.search(r"p95\) straight at the\s+engine", text)
 
 
+def test_settings_are_in_spark_seconds() -> None:
+    wanted = replace(demo(1), speed=4.0, settings=("long_share=0.7", "max_stall=1", "tpot_target=0.2"))
+    assert {"long_share=0.7", "max_stall=0.25", "tpot_target=0.05"} <= {*gateway_settings(wanted)}
+    assert "max_stall=0.5" in gateway_settings(demo(1))
+
+
 @pytest.mark.timeout(150)
 def test_the_demo_runs_for_real(tmp_path: Path) -> None:
     """Three times through real servers, at a speed that leaves little of a Spark second; the direction must hold. Long
@@ -147,6 +153,7 @@ def test_the_demo_runs_for_real(tmp_path: Path) -> None:
         (["--policy", "fare"], "choose fair, fifo"),
         (["--profile", "gemma"], "gemma-4-26b-bf16"),
         (["--speed", "0"], "--speed"),
+        (["--set", "long_share=2"], "long_share"),
     ],
 )
 def test_what_is_wrong_is_said(arguments: list[str], says: str) -> None:
