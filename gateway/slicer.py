@@ -33,7 +33,7 @@ MOST_PAUSE = 9.0
 # Who decode, beside whom a long prompt has its `long_share`: what a Spark's office has when documents come.
 TEN = 10
 # A slice takes at least so many times what any request costs, however short: a mixture's experts are read for each.
-WORTH = 3.0
+WORTH = 5.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,7 @@ def demo(
     policy: Annotated[str, typer.Option(help=f"The gateway's policy: {', '.join(names())}.")] = "fair",
     seed: Annotated[int, typer.Option(help="Seed of the load and of the machine's noise.")] = 1,
     speed: Annotated[float, typer.Option(min=0.1, max=20, help="How many times as fast as life.")] = 4.0,
+    assignments: load_commands.Assignments = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave gateway and engine running; print their URLs.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures only, as JSON.")] = False,
 ) -> None:
@@ -52,7 +53,7 @@ def demo(
     engine = _engine(profile)
     cost = load_cost_profile(BF16 if engine.name == NVFP4 else NVFP4)
     console = Console(stderr=as_json)
-    wanted = demonstration.Demo(profile, engine, cost, policy, seed, speed)
+    wanted = demonstration.Demo(profile, engine, cost, policy, seed, speed, tuple(assignments or ()))
     try:
         with demonstration.show(wanted, console) as shown:
             rows = demonstration.figures(shown.runs)
@@ -63,7 +64,7 @@ def demo(
                 console.print(demonstration.sentence(shown.runs))
             if keep:
                 demonstration.hold(console, shown)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
     if any(row["failed"] for row in rows.values()):
         raise typer.Exit(1)

@@ -2,8 +2,9 @@
 
 The same minute of an office is sent three times at a simulated DGX Spark, in real time at `speed`: straight at
 the engine with stock flags; straight at it with the long-prefill threshold that is best for short prompts; and
-through the gateway, with the engine flags of our deploy profile. Servers and gateway are processes of their own,
-started by the commands that a user would type. All figures are in Spark seconds.
+through the gateway, with the engine flags of our deploy profile. The engine has its prefix cache each time, as vLLM has
+by default, so that the gateway can cut long prompts. Servers and gateway are processes of their own, started by the
+commands that a user would type. All figures are in Spark seconds.
 """
 
 import json
@@ -19,6 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from gateway import config
 from gateway.profile import Profile
 from loadtest.client.load_client import LoadClient
 from loadtest.client.probe import served_model
@@ -45,6 +47,7 @@ class Demo:
 
     engine_name  what `fairlane sim --profile` is given
     cost         the profile that the gateway starts from: on purpose another machine's
+    settings     of the gateway, each KEY=VALUE, in Spark seconds
     """
 
     engine_name: str
@@ -53,6 +56,7 @@ class Demo:
     policy: str
     seed: int
     speed: float
+    settings: tuple[str, ...] = ()
 
     @property
     def arrivals(self) -> list[Request]:
@@ -83,7 +87,9 @@ class Shown:
 
 @contextmanager
 def show(demo: Demo, console: Console) -> Iterator[Shown]:
-    """Run all three, with progress on the console. Raises RuntimeError if a server does not start."""
+    """Run all three, with progress on the console. Raises RuntimeError if a server does not start, ValueError at once
+    for settings that are none."""
+    settings = gateway_settings(demo)
     threshold = demo.best_threshold()
     titles = {
         "direct": "straight at the engine, stock flags",
@@ -113,7 +119,7 @@ def show(demo: Demo, console: Console) -> Iterator[Shown]:
             with _simulated_spark(demo, threshold) as url:
                 load("direct_tuned", url)
             engine = servers.enter_context(_simulated_spark(demo, DEPLOY_THRESHOLD))
-            gateway = servers.enter_context(_gateway(demo, engine))
+            gateway = servers.enter_context(_gateway(demo, engine, settings))
             load("gateway", gateway)
         yield Shown(runs, gateway, engine)
 
@@ -169,22 +175,30 @@ def sentence(runs: Runs) -> str:
 @contextmanager
 def _simulated_spark(demo: Demo, threshold: int) -> Iterator[str]:
     options = ["--profile", demo.engine_name, "--speed", str(demo.speed), "--seed", str(demo.seed)]
-    flags = ["--noise", str(NOISE), "--long-prefill-token-threshold", str(threshold)]
+    flags = ["--noise", str(NOISE), "--long-prefill-token-threshold", str(threshold), "--enable-prefix-caching"]
     with running(["sim", *options, *flags]) as url:
         yield url
 
 
 @contextmanager
-def _gateway(demo: Demo, engine: str) -> Iterator[str]:
+def _gateway(demo: Demo, engine: str, settings: list[str]) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
         # Its clock is ours, so what work costs there is what it costs on the Spark, divided by the speed.
         profile = Path(folder) / "profile.toml"
         profile.write_text(demo.cost.scaled(1 / demo.speed).toml("demo"))
         command = ["serve", "--upstream", engine, "--policy", demo.policy, "--profile", str(profile)]
-        # Nothing is to be left of it, nor found by the next one.
-        flags = ["--set", f"engine.long_prefill_threshold={DEPLOY_THRESHOLD}", "--set", "state_file=off"]
-        with running([*command, *flags]) as url:
+        with running([*command, *(word for each in settings for word in ("--set", each))]) as url:
             yield url
+
+
+def gateway_settings(demo: Demo) -> list[str]:
+    """As `serve --set` takes them. What slices of long prompts go by is in the gateway's own seconds."""
+    settings, _ = config.load(flags=config.assigned(demo.settings))
+    paced = [f"max_stall={settings.max_stall / demo.speed}"]
+    if settings.tpot_target is not None:
+        paced.append(f"tpot_target={settings.tpot_target / demo.speed}")
+    # Nothing is to be left of it, nor found by the next one.
+    return [f"engine.long_prefill_threshold={DEPLOY_THRESHOLD}", "state_file=off", *demo.settings, *paced]
 
 
 def hold(console: Console, shown: Shown) -> None:

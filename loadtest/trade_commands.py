@@ -35,7 +35,7 @@ def trade(
 ) -> None:
     """Draw what long prompts' pace trades: their first token against short prompts' first token, answer and speed.
 
-    Simulated: the gateway at each `long_share`, the engine alone with each long-prefill threshold; means over seeds.
+    Simulated: the gateway at each `long_share`, and the engine alone with each long-prefill threshold; means of seeds.
     """
     with load.told_plainly():
         machine = load_profile(profile).with_flags(enable_prefix_caching=True)

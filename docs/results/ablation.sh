@@ -15,7 +15,7 @@ simulate() { # machine, what the gateway is told it is, people
     local machine=$1 told=$2 people=$3 case=$runs/$1/$3
     mkdir -p "$case"
     for seed in 1 2 3 4 5; do
-        fairlane load simulate office-mix --users "$people" --seed "$seed" --noise 0.1 --profile "$machine" \
+        fairlane load simulate office-mix --users "$people" --seed "$seed" --noise 0.1 --set slicing=false --profile "$machine" \
             --set profile="$told" --enable-prefix-caching --kv-cache-tokens "$kv_cache" \
             --long-prefill-token-threshold "$deploy" "${policies[@]/#/--policy=}" "${pricings[@]/#/--pricing=}" \
             --out "$case/new" --json >/dev/null

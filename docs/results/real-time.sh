@@ -29,7 +29,7 @@ fairlane sim --port 8401 --speed "$speed" --enable-prefix-caching &
 fairlane sim --port 8402 --speed "$speed" --enable-prefix-caching --long-prefill-token-threshold "$deploy" &
 LITELLM_LOCAL_MODEL_COST_MAP=True env -u PYTHONPATH "$LITELLM" --config "$work/litellm.yaml" --host 127.0.0.1 --port 8403 >"$work/litellm.log" 2>&1 &
 fairlane serve --upstream http://127.0.0.1:8402 --port 8404 --profile "$work/spark.toml" \
-    --set "engine.long_prefill_threshold=$deploy" --set state_file=off 2>"$work/serve.log" &
+    --set "engine.long_prefill_threshold=$deploy" --set state_file=off --set slicing=false 2>"$work/serve.log" &
 for port in 8401 8402 8403 8404; do
     until curl --silent --output /dev/null "http://127.0.0.1:$port/"; do sleep 0.5; done
 done

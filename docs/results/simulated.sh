@@ -12,7 +12,7 @@ for seed in 1 2 3 4 5; do
     simulate() { # folder, options
         local folder=$1
         shift
-        fairlane load simulate "$workload" --seed "$seed" --noise 0.1 --enable-prefix-caching \
+        fairlane load simulate "$workload" --seed "$seed" --noise 0.1 --enable-prefix-caching --set slicing=false \
             --out "$out/runs/$folder/seed-$seed" --json "$@" >/dev/null
         rm "$out/runs/$folder/seed-$seed/report.html"
     }

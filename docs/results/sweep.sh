@@ -6,7 +6,7 @@ workload=$1
 short_p95() { # options
     for seed in 1 2 3 4 5; do
         rm -rf "$folder"
-        fairlane load simulate "$workload" --seed "$seed" --noise 0.1 --enable-prefix-caching --out "$folder" --json "$@" >/dev/null
+        fairlane load simulate "$workload" --seed "$seed" --noise 0.1 --enable-prefix-caching --set slicing=false --out "$folder" --json "$@" >/dev/null
         python - "$folder/results.jsonl" <<'PYTHON'
 import json, sys
 waits = sorted(row["ttft_arrival_ms"] for row in map(json.loads, open(sys.argv[1])) if row["prompt_tokens"] <= 2048)

@@ -15,7 +15,8 @@ from gateway.admission import Admission
 from gateway.cost import CostModel
 from gateway.limits import Limits
 from gateway.profile import load as load_cost_profile
-from loadtest.demo import DEPLOY_THRESHOLD, NOISE, Demo, Runs, figures, sentence, table
+from gateway.slicer import Slicer, Slicing
+from loadtest.demo import DEPLOY_THRESHOLD, NOISE, Demo, Runs, figures, gateway_settings, sentence, table
 from loadtest.simulate import Simulation
 from loadtest.spark.engine import Engine
 from loadtest.spark.profile import load_profile
@@ -42,14 +43,16 @@ def demo(seed: int, policy: str = "fair", profile: str = BF16) -> Demo:
     return Demo(profile, load_profile(profile), load_cost_profile(NVFP4), policy, seed, speed=1.0)
 
 
-def simulated(wanted: Demo) -> Runs:
+def simulated(wanted: Demo, slicing: Slicing | None = None) -> Runs:
     """The three runs under the virtual clock: the same load, engine, admission and prices, no sockets."""
+    machine = wanted.engine.with_flags(enable_prefix_caching=True)
 
     def run(threshold: int, gated: bool) -> Simulation:
-        engine = Engine(wanted.engine.with_flags(long_prefill_token_threshold=threshold), seed=wanted.seed, noise=NOISE)
+        engine = Engine(machine.with_flags(long_prefill_token_threshold=threshold), seed=wanted.seed, noise=NOISE)
         if not gated:
             return Simulation(engine)
-        return Simulation(engine, Admission(POLICIES[wanted.policy](), Limits()), CostModel(wanted.cost))
+        admission, model = Admission(POLICIES[wanted.policy](), Limits()), CostModel(wanted.cost)
+        return Simulation(engine, admission, model, slicer=Slicer(slicing, model) if slicing else None)
 
     return {
         "direct": run(0, gated=False).run(wanted.arrivals),
@@ -70,6 +73,20 @@ def test_the_trade_is_what_the_readme_says(seed: int) -> None:
     assert ours["long_ttft_p50_s"] <= 1.45 * direct["long_ttft_p50_s"]
     assert ours["long_ttft_max_s"] <= 1.45 * direct["long_ttft_max_s"]
     assert ours["short_e2e_p50_s"] <= 1.05 * direct["short_e2e_p50_s"]
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_slices_trade_more_of_the_same(seed: int) -> None:
+    """Short prompts' first tokens come at once; the documents pay, but not more than the engine's best flag costs."""
+    direct, tuned, ours = figures(simulated(demo(seed), Slicing(step_tokens=DEPLOY_THRESHOLD))).values()
+    assert ours["failed"] == 0
+    assert direct["short_ttft_p95_s"] / ours["short_ttft_p95_s"] >= 25
+    assert tuned["short_ttft_p95_s"] / ours["short_ttft_p95_s"] >= 5
+    assert ours["itl_p99_s"] < 0.8 * tuned["itl_p99_s"]
+    assert ours["long_ttft_p50_s"] <= 1.2 * tuned["long_ttft_p50_s"]
+    assert ours["second_paster_ttft_s"] <= 0.6 * direct["second_paster_ttft_s"]
+    assert ours["makespan_s"] <= 1.18 * direct["makespan_s"]
+    assert ours["short_e2e_p50_s"] <= 1.08 * direct["short_e2e_p50_s"]
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
@@ -100,9 +117,16 @@ def test_the_table_shows_the_three_runs_and_the_sentence_the_trade() -> None:
     assert re.search(r"p95\) straight at the\s+engine", text)
 
 
+def test_settings_are_in_spark_seconds() -> None:
+    wanted = replace(demo(1), speed=4.0, settings=("long_share=0.7", "max_stall=1", "tpot_target=0.2"))
+    assert {"long_share=0.7", "max_stall=0.25", "tpot_target=0.05"} <= {*gateway_settings(wanted)}
+    assert "max_stall=0.5" in gateway_settings(demo(1))
+
+
 @pytest.mark.timeout(150)
 def test_the_demo_runs_for_real(tmp_path: Path) -> None:
-    """Three times through real servers, at a speed that leaves little of a Spark second; the direction must hold.
+    """Three times through real servers, at a speed that leaves little of a Spark second; the direction must hold. Long
+    prompts go whole: these are the figures of that.
 
     The profile is a copy, given by its path, as a user would.
     """
@@ -111,6 +135,7 @@ def test_the_demo_runs_for_real(tmp_path: Path) -> None:
     copy = tmp_path / "mine.toml"
     copy.write_text(text[start : text.index("[", start + 1)] if "[" in text[start + 1 :] else text[start:])
     command = [sys.executable, "-m", "gateway", "demo", "--json", "--seed", "1", "--speed", "12"]
+    command += ["--set", "slicing=false"]
     done = subprocess.run([*command, "--profile", str(copy)], capture_output=True, text=True, timeout=140, check=False)
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)
@@ -128,6 +153,7 @@ def test_the_demo_runs_for_real(tmp_path: Path) -> None:
         (["--policy", "fare"], "choose fair, fifo"),
         (["--profile", "gemma"], "gemma-4-26b-bf16"),
         (["--speed", "0"], "--speed"),
+        (["--set", "long_share=2"], "long_share"),
     ],
 )
 def test_what_is_wrong_is_said(arguments: list[str], says: str) -> None:

@@ -63,6 +63,8 @@ def test_a_figure_says_what_limits_it_was_made_with() -> None:
     assert Front("direct").settings() == {}
     assert Front("semaphore", COST, seats=4).settings() == {"seats": "4"}
     assert "long_prompt_tokens=2048" in Front("fair", COST).settings()["limits"]
+    assert Front("fair", COST).settings()["slicing"] == "max_stall=0.5 long_share=1.0 step_tokens=8192"
+    assert Front("fair", COST, slicing=None).settings()["slicing"] == "off"
 
 
 @pytest.mark.parametrize("profile", ["gemma-4-26b-bf16", "gemma-4-26b-nvfp4", "gemma-4-31b-bf16"])
