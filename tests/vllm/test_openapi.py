@@ -71,7 +71,7 @@ def fuzz(engine: Vllm, gateway: str, path: str, mode: GenerationMode) -> None:
     description: Any = httpx.get(f"{engine.url}/openapi.json", trust_env=False).json()
     operation = schemathesis.openapi.from_dict(description)[path]["POST"]
 
-    @settings(max_examples=30, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=20, suppress_health_check=list(HealthCheck))
     @given(operation.as_strategy(generation_mode=mode))
     def send(case: Any) -> None:
         if path in LIMITS and isinstance(case.body, dict) and case.body.get(LIMITS[path]) is None:
