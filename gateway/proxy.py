@@ -27,6 +27,7 @@ from gateway.parts import Parts
 from gateway.priority import with_priority
 from gateway.prompt import Prompt
 from gateway.sliced import SlicedPrefill, sliceable
+from gateway.slicer import Slices
 from gateway.sse import EventStream
 from gateway.timeline import Timeline
 from gateway.tokenizer import Ids
@@ -211,9 +212,12 @@ class Proxied:
         slicer, job = self.parts.slicer, exchange.job
         if slicer is None or ids is None or job is None or job.lane == "short":
             return None
-        sliced = SlicedPrefill(slicer, request, ids, price.cached)
+        slices = Slices(slicer, len(ids), price.cached)
+        if slices.last:
+            return None
+        sliced = SlicedPrefill(slicer, slices, request, ids)
         exchange.slices = sliced.sent
-        return None if sliced.slices.last else sliced
+        return sliced
 
     def _job(
         self,

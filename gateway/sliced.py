@@ -57,20 +57,20 @@ def sliceable(request: InferenceRequest) -> bool:
 
 
 class SlicedPrefill:
-    def __init__(self, slicer: Slicer, request: InferenceRequest, ids: Ids, cached: int) -> None:
-        """`ids` are of the whole prompt, of which the engine is expected to have the first `cached`."""
-        self.slices = Slices(slicer, len(ids), cached)
+    def __init__(self, slicer: Slicer, slices: Slices, request: InferenceRequest, ids: Ids) -> None:
+        """`ids` are of the whole prompt."""
+        self.slices = slices
         self.sent: list[Slice] = []
         self._slicer = slicer
         self._missed = False
         self._model = request.model or ""
-        self._ids = ids
         keys = _KEYS.decode(request.body)
         named = ((b"model", keys.model), (b"cache_salt", keys.cache_salt))
         given = b"".join(b',"%s":%s' % (name, bytes(value)) for name, value in named if value)
-        # Grows with the slices: each is the one before, and more.
-        self._body = bytearray(b'{"max_tokens":1,"temperature":0%s,"prompt":[' % given)
-        self._written = 0
+        self._head = b'{"max_tokens":1,"temperature":0%s,"prompt":[' % given
+        # Written once and by blocks, on which slices end: the next one is ready when the last one ends.
+        block = self._block = slicer.block
+        self._blocks = [",".join(map(str, ids[at : at + block])).encode() for at in range(0, len(ids), block)]
 
     async def run(self, parts: Parts, job: Job, permit: Permit, headers: Headers) -> None:
         """All slices but the last one, whose permit is held then. Raises nothing but its cancellation."""
@@ -132,11 +132,9 @@ class SlicedPrefill:
         return self._look(parts, slices.end, said.usage, said.times, seen, first=len(self.sent) == 1)
 
     def _next_body(self, parts: Parts, permit: Permit) -> bytes:
-        more = self._ids[self._written : self.slices.end]
-        self._body += (b"," if self._written else b"") + ",".join(map(str, more)).encode()
-        self._written = self.slices.end
+        body = self._head + b",".join(self._blocks[: self.slices.end // self._block]) + b"]}"
         ordered = parts.settings.engine.scheduling_policy == "priority"
-        return with_priority(bytes(self._body) + b"]}", permit.number if ordered else None)
+        return with_priority(body, permit.number if ordered else None)
 
     def _look(
         self,
