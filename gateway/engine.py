@@ -135,7 +135,6 @@ class Engine:
         if before is not None:
             logger.warning("engine: it was %s and is %s now: learning what it costs starts anew", before, engine)
             parts.cost_model.start_anew()
-            parts.slice_guard.forget()
             return
         kept = await anyio.to_thread.run_sync(self._state_file.read) if self._state_file else None
         if kept is None:
@@ -187,6 +186,7 @@ class Engine:
         """Its process has started since, or it was away: it may be another one."""
         if self._parts.engine is not None and (self._started is not None or state.started is None):
             self._parts.cost_model.prefixes.forget()
+            self._parts.slice_guard.forget()
             await self._find()
         self._started = state.started
 

@@ -35,7 +35,7 @@ class Event:
     correction: Correction | None = None
     max_tokens: int | None = None  # of an arrival: the longest answer
     output_tokens: int | None = None  # of a finish: the answer, if it came to its end
-    guessed: bool | None = None  # of a first token: nobody saw it, it is taken to have come
+    guessed: bool | None = None  # of a first token, or a slice: nobody saw it, it is taken to have come
 
 
 def tell(admission: Admission, event: Event) -> list[Job]:

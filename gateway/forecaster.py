@@ -25,7 +25,7 @@ def learn(pace: Pace, event: Event, dispatched: list[Job], now: float) -> None:
             case "arrive":
                 pace.waits(job, event.max_tokens, event.part)
             case "slice_done" if event.part:
-                pace.slice_done(job, event.part, now)
+                pace.slice_done(job, event.part, now, seen=not event.guessed)
             case "first_token":
                 pace.first_token(job, now, seen=not event.guessed)
             case "finish" | "leave":

@@ -154,11 +154,14 @@ class Pace:
             self.prefilling[job.lane][job] = self.dispatched
             self.dispatched += 1
 
-    def slice_done(self, job: Job, part: Part, now: float) -> None:
-        """It waits for its next slice, `part`."""
+    def slice_done(self, job: Job, part: Part, now: float, *, seen: bool = True) -> None:
+        """It waits for its next slice, `part`. From one that was never seen done nothing is learned."""
         self._pass(now)
         track = self.tracks[job]
-        self._prefilled(job, track)
+        if seen:
+            self._prefilled(job, track)
+        else:
+            self._leave_prefill(job)
         track.slices += 1
         track.let_go, track.part = None, part
 

@@ -135,6 +135,10 @@ class PrefixIndex:
         if prompt.chain and (known := self._known.get(prompt.chain[-1].name)):
             known.answer = answer
 
+    def expect(self, tokens: int) -> None:
+        """So many were sent that the engine has, by somebody who knows without asking here."""
+        self._expected += tokens
+
     def counted(self, hits: float) -> None:
         """The engine's own count of tokens that it found in its cache, since it was started: for one that does not
         tell it with each answer. Compared when enough were expected for a scrape's delay not to matter."""

@@ -77,6 +77,7 @@ class SlicedPrefill:
         slices, pace = self.slices, parts.waiting.forecaster.pace
         slices.begin(perf_counter())
         while not slices.last:
+            sent = len(self.sent)
             goes_on = self._pays(parts) and await self._slice(parts, permit, headers)
             company = pace.company(job)
             if goes_on:
@@ -86,14 +87,16 @@ class SlicedPrefill:
                 company = company or pace.company(job)
                 await permit.go_on(slices.go_on(perf_counter(), company=company, sequences=pace.sequences))
             else:
-                await permit.go_on(slices.whole())
+                await permit.go_on(slices.whole(), done=len(self.sent) > sent)
 
     def own(self, usage: Usage) -> Usage:
         """What the client's request says of itself, with the tokens that were cached before its first slice was sent:
         it found what its slices had done, and that is its own work."""
         if not self.sent or usage.cached is None or self.sent[0].cached is None:
             return usage
-        found = min(usage.cached, self.sent[0].cached)
+        # And with what each slice, and the request, found beyond those before it.
+        found = self.sent[0].cached + sum(max(0, (each.cached or 0) - each.start) for each in self.sent[1:])
+        found = min(usage.cached, found + max(0, usage.cached - self.sent[-1].end))
         return msgspec.structs.replace(usage, prompt_tokens_details=PromptDetails(found))
 
     def ended(self, parts: Parts, usage: Usage, times: EngineTimes | None, seen: Seen | None) -> None:
@@ -123,6 +126,7 @@ class SlicedPrefill:
             return False
         if answer.status != 200:
             logger.warning("request %s: slice %d: HTTP %d", permit.job.id, len(self.sent) + 1, answer.status)
+            self._saw(parts, hit=False, why=f"HTTP {answer.status}")
             return False
         ended, said = perf_counter(), read(content)
         seen = permit.track.seen(ended) if answer.at_once else None
@@ -154,17 +158,22 @@ class SlicedPrefill:
             if cached is not None:
                 found = hit(start, cached, self._slicer.block)
                 parts.telemetry.metrics.slice_found(start, min(start, cached))
-            elif seen is not None and not seen.others:
-                found = hit_by_time(seen.seconds, profile.prefill(tokens, start), profile.prefill(tokens))
-            if found is not None and parts.slice_guard.saw(self._model, hit=found, now=perf_counter()):
-                logger.warning(
-                    "slicing is off for this model for a while: slices do not find in the engine's cache what was done "
-                    "before them (%s of %d tokens). Is --enable-prefix-caching on, and the cache large enough?",
-                    "few" if cached is None else cached,
-                    start,
-                )
+            else:
+                parts.cost_model.prefixes.expect(start)
+                if seen is not None and not seen.others:
+                    found = hit_by_time(seen.seconds, profile.prefill(tokens, start), profile.prefill(tokens))
+            if found is not None:
+                self._saw(parts, hit=found, why=f"{'few' if cached is None else cached} of {start} tokens found")
         if found:
             known = cached if cached is not None or first else start
             parts.cost_model.learn_slice(tokens, known, seen, times.queue_s if times else None)
         self._missed = found is False
         return not self._missed
+
+    def _saw(self, parts: Parts, *, hit: bool, why: str) -> None:
+        if parts.slice_guard.saw(self._model, hit=hit, now=perf_counter()):
+            logger.warning(
+                "slicing is off for this model for a while: slices do not find in the engine's cache what was done "
+                "before them (%s). Is --enable-prefix-caching on, and the cache large enough?",
+                why,
+            )

@@ -46,10 +46,10 @@ class Permit:
         self.predicted_prefill_s = room.admission.predicted_prefill(job)
         self._room: WaitingRoom | None = room
 
-    async def go_on(self, part: Part) -> None:
-        """A slice is done: let others go, and wait for the turn of the next one."""
+    async def go_on(self, part: Part, *, done: bool = True) -> None:
+        """A slice is done, or will not be: let others go, and wait for the turn of the next one."""
         assert self._room
-        self.number = await self._room.go_on(self.job, part)
+        self.number = await self._room.go_on(self.job, part, done=done)
         self.predicted_prefill_s = self._room.admission.predicted_prefill(self.job)
 
     def first_token(self, *, guessed: bool = False) -> None:
@@ -133,12 +133,12 @@ class WaitingRoom:
             else:
                 self.tell(Event("leave", job))
 
-    async def go_on(self, job: Job, part: Part) -> int:
+    async def go_on(self, job: Job, part: Part, *, done: bool = True) -> int:
         """Let the job's next slice wait for its turn, however long; the number of its dispatch. Until then it holds no
         seat. Whoever has begun is not sent away: not by `queue_timeout`, nor while the gateway drains."""
         waiter = self._waiters[job]
         waiter.wake = anyio.Event()
-        self.tell(Event("slice_done", job, part=part))
+        self.tell(Event("slice_done", job, part=part, guessed=None if done else True))
         await waiter.wake.wait()
         return waiter.number
 

@@ -344,3 +344,33 @@ def test_who_decodes_has_the_engine_between_slices(engine: ScriptedEngine, start
     done(engine.asked(), FIRST)  # nobody decodes: it is over
     answered(engine.asked(), SECOND)
     whole(asked)
+
+
+def test_a_cache_that_is_warmer_than_was_known_is_no_charge(
+    engine: ScriptedEngine, start: Start, tmp_path: Path
+) -> None:
+    """As after a restart of the gateway: all of the prompt is there, and each slice finds all of itself."""
+    file = tmp_path / "spans.jsonl"
+    gateway = start(trace_file=file)
+    asked = gateway.ask(long(), TEXT)
+    slices(engine, [FIRST, SECOND])
+    answered(engine.asked(), TOKENS - 16)
+    whole(asked)
+    gateway.stop()
+    spans = [json.loads(line) for line in file.read_text().splitlines()]
+    (server,) = [span["attributes"] for span in spans if span["kind"] == "SERVER"]
+    assert server["gen_ai.usage.cache_read.input_tokens"] == TOKENS - 16
+    assert server["fairlane.true.prefill_s"] == pytest.approx(PER_TOKEN * 16)
+
+
+def test_an_engine_that_takes_no_token_ids_is_not_asked_again_and_again(
+    engine: ScriptedEngine, gateway: RunningGateway
+) -> None:
+    for first in (1, 100_000):
+        asked = gateway.ask(long(first), TEXT)
+        engine.asked().answer(404, {"error": {"message": "no"}})
+        answered(engine.asked(), 0)
+        whole(asked)
+    assert gateway.metric("fairlane_slicing_off") == 1
+    stretch = gateway.gateway.parts.waiting.forecaster.pace.stretch["long"].value
+    assert stretch > 0.0  # what was never done taught nothing of its time

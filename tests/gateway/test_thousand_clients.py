@@ -114,15 +114,20 @@ def test_a_thousand_clients(spark: str, gateway: Process) -> None:
     url = gateway.url
     nothing = dict.fromkeys((*BUDGETS, "fairlane_kv_tokens"), 0.0)
     idle = dict.fromkeys(("vllm:num_requests_running", "vllm:num_requests_waiting"), 0.0)
-    memory = []
-    for seed in range(3):  # two for what the allocator keeps of a crowd, a third for what we would
+    memory: list[int] = []
+    # Again and again, until the allocator has what it keeps of a crowd. What we kept of one would come with each.
+    for seed in range(6):
         went = crowd(url, 1000, seed)
         assert went["left"] > 250, went
         until(lambda: total(url, *nothing) == nothing, 30, what="nothing is held")
         until(lambda: total(spark, *idle) == idle, 30, what="the engine runs nothing")
         memory.append(resident(gateway))
-    assert memory[-1] <= 1.1 * max(memory[:-1]), memory
+        if len(memory) > 2 and max(memory[-3:]) <= 1.1 * memory[-3]:
+            break
+    assert max(memory[-3:]) <= 1.1 * memory[-3], memory
     ended = total(url, "fairlane_requests_total")["fairlane_requests_total"]
-    assert 1500 < ended <= 3000  # on a busy machine many have left before they had sent anything
+    assert (
+        500 * len(memory) < ended <= 1000 * len(memory)
+    )  # on a busy machine many have left before they had sent anything
     assert "Traceback" not in gateway.said
     assert "internal_error" not in gateway.said
