@@ -593,3 +593,12 @@ class TestLearners:
         for _ in range(50):
             errors.saw(10.0, took)
         assert 0 <= errors.factor(10.0) < inf
+
+
+def test_a_slice_that_was_never_done_teaches_nothing() -> None:
+    pace, job = Pace(), Job("a", "long", 10_000, 6.0, 0.0)
+    pace.waits(job, part=Part(4000, 2.4, 3.6))
+    pace.let_go([job], 0.0)
+    pace.slice_done(job, Part(10_000, 6.0), 0.01, seen=False)
+    assert pace.stretch["long"].value == 1.0
+    assert not pace.prefilling["long"]

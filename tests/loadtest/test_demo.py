@@ -16,7 +16,7 @@ from gateway.cost import CostModel
 from gateway.limits import Limits
 from gateway.profile import load as load_cost_profile
 from gateway.slicer import Slicer, Slicing
-from loadtest.demo import DEPLOY_THRESHOLD, NOISE, Demo, Runs, figures, gateway_settings, sentence, table
+from loadtest.demo import DEPLOY_THRESHOLD, NOISE, STALL_S, Demo, Runs, figures, gateway_settings, sentence, table
 from loadtest.simulate import Simulation
 from loadtest.spark.engine import Engine
 from loadtest.spark.profile import load_profile
@@ -120,7 +120,7 @@ def test_the_table_shows_the_three_runs_and_the_sentence_the_trade() -> None:
 def test_settings_are_in_spark_seconds() -> None:
     wanted = replace(demo(1), speed=4.0, settings=("long_share=0.7", "max_stall=1", "tpot_target=0.2"))
     assert {"long_share=0.7", "max_stall=0.25", "tpot_target=0.05"} <= {*gateway_settings(wanted)}
-    assert "max_stall=0.5" in gateway_settings(demo(1))
+    assert f"max_stall={STALL_S}" in gateway_settings(demo(1))
 
 
 @pytest.mark.timeout(150)
