@@ -37,7 +37,7 @@ coverage: $(VENV)/installed ## the tests with their coverage (8 minutes)
 
 # Side by side, since two cores are there on any machine: those that wait for sockets and clocks, and those that compute.
 PYTHON_RUNS = $(BIN)/python
-WAITS = $(addprefix tests/loadtest/test_,calibrate.py clocks.py demo.py)
+WAITS = $(addprefix tests/loadtest/test_,clocks.py demo.py)
 pytest-gateway: $(VENV)/installed
 	$(PYTHON_RUNS) -m pytest tests/gateway $(WAITS)
 

