@@ -8,6 +8,7 @@ they came to. `pytest -s` prints the table. Everything is learned in the run its
 """
 
 from collections.abc import Callable
+from itertools import cycle
 from random import Random
 from typing import NamedTuple
 
@@ -169,8 +170,7 @@ GOING: dict[str, tuple[NewLoad, int]] = {
 }
 
 
-@pytest.mark.parametrize("wrong", ["other precision", "1/1.5x"])
-@pytest.mark.parametrize("name", BURSTS)
+@pytest.mark.parametrize(("name", "wrong"), list(zip(BURSTS, cycle(WRONG), strict=False)))
 def test_with_no_later_arrivals_the_median_is_near(name: str, wrong: str) -> None:
     new_load, seeds, share = BURSTS[name]
     said = [each for seed in range(seeds) for each in says(new_load(seed), wrong, seed, going=False)]
@@ -178,8 +178,7 @@ def test_with_no_later_arrivals_the_median_is_near(name: str, wrong: str) -> Non
     assert within(said) >= share
 
 
-@pytest.mark.parametrize("wrong", ["1.5x"])
-@pytest.mark.parametrize("name", GOING)
+@pytest.mark.parametrize(("name", "wrong"), list(zip(GOING, cycle(["other precision", "1.5x"]), strict=False)))
 def test_with_arrivals_going_on_the_90th_percentile_holds(name: str, wrong: str) -> None:
     new_load, seeds = GOING[name]
     said = [each for seed in range(seeds) for each in says(new_load(seed), wrong, seed, going=True)]

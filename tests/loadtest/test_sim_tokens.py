@@ -1,5 +1,7 @@
 """Tokens of the simulated model: text, ids and cache blocks are three views of the same thing."""
 
+from math import ceil
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,7 +21,7 @@ def text(*messages: str, size: float = 3.2) -> Text:
 def test_a_text_is_as_many_tokens_as_its_ids_and_comes_back_from_them(messages: list[str], size: float) -> None:
     prompt = text(*messages, size=size)
     ids = Ids(prompt.ids)
-    assert prompt.count == ids.count == len(prompt.spans) == sum(-(-len(each.encode()) // size) for each in messages)
+    assert prompt.count == ids.count == len(prompt.spans) == sum(ceil(len(each.encode()) / size) for each in messages)
     assert decode(ids.spans) == "".join(messages)
     assert all(0 < token < 1 << 53 for token in ids.ids)
 
