@@ -19,11 +19,14 @@ Assignments = Annotated[
 
 
 @contextmanager
-def told_plainly() -> Iterator[None]:
-    """What a person got wrong is told in plain lines and exit code 2, not in a traceback."""
+def told_plainly(*also: type[Exception]) -> Iterator[None]:
+    """What a person got wrong is told in plain lines and exit code 2, not in a traceback; and errors of these kinds."""
+    told: tuple[type[Exception], ...] = (ValueError, OSError, *also)
     try:
         yield
-    except (ValueError, OSError) as error:
+    except typer.Exit:  # which is a RuntimeError
+        raise
+    except told as error:
         for line in str(error).splitlines():
             print(f"fairlane: {line}", file=sys.stderr)
         raise typer.Exit(2) from error

@@ -26,7 +26,7 @@ from gateway.outcome import Outcome
 from gateway.parts import Parts
 from gateway.priority import with_priority
 from gateway.prompt import Prompt
-from gateway.sliced import SlicedPrefill, sliceable
+from gateway.sliced import SlicedPrefill, finds, sliceable
 from gateway.slicer import Slices
 from gateway.sse import EventStream
 from gateway.timeline import Timeline
@@ -107,7 +107,7 @@ class Proxied:
 
             try:
                 if sliced:
-                    await sliced.run(self.parts, job, permit, headers)
+                    await sliced.run(self.parts, permit, headers)
                 headers.append((b"x-request-id", exchange.id.encode()))
                 body = self._ordered(request, permit)
                 async with self.parts.upstream.send("POST", self.route, body, headers, sent) as answer:
@@ -169,8 +169,7 @@ class Proxied:
         """The body with the gateway's own order in it, or with none: never the client's."""
         if not request.json:
             return request.body
-        ordered = self.parts.settings.engine.scheduling_policy == "priority"
-        return with_priority(request.body, permit.number if ordered else None)
+        return with_priority(request.body, self.parts.settings.engine.order(permit.number))
 
     async def _price(self, exchange: Exchange, request: InferenceRequest) -> tuple[Price, Ids | None]:
         """Counted where something depends on it: which lane, how long a lane is taken, whether it fits at all. With its
@@ -197,13 +196,7 @@ class Proxied:
         return parts.cost_model.price(request.prompts, counted), ids
 
     def _cuts(self, request: InferenceRequest) -> bool:
-        parts = self.parts
-        return (
-            parts.slicer is not None
-            and parts.cost_model.prefixes.enabled
-            and parts.slice_guard.allows(request.model or "", perf_counter())
-            and sliceable(request)
-        )
+        return self.parts.slicer is not None and finds(self.parts, request.model or "") and sliceable(request)
 
     def _sliced(
         self, exchange: Exchange, request: InferenceRequest, price: Price, ids: Ids | None

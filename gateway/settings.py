@@ -55,6 +55,10 @@ class EngineSettings(BaseModel, extra="forbid", frozen=True):
         None, description="cache that prompts and answers may fill; vLLM logs its size at start; unset: no limit"
     )
 
+    def order(self, number: int) -> int | None:
+        """What vLLM is told of the dispatch with this number as its `priority`; None where it goes by arrival."""
+        return number if self.scheduling_policy == "priority" else None
+
 
 class KeySettings(BaseModel, extra="forbid", frozen=True):
     key: SecretStr = Field(description="what its holder sends as a Bearer token")

@@ -39,7 +39,8 @@ class SliceGuard:
         return [model for model in self._models if not self.allows(model, now)]
 
     def saw(self, model: str, *, hit: bool, now: float) -> bool:
-        """Told of each slice but the first, and of the request behind them; whether that switches its model off."""
+        """Told of each slice but the first, of the request behind them, and of a slice that the engine refuses, as of a
+        miss; whether that switches its model off."""
         state = self._models.setdefault(model, _State())
         if hit:
             state.misses, state.off_until = 0, None

@@ -23,7 +23,6 @@ from gateway.slicer import Slicer, Slices
 from gateway.tokenizer import Ids
 from gateway.usage import EngineTimes, PromptDetails, Usage
 from gateway.waiting import Permit
-from policies.base import Job
 
 logger = logging.getLogger("fairlane")
 
@@ -56,6 +55,11 @@ def sliceable(request: InferenceRequest) -> bool:
     return keys.prompt_logprobs is None and not keys.echo
 
 
+def finds(parts: Parts, model: str) -> bool:
+    """Whether a slice may be expected to find in the engine's cache what was done before it."""
+    return parts.cost_model.prefixes.enabled and parts.slice_guard.allows(model, perf_counter())
+
+
 class SlicedPrefill:
     def __init__(self, slicer: Slicer, slices: Slices, request: InferenceRequest, ids: Ids) -> None:
         """`ids` are of the whole prompt."""
@@ -72,9 +76,9 @@ class SlicedPrefill:
         block = self._block = slicer.block
         self._blocks = [",".join(map(str, ids[at : at + block])).encode() for at in range(0, len(ids), block)]
 
-    async def run(self, parts: Parts, job: Job, permit: Permit, headers: Headers) -> None:
+    async def run(self, parts: Parts, permit: Permit, headers: Headers) -> None:
         """All slices but the last one, whose permit is held then. Raises nothing but its cancellation."""
-        slices, pace = self.slices, parts.waiting.forecaster.pace
+        slices, pace, job = self.slices, parts.waiting.forecaster.pace, permit.job
         slices.begin(perf_counter())
         while not slices.last:
             sent = len(self.sent)
@@ -105,7 +109,7 @@ class SlicedPrefill:
             self._look(parts, usage.prompt_tokens, usage, times, seen)
 
     def _pays(self, parts: Parts) -> bool:
-        if not parts.cost_model.prefixes.enabled or not parts.slice_guard.allows(self._model, perf_counter()):
+        if not finds(parts, self._model):
             return False
         ledger, capacity = parts.waiting.admission.ledger, parts.cost_model.prefixes.capacity
         used = ledger.kv_tokens * ledger.kv_scale + ledger.foreign_kv_tokens
@@ -126,7 +130,7 @@ class SlicedPrefill:
             return False
         if answer.status != 200:
             logger.warning("request %s: slice %d: HTTP %d", permit.job.id, len(self.sent) + 1, answer.status)
-            self._saw(parts, hit=False, why=f"HTTP {answer.status}")
+            self._saw(parts, hit=False, why=f"the engine refuses slices (HTTP {answer.status})")
             return False
         ended, said = perf_counter(), read(content)
         seen = permit.track.seen(ended) if answer.at_once else None
@@ -137,8 +141,7 @@ class SlicedPrefill:
 
     def _next_body(self, parts: Parts, permit: Permit) -> bytes:
         body = self._head + b",".join(self._blocks[: self.slices.end // self._block]) + b"]}"
-        ordered = parts.settings.engine.scheduling_policy == "priority"
-        return with_priority(body, permit.number if ordered else None)
+        return with_priority(body, parts.settings.engine.order(permit.number))
 
     def _look(
         self,
@@ -163,7 +166,9 @@ class SlicedPrefill:
                 if seen is not None and not seen.others:
                     found = hit_by_time(seen.seconds, profile.prefill(tokens, start), profile.prefill(tokens))
             if found is not None:
-                self._saw(parts, hit=found, why=f"{'few' if cached is None else cached} of {start} tokens found")
+                few = "few" if cached is None else cached
+                why = f"slices do not find in the engine's cache what was done before them ({few} of {start} tokens); "
+                self._saw(parts, hit=found, why=why + "is --enable-prefix-caching on, and the cache large enough?")
         if found:
             known = cached if cached is not None or first else start
             parts.cost_model.learn_slice(tokens, known, seen, times.queue_s if times else None)
@@ -172,8 +177,4 @@ class SlicedPrefill:
 
     def _saw(self, parts: Parts, *, hit: bool, why: str) -> None:
         if parts.slice_guard.saw(self._model, hit=hit, now=perf_counter()):
-            logger.warning(
-                "slicing is off for this model for a while: slices do not find in the engine's cache what was done "
-                "before them (%s). Is --enable-prefix-caching on, and the cache large enough?",
-                why,
-            )
+            logger.warning("slicing is off for this model for a while: %s", why)

@@ -122,7 +122,6 @@ class Slices:
     def __init__(self, slicer: Slicer, tokens: int, found: int = 0) -> None:
         self.tokens = tokens
         self.found = self.done = max(0, min(found, tokens - 1)) // slicer.block * slicer.block
-        self.count = 0
         self._slicer = slicer
         self._alone_since = inf
         self._next(slicer.slicing.max_stall, 0)
@@ -143,7 +142,6 @@ class Slices:
         sequences  that decode
         """
         self.done = self.end
-        self.count += 1
         if company:
             self._alone_since = now
         alone = max(0.0, now - self._alone_since)

@@ -174,7 +174,7 @@ class WaitingRoom:
             self.forecaster.happened(event, dispatched, perf_counter())
         except Exception:
             logger.exception("the forecast failed at %s", event.kind)
-        if not self.forecaster.pace.sequences:
+        if not self.forecaster.pace.sequences and self._nobody_decodes.statistics().tasks_waiting:
             self._nobody_decodes.set()
             self._nobody_decodes = anyio.Event()
         if self._observe:

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from gateway import config
-from gateway.options import Assignments
+from gateway.options import Assignments, told_plainly
 from gateway.profile import Profile
 from gateway.settings import ENV_PREFIX, Settings
 from gateway.state_file import StateFile
@@ -28,7 +28,7 @@ from loadtest.preempt.shape import Shape
 from loadtest.preempt.summary import summary
 from loadtest.preempt.table import table
 from loadtest.preempt.variant import NAMES, Variant, variants
-from loadtest.profile_commands import FEW, calibrating, cost_model, told_plainly
+from loadtest.profile_commands import FEW, calibrating, cost_model
 from loadtest.provenance import provenance
 from loadtest.report import page
 from loadtest.report.units import shown
@@ -91,7 +91,7 @@ def preempt(
     the runs that were whole are shown.
     """
     console = Console(width=None if Console().is_terminal else 120, highlight=False, stderr=as_json)
-    with told_plainly(), tempfile.TemporaryDirectory(prefix="fairlane-") as folder:
+    with told_plainly(RuntimeError), tempfile.TemporaryDirectory(prefix="fairlane-") as folder:
         chosen = variants(only)
         settings = _settings(upstream, assignments or [], chosen)
         if out and out.exists() and any(out.iterdir()):

@@ -3,8 +3,6 @@
 import os
 import re
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +16,7 @@ from gateway import config
 from gateway.cost import CostModel
 from gateway.estimator import Estimator
 from gateway.learned import Learned
+from gateway.options import Assignments, ConfigFile, told_plainly
 from gateway.profile import Profile, shipped
 from gateway.profile import load as load_profile
 from gateway.settings import Settings
@@ -32,14 +31,6 @@ FEW = 3  # prompts, from which no curve can be told
 app = typer.Typer(no_args_is_help=True, help="Look at what work costs: as shipped, as measured, as learned.")
 
 Upstream = Annotated[str | None, typer.Option(help="Where vLLM answers, such as http://127.0.0.1:8000.")]
-ConfigFile = Annotated[
-    Path | None,
-    typer.Option("--config", envvar="FAIRLANE_CONFIG", help="TOML file with settings.", dir_okay=False),
-]
-Assignments = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Any setting of `fairlane config show`; may be repeated."),
-]
 
 
 def calibrate(
@@ -63,7 +54,7 @@ def calibrate(
     learned itself. Interrupted by Ctrl-C, it shows what it has, and keeps nothing.
     """
     console = Console(width=None if Console().is_terminal else 100, highlight=False)
-    with told_plainly():
+    with told_plainly(RuntimeError):
         flags = {"upstream": upstream, "profile": profile, "state_file": state_file}
         settings = _settings(config_file, flags, assignments)
         key = settings.upstream_key
@@ -104,7 +95,7 @@ def show(
     """Draw what a prompt costs, with the samples that it was learned from; without arguments, at the engine of the
     settings, as `serve` reads them."""
     console = Console(width=None if Console().is_terminal else 100, highlight=False)
-    with told_plainly():
+    with told_plainly(RuntimeError):
         if name and (upstream or state_file):
             raise ValueError("a profile has no samples: name it, or give --upstream or --state-file")
         settings = _settings(config_file, {"upstream": upstream}, assignments)
@@ -278,16 +269,3 @@ def _ago(path: Path) -> str:
         if passed >= 2 * length:
             return f"{passed / length:.0f} {unit}"
     return f"{passed:.0f} seconds"
-
-
-@contextmanager
-def told_plainly() -> Iterator[None]:
-    """What a person got wrong, or an engine that is not there, is told in a line."""
-    try:
-        yield
-    except typer.Exit:  # which is a RuntimeError
-        raise
-    except (ValueError, OSError, RuntimeError) as error:
-        for line in str(error).splitlines():
-            typer.echo(f"fairlane: {line}", err=True)
-        raise typer.Exit(2) from error
