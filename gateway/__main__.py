@@ -1,5 +1,5 @@
-"""`python -m gateway` is `fairlane`."""
+"""`python -m gateway`: the gateway's own commands, without the load tester's."""
 
-from gateway.cli import main
+from gateway.cli.main import main
 
 main()

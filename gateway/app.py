@@ -17,36 +17,36 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
-from gateway.admission import Admission
-from gateway.callers import Caller, Callers
-from gateway.cost import CostModel
-from gateway.decision_log import DecisionLog
-from gateway.engine import Engine
+from gateway.api.routes import PASSED, QUEUED, REFUSED, shape
+from gateway.config.settings import Settings
+from gateway.engine.client import EngineClient
+from gateway.engine.monitor import EngineMonitor
 from gateway.errors import GatewayError, InternalError, MethodNotAllowed, NotFound
-from gateway.event import Event
-from gateway.forecaster import Forecaster
-from gateway.keys import KeysError
-from gateway.keys_file import KeysFile
-from gateway.local_tokenizer import LocalTokenizer
-from gateway.metrics import Metrics
-from gateway.pace import Pace
+from gateway.forecasting.forecaster import Forecaster
+from gateway.forecasting.speed import EngineSpeed
+from gateway.identity.callers import Caller, Callers
+from gateway.identity.keys import KeysError
+from gateway.identity.missing_users import MissingUserDetector
 from gateway.parts import Parts
-from gateway.passed_on import PassedOn
-from gateway.places import page, places, shown
-from gateway.profile import Profile
-from gateway.profile import load as load_profile
-from gateway.proxy import Proxied
-from gateway.routes import PASSED, QUEUED, REFUSED, shape
-from gateway.settings import Settings
-from gateway.slice_guard import SliceGuard
-from gateway.slicer import Slicer
-from gateway.state_file import StateFile, chosen_path
-from gateway.telemetry import Telemetry
-from gateway.tokenizer import BoundedTokenizer, EngineTokenizer
-from gateway.tracing import Tracing
-from gateway.unnamed import Unnamed
-from gateway.upstream import Upstream
-from gateway.waiting import WaitingRoom
+from gateway.pricing.cost_model import CostModel
+from gateway.pricing.profile import Profile
+from gateway.pricing.profile import load as load_profile
+from gateway.proxy.inference import InferenceEndpoint
+from gateway.proxy.passthrough import Passthrough
+from gateway.proxy.queue_view import page, places, shown
+from gateway.proxy.waiting_room import WaitingRoom
+from gateway.scheduling.admission import Admission
+from gateway.scheduling.events import Event
+from gateway.slicing.circuit_breaker import SliceCircuitBreaker
+from gateway.slicing.planner import Slicer
+from gateway.storage.keys_file import KeysFile
+from gateway.storage.state_file import StateFile, chosen_path
+from gateway.telemetry.decision_log import DecisionLog
+from gateway.telemetry.hub import Telemetry
+from gateway.telemetry.metrics import Metrics
+from gateway.telemetry.tracing import Tracing
+from gateway.tokenizers.engine import BoundedTokenizer, EngineTokenizer
+from gateway.tokenizers.local import LocalTokenizer
 from policies import find
 from policies.base import LANES
 
@@ -125,20 +125,20 @@ def create_gateway(settings: Settings, profile: Profile | None = None) -> Gatewa
     if settings.decision_log:
         file = files.enter_context(settings.decision_log.open("w", encoding="utf-8", buffering=1))
         decisions = DecisionLog(file.write, settings.policy, admission)
-    slice_guard = SliceGuard()
+    slice_guard = SliceCircuitBreaker()
     metrics = Metrics(admission, cost_model, lambda: len(slice_guard.off(perf_counter())))
     key = settings.upstream_key
-    upstream = Upstream(
+    upstream = EngineClient(
         settings.base_url,
         key=key.get_secret_value() if key else None,
         timeout=settings.upstream_timeout,
         grace=settings.engine_grace,
-        on_retry=metrics.engine_asked_again,
+        on_retry=metrics.engine_retried,
     )
     telemetry = Telemetry(Tracing(settings.trace_file), metrics)
     cuts = settings.engine.long_prefill_threshold > 0
     # The profile is asked for each time: it gets better.
-    pace = Pace(
+    pace = EngineSpeed(
         lambda tokens: cost_model.profile.decode(tokens),
         cost_model.step,
         shares_steps=cuts,
@@ -152,7 +152,7 @@ def create_gateway(settings: Settings, profile: Profile | None = None) -> Gatewa
         keys_file=keys_file,
         callers=_callers(settings, keys_file),
         background=settings.background_rules,
-        unnamed=Unnamed(),
+        unnamed=MissingUserDetector(),
         cost_model=cost_model,
         waiting=waiting,
         upstream=upstream,
@@ -161,7 +161,7 @@ def create_gateway(settings: Settings, profile: Profile | None = None) -> Gatewa
         slicer=_slicer(settings, cost_model),
         slice_guard=slice_guard,
     )
-    engine = Engine(parts, _state_file(settings))
+    engine = EngineMonitor(parts, _state_file(settings))
 
     async def state() -> dict[str, str]:
         try:
@@ -206,8 +206,8 @@ def create_gateway(settings: Settings, profile: Profile | None = None) -> Gatewa
 
     app = Starlette(
         routes=[
-            *(Route(route.path, Proxied(route.path, route.api, parts), methods=["POST"]) for route in QUEUED),
-            *(Route(route.path, PassedOn(route, parts), methods=[route.method]) for route in PASSED),
+            *(Route(route.path, InferenceEndpoint(route.path, route.api, parts), methods=["POST"]) for route in QUEUED),
+            *(Route(route.path, Passthrough(route, parts), methods=[route.method]) for route in PASSED),
             Route("/queue", queue),
             Route("/health", health),
             Route("/health/ready", ready),
@@ -220,7 +220,7 @@ def create_gateway(settings: Settings, profile: Profile | None = None) -> Gatewa
     return Gateway(parts, app)
 
 
-def _tokenizer(settings: Settings, upstream: Upstream) -> BoundedTokenizer | None:
+def _tokenizer(settings: Settings, upstream: EngineClient) -> BoundedTokenizer | None:
     match settings.tokenizer:
         case "off":
             return None

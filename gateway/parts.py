@@ -2,18 +2,18 @@
 
 from dataclasses import dataclass
 
-from gateway.background import Background
-from gateway.callers import Callers
-from gateway.cost import CostModel
-from gateway.keys_file import KeysFile
-from gateway.settings import Settings
-from gateway.slice_guard import SliceGuard
-from gateway.slicer import Slicer
-from gateway.telemetry import Telemetry
-from gateway.tokenizer import BoundedTokenizer
-from gateway.unnamed import Unnamed
-from gateway.upstream import Upstream
-from gateway.waiting import WaitingRoom
+from gateway.config.settings import Settings
+from gateway.engine.client import EngineClient
+from gateway.identity.background import Background
+from gateway.identity.callers import Callers
+from gateway.identity.missing_users import MissingUserDetector
+from gateway.pricing.cost_model import CostModel
+from gateway.proxy.waiting_room import WaitingRoom
+from gateway.slicing.circuit_breaker import SliceCircuitBreaker
+from gateway.slicing.planner import Slicer
+from gateway.storage.keys_file import KeysFile
+from gateway.telemetry.hub import Telemetry
+from gateway.tokenizers.engine import BoundedTokenizer
 
 
 @dataclass
@@ -25,14 +25,14 @@ class Parts:
     keys_file: KeysFile
     callers: Callers
     background: Background
-    unnamed: Unnamed
+    unnamed: MissingUserDetector
     cost_model: CostModel
     waiting: WaitingRoom
-    upstream: Upstream
+    upstream: EngineClient
     telemetry: Telemetry
     tokenizer: BoundedTokenizer | None
     slicer: Slicer | None
-    slice_guard: SliceGuard
+    slice_guard: SliceCircuitBreaker
     # As the engine states them, once it has been found: its longest prompt, and the model and version that it is.
     max_model_len: int | None = None
     engine: str | None = None

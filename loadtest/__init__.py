@@ -1,1 +1,1 @@
-"""The load tester and the simulated Spark. `engine`, `office`, `simulate` and `records` are pure."""
+"""The load tester, the simulated Spark, and the command line. `docs/architecture.md` has the rooms."""

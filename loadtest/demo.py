@@ -20,14 +20,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from gateway import config
-from gateway.profile import Profile
+from gateway.config import layers
+from gateway.pricing.profile import Profile
 from loadtest.client.load_client import LoadClient
 from loadtest.client.probe import served_model
-from loadtest.process import running
-from loadtest.records import Record
-from loadtest.request import Plan, Request
-from loadtest.simulate import Simulation
+from loadtest.plan.plan import Plan, Request
+from loadtest.results.records import Record
+from loadtest.runs.process import running
+from loadtest.simulation.simulation import Simulation
 from loadtest.spark.engine import Engine
 from loadtest.spark.profile import EngineProfile
 from loadtest.workloads import office
@@ -197,7 +197,7 @@ def _gateway(demo: Demo, engine: str, settings: list[str]) -> Iterator[str]:
 
 def gateway_settings(demo: Demo) -> list[str]:
     """As `serve --set` takes them. What slices of long prompts go by is in the gateway's own seconds."""
-    settings, _ = config.load(flags={"max_stall": STALL_S} | config.assigned(demo.settings))
+    settings, _ = layers.load(flags={"max_stall": STALL_S} | layers.assigned(demo.settings))
     paced = [f"max_stall={settings.max_stall / demo.speed}"]
     if settings.tpot_target is not None:
         paced.append(f"tpot_target={settings.tpot_target / demo.speed}")

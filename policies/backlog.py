@@ -4,10 +4,10 @@ from bisect import bisect_left, insort
 from typing import Self
 
 from policies.base import LANES, Job, Lane
-from policies.turns import Party
+from policies.fair_queue import Account
 
 
-class Backlog(Party):
+class Backlog(Account):
     def __init__(self) -> None:
         super().__init__()
         self._queues: dict[Lane, list[tuple[float, int, Job]]] = {lane: [] for lane in LANES}
@@ -27,6 +27,6 @@ class Backlog(Party):
         del queue[bisect_left(queue, (key, order), key=lambda entry: entry[:2])]
 
     def copy(self) -> Self:
-        twin = super().copy()
-        twin._queues = {lane: queue.copy() for lane, queue in self._queues.items()}
-        return twin
+        clone = super().copy()
+        clone._queues = {lane: queue.copy() for lane, queue in self._queues.items()}
+        return clone

@@ -1,6 +1,6 @@
 """Who is next: what every queue policy is given, and what it answers.
 
-A policy orders the jobs that wait in two lanes. It decides nothing about room (`gateway.admission` does),
+A policy orders the jobs that wait in two lanes. It decides nothing about room (`gateway.scheduling.admission` does),
 reads no clock, and never drops a job: what was pushed is popped or removed, once.
 """
 

@@ -28,7 +28,7 @@ from typing import Self
 
 from policies.backlog import Backlog
 from policies.base import Job, Lane, Policy
-from policies.turns import Party, Turns
+from policies.fair_queue import Account, FairQueue
 
 # Engine seconds a round: some short prompts on a Spark, a good part of a long one.
 QUANTUM = 1.0
@@ -36,7 +36,9 @@ QUANTUM = 1.0
 
 class Drr(Policy):
     def __init__(self) -> None:
-        self._flows: Turns[Backlog] = Turns(_round)  # a tag is what the flow has used, a turn its place in the ring
+        self._flows: FairQueue[Backlog] = FairQueue(
+            _round
+        )  # a tag is what the flow has used, a turn its place in the ring
         self._pushed: dict[Job, int] = {}
         self._charged: dict[Job, float] = {}
         self._count = count()
@@ -80,19 +82,19 @@ class Drr(Policy):
         self._flows.parties[job.flow].in_flight -= 1
 
     def copy(self) -> Self:
-        twin = type(self)()
-        twin._flows = self._flows.copy()
-        twin._pushed = self._pushed.copy()
-        twin._charged = self._charged.copy()
-        twin._count = count(next(self._count))
-        return twin
+        clone = type(self)()
+        clone._flows = self._flows.copy()
+        clone._pushed = self._pushed.copy()
+        clone._charged = self._charged.copy()
+        clone._count = count(next(self._count))
+        return clone
 
 
 def _key(job: Job) -> float:
     return job.arrival - job.head_start
 
 
-def _round(flow: Party, head: Job) -> float:
+def _round(flow: Account, head: Job) -> float:
     """The round in which the flow's deficit covers its head."""
     # Less a hair, for a sum of floats that should come to whole quanta may lie above.
     return ceil((flow.tag + head.cost / head.weight - head.head_start) / QUANTUM - 1e-9)

@@ -29,12 +29,12 @@ from typing import Self
 
 from policies.backlog import Backlog
 from policies.base import Job, Lane, Policy, aged
-from policies.turns import Party, Turns
+from policies.fair_queue import Account, FairQueue
 
 
 class Fair(Policy):
     def __init__(self) -> None:
-        self._users: Turns[_User] = Turns(_start)
+        self._users: FairQueue[_User] = FairQueue(_start)
         self._pushed: dict[Job, int] = {}
         self._charged: dict[Job, float] = {}
         self._count = count()
@@ -90,22 +90,22 @@ class Fair(Policy):
         user.rest()
 
     def copy(self) -> Self:
-        twin = type(self)()
-        twin._users = self._users.copy()
-        twin._pushed = self._pushed.copy()
-        twin._charged = self._charged.copy()
-        twin._count = count(next(self._count))
-        return twin
+        clone = type(self)()
+        clone._users = self._users.copy()
+        clone._pushed = self._pushed.copy()
+        clone._charged = self._charged.copy()
+        clone._count = count(next(self._count))
+        return clone
 
     def _parties(self, job: Job) -> "tuple[_User, Backlog]":
         user = self._users.parties[job.flow]
         return user, user.sessions.parties[job.session]
 
 
-class _User(Party):
+class _User(Account):
     def __init__(self) -> None:
         super().__init__()
-        self.sessions: Turns[Backlog] = Turns(_start)
+        self.sessions: FairQueue[Backlog] = FairQueue(_start)
 
     def head(self, lane: Lane) -> Job | None:
         session = self.sessions.first(lane)
@@ -113,13 +113,13 @@ class _User(Party):
 
     def rest(self) -> None:
         if self.idle:
-            self.sessions = Turns(_start)
+            self.sessions = FairQueue(_start)
 
     def copy(self) -> Self:
-        twin = super().copy()
-        twin.sessions = self.sessions.copy()
-        return twin
+        clone = super().copy()
+        clone.sessions = self.sessions.copy()
+        return clone
 
 
-def _start(party: Party, head: Job) -> float:
+def _start(party: Account, head: Job) -> float:
     return party.tag - head.head_start

@@ -49,8 +49,8 @@ class Ordered(Policy):
             heapify(heap)
 
     def copy(self) -> Self:
-        twin = type(self)()
-        twin._heaps = {lane: heap.copy() for lane, heap in self._heaps.items()}
-        twin._waiting = self._waiting.copy()
-        twin._count = count(next(self._count))
-        return twin
+        clone = type(self)()
+        clone._heaps = {lane: heap.copy() for lane, heap in self._heaps.items()}
+        clone._waiting = self._waiting.copy()
+        clone._count = count(next(self._count))
+        return clone

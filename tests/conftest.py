@@ -29,11 +29,11 @@ from prometheus_client.samples import Sample
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.app import Gateway, create_gateway
-from gateway.profile import Profile
-from gateway.server import Server
-from gateway.settings import Settings
+from gateway.config.settings import Settings
+from gateway.pricing.profile import Profile
+from gateway.server.server import Server
 from loadtest.spark.profile import load_profile
-from loadtest.spark.server import create_app
+from loadtest.spark_server.server import create_app
 
 # How long an example takes says more of what else the machine does than of the code; pytest has a time limit.
 hypothesis.settings.register_profile("fairlane", deadline=None)

@@ -17,9 +17,9 @@ import pytest
 import yaml
 from dotenv import dotenv_values
 
-from gateway.config import ConfigError, load
-from gateway.profile import load as load_profile
-from gateway.settings import Settings
+from gateway.config.layers import ConfigError, load
+from gateway.config.settings import Settings
+from gateway.pricing.profile import load as load_profile
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"

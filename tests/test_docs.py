@@ -7,11 +7,11 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
-from gateway.cli import app
-from gateway.config import fields
-from loadtest.calibration import accuracy
-from loadtest.load_commands import app as load_app
-from loadtest.summary import Lag, PointSummary, Row, Stat, Summary, UserSummary
+from gateway.config.layers import fields
+from loadtest.cli.load import app as load_app
+from loadtest.cli.main import app
+from loadtest.fitting import accuracy
+from loadtest.results.summary import Lag, PointSummary, Row, Stat, Summary, UserSummary
 from policies import POLICIES
 
 ROOT = Path(__file__).parents[1]

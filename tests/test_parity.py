@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from loadtest.replay import Divergence, replay
+from loadtest.simulation.replay import Divergence, replay
 from loadtest.spark.profile import load_profile
-from loadtest.spark.server import create_app
+from loadtest.spark_server.server import create_app
 from tests.conftest import CHAT, TEXT, Asked, RunningGateway, StartGateway, serve, until
 
 Event = dict[str, Any]

@@ -10,8 +10,8 @@ from time import perf_counter
 
 import pytest
 
-from gateway.admission import Admission
-from gateway.limits import Limits
+from gateway.scheduling.admission import Admission
+from gateway.scheduling.limits import Limits
 from policies import POLICIES
 from policies.base import Job, Policy
 

@@ -12,5 +12,5 @@
     openai         options, events and usage as both of OpenAI's older APIs write them
     errors         our own errors, in the shape of each
 
-All of it is pure. `gateway.routes` says which path is which API's.
+All of it is pure. `gateway.api.routes` says which path is which API's.
 """

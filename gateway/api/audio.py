@@ -13,7 +13,7 @@ from math import ceil
 from gateway.api.base import Api, InferenceRequest
 from gateway.api.conversation import text_prompt
 from gateway.api.openai import read
-from gateway.prompt import Prompt, Size
+from gateway.pricing.prompt import Prompt, Size
 
 # As Whisper has it: 1500 positions of its encoder for each window of 30 s.
 WINDOW = 30.0

@@ -6,10 +6,10 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
-from gateway.api.errors import OPENAI, Shape
+from gateway.api.errors import OPENAI, ErrorFormat
 from gateway.errors import BadRequest
-from gateway.prompt import Prompt
-from gateway.usage import EngineTimes, Usage
+from gateway.pricing.prompt import Prompt
+from gateway.pricing.usage import EngineTimes, Usage
 
 ApiName = Literal["chat", "completions", "responses", "messages", "pooling", "audio"]
 
@@ -92,7 +92,7 @@ class Api:
     operation: str
     parse: Parse
     read: Callable[[bytes], Said]
-    errors: Shape = OPENAI
+    errors: ErrorFormat = OPENAI
     decodes: bool = True
     tokenized: bool = False
 

@@ -10,7 +10,7 @@ import msgspec
 from gateway.api.base import Api, InferenceRequest, decode, utf8
 from gateway.api.conversation import opening, read_content, seed, session
 from gateway.api.openai import Options, ask_for_usage, read
-from gateway.prompt import Prompt, PromptReader
+from gateway.pricing.prompt import Prompt, PromptReader
 
 
 class _Message(msgspec.Struct):

@@ -9,7 +9,7 @@ from gateway.api.base import Api, InferenceRequest, decode, utf8
 from gateway.api.conversation import opening, seed
 from gateway.api.openai import Options, ask_for_usage, read
 from gateway.errors import BadRequest
-from gateway.prompt import Prompt, PromptReader
+from gateway.pricing.prompt import Prompt, PromptReader
 
 
 class _Text(Options, kw_only=True):

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from gateway.api.base import utf8
-from gateway.prompt import Prompt, PromptReader
+from gateway.pricing.prompt import Prompt, PromptReader
 
 # What a part that is no text (an image, a sound) costs in prompt tokens, whatever its size: Gemma's encoder makes 256
 # of an image. Its base64 is never counted, and what is behind its URL never fetched.

@@ -14,7 +14,7 @@ Content = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class ErrorFormat:
     content: Callable[[GatewayError], Content]
     framed: Callable[[Content], bytes]
 
@@ -62,6 +62,6 @@ def _named_event(content: Content) -> bytes:
     return b"event: error\ndata: " + json.dumps(content).encode() + b"\n\n"
 
 
-OPENAI = Shape(_openai, _openai_event)
-RESPONSES = Shape(_openai, _responses_event)
-ANTHROPIC = Shape(_anthropic, _named_event)
+OPENAI = ErrorFormat(_openai, _openai_event)
+RESPONSES = ErrorFormat(_openai, _responses_event)
+ANTHROPIC = ErrorFormat(_anthropic, _named_event)

@@ -10,8 +10,8 @@ import msgspec
 from gateway.api.base import NOTHING, UNREADABLE, Api, InferenceRequest, Said, decode, read_part
 from gateway.api.conversation import opening, read_messages, seed, session
 from gateway.api.errors import ANTHROPIC
-from gateway.prompt import Prompt, PromptReader
-from gateway.usage import PromptDetails, Usage
+from gateway.pricing.prompt import Prompt, PromptReader
+from gateway.pricing.usage import PromptDetails, Usage
 
 
 class _Metadata(msgspec.Struct):

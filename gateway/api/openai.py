@@ -9,7 +9,7 @@ import msgspec
 
 from gateway.api.base import NOTHING, UNREADABLE, Said, read_part
 from gateway.errors import BadRequest
-from gateway.usage import EngineTimes, Usage
+from gateway.pricing.usage import EngineTimes, Usage
 
 # A count that an engine can be asked for. vLLM itself refuses n above 16384.
 Count = Annotated[int, msgspec.Meta(ge=1, le=16384)]

@@ -14,7 +14,7 @@ from gateway.api.base import Api, InferenceRequest, decode
 from gateway.api.conversation import read_content, read_messages
 from gateway.api.openai import read
 from gateway.errors import BadRequest
-from gateway.prompt import Prompt, PromptReader, Size
+from gateway.pricing.prompt import Prompt, PromptReader, Size
 
 
 class _Ask(msgspec.Struct):

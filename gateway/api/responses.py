@@ -11,8 +11,8 @@ from gateway.api.base import NOTHING, UNREADABLE, Api, InferenceRequest, Said, d
 from gateway.api.conversation import Turn, opening, read_messages, seed, session
 from gateway.api.errors import RESPONSES as RESPONSES_ERRORS
 from gateway.errors import BadRequest
-from gateway.prompt import Prompt, PromptReader
-from gateway.usage import EngineTimes, PromptDetails, Usage
+from gateway.pricing.prompt import Prompt, PromptReader
+from gateway.pricing.usage import EngineTimes, PromptDetails, Usage
 
 
 class _Ask(msgspec.Struct):

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from gateway.api.openai import read
-from loadtest.records import Outcome, Record
+from loadtest.results.records import Outcome, Record
 
 _BY_STATUS = {429: Outcome.REJECTED, 503: Outcome.UNAVAILABLE}
 _MAX_DETAIL = 120

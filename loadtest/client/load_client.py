@@ -16,9 +16,9 @@ from anyio.abc import TaskGroup
 from loadtest.client.answer import Answer
 from loadtest.client.connection import Server
 from loadtest.client.texts import Texts
-from loadtest.records import Outcome, Record
-from loadtest.request import Plan
-from loadtest.schedule import Due, Schedule
+from loadtest.plan.plan import Plan
+from loadtest.plan.schedule import Due, Schedule
+from loadtest.results.records import Outcome, Record
 
 TIMEOUT = 3600.0
 

@@ -15,7 +15,7 @@ from functools import cache
 from random import Random
 from typing import get_args
 
-from loadtest.request import Request, TextKind
+from loadtest.plan.plan import Request, TextKind
 
 # What the simulated Spark counts, and about what a server has that tells nobody.
 BYTES_PER_TOKEN = 3.2

@@ -12,22 +12,22 @@ from statistics import median
 import httpx
 from rich.console import Console
 
-from gateway.profile import Profile
-from loadtest.calibration.bench import Target
+from gateway.pricing.profile import Profile
+from loadtest.calibration.measure import Target
 from loadtest.client.probe import ServerError
-from loadtest.live_display import displaying
+from loadtest.plan.plan import Plan
 from loadtest.preempt.counters import Slices
 from loadtest.preempt.figures import Trial
 from loadtest.preempt.shape import LONG, Shape
 from loadtest.preempt.variant import Variant
-from loadtest.process import running
-from loadtest.records import Record
-from loadtest.request import Plan
-from loadtest.results import Result, Writer, writing
-from loadtest.runs import Load, Run
-from loadtest.runs import Target as Server
-from loadtest.runs import run as run_at
-from loadtest.summary import Slo, row
+from loadtest.results.records import Record
+from loadtest.results.summary import Slo, row
+from loadtest.runs.live_display import displaying
+from loadtest.runs.process import running
+from loadtest.runs.run import Load, Run
+from loadtest.runs.run import Target as Server
+from loadtest.runs.run import run as run_at
+from loadtest.storage.results_folder import Result, Writer, writing
 from loadtest.workloads.workload import Options, Workload
 
 NAME = "preempt"

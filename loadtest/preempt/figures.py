@@ -16,11 +16,11 @@ import msgspec
 from loadtest.preempt.counters import Slices
 from loadtest.preempt.shape import LONG, SHORT
 from loadtest.preempt.variant import Variant
-from loadtest.records import percentile
 from loadtest.report.figures import E2E_P50, TPOT_P50, Measure, wait
 from loadtest.report.groups import counted
-from loadtest.results import Result
-from loadtest.summary import Row
+from loadtest.results.records import percentile
+from loadtest.results.summary import Row
+from loadtest.storage.results_folder import Result
 
 _E2E, _TPOT = E2E_P50[1], TPOT_P50[1]
 

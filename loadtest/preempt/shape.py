@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from loadtest.request import Plan, Request
+from loadtest.plan.plan import Plan, Request
 from loadtest.workloads.open_loops import arrivals
 
 LONG, SHORT = "long", "short"

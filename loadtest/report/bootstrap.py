@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from loadtest.records import percentile
+from loadtest.results.records import percentile
 
 if TYPE_CHECKING:
     import numpy as np

@@ -10,10 +10,10 @@ from math import isfinite
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any, Literal
 
-from loadtest.records import percentile
 from loadtest.report.points import LIMITS_S, Rate
 from loadtest.report.svg import FAINT, HEIGHT, INK, LETTERS, PAPER, STAGES, WIDTH, by_itself, drawn, side
 from loadtest.report.units import seconds, shown
+from loadtest.results.records import percentile
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,12 +12,12 @@ from math import inf, nan
 from statistics import fmean
 from typing import TYPE_CHECKING, Literal
 
-from loadtest.records import percentile
 from loadtest.report import bootstrap
 from loadtest.report.differences import faults, notes
 from loadtest.report.figures import FAILED, GOODPUT, OF_A_PART, OF_A_RUN, OF_ALL, Figure, Measure, failed, good
 from loadtest.report.groups import Group, counted, long_kinds, same_plan
-from loadtest.summary import Row
+from loadtest.results.records import percentile
+from loadtest.results.summary import Row
 
 if TYPE_CHECKING:
     from loadtest.report.bootstrap import Draws, Floats

@@ -5,8 +5,8 @@ from statistics import fmean
 
 from loadtest.report.groups import Group, same_plan
 from loadtest.report.units import number, shown
-from loadtest.results import Result
-from loadtest.summary import Summary
+from loadtest.results.summary import Summary
+from loadtest.storage.results_folder import Result
 
 OTHER_RATE = 0.1  # of the offered rates, what is another load
 

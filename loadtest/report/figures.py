@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf, nan
 
-from loadtest.records import Outcome
 from loadtest.report.units import Unit
-from loadtest.summary import Row, Slo, Summary
+from loadtest.results.records import Outcome
+from loadtest.results.summary import Row, Slo, Summary
 
 
 @dataclass(frozen=True)

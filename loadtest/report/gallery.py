@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from math import inf, isfinite
 from statistics import fmean
 
-from loadtest.records import percentile
 from loadtest.report import charts
 from loadtest.report.charts import Bar, Curve, Dots
 from loadtest.report.comparison import Comparison
@@ -14,7 +13,8 @@ from loadtest.report.groups import Group, counted, long_kinds
 from loadtest.report.points import batches, rates
 from loadtest.report.sentence import called
 from loadtest.report.svg import SIDES
-from loadtest.summary import Row
+from loadtest.results.records import percentile
+from loadtest.results.summary import Row
 
 MOST_PEOPLE = 14
 BINS = 60  # of a run, of its throughput

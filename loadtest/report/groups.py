@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Sequence
 from statistics import median
 
-from loadtest.records import Outcome
-from loadtest.results import Result
-from loadtest.summary import Row
+from loadtest.results.records import Outcome
+from loadtest.results.summary import Row
+from loadtest.storage.results_folder import Result
 
 LONG_PROMPT_TOKENS = 2048  # as the gateway's lanes have it
 

@@ -20,7 +20,7 @@ from loadtest.report.sentence import called, sentence
 from loadtest.report.strips import named, strips
 from loadtest.report.svg import SIDES, palette
 from loadtest.report.units import Unit, number, shown, span, times
-from loadtest.summary import Summary
+from loadtest.results.summary import Summary
 
 TEMPLATE = "page.html.j2"
 BATCH_MEASURES: tuple[tuple[str, str, str, Unit], ...] = (

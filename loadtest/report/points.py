@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from math import inf
 from statistics import fmean
 
-from loadtest.records import Outcome, percentile
 from loadtest.report.groups import Group, counted
 from loadtest.report.units import NOTHING
-from loadtest.summary import PointSummary
+from loadtest.results.records import Outcome, percentile
+from loadtest.results.summary import PointSummary
 
 LIMITS_S = (2.0, 5.0, 10.0)
 

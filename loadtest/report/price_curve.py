@@ -8,12 +8,12 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from gateway.cost import CostModel
-from gateway.profile import Profile
-from gateway.regression import Sample
-from loadtest.records import percentile
+from gateway.pricing.cost_model import CostModel
+from gateway.pricing.profile import Profile
+from gateway.pricing.regression import Sample
 from loadtest.report import braille, charts
 from loadtest.report.units import NOTHING, number, seconds
+from loadtest.results.records import percentile
 
 SIZES = (256, 1000, 4000, 16_000, 25_000)  # tokens of the prompts whose seconds are told
 DRAWN = (64, 32_768)  # at the least

@@ -11,7 +11,7 @@ from loadtest.report.comparison import Cell, Comparison
 from loadtest.report.differences import spoiled
 from loadtest.report.figures import FAILED, Figure
 from loadtest.report.units import shown, span, times
-from loadtest.summary import PointSummary, Stat, Summary, UserSummary
+from loadtest.results.summary import PointSummary, Stat, Summary, UserSummary
 
 STATS = ("mean", "p50", "p90", "p95", "p99", "max")
 MOST_USERS = 12

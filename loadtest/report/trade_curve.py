@@ -11,7 +11,7 @@ from rich.text import Text
 
 from loadtest.report import braille
 from loadtest.report.svg import INK, drawn, palette, side
-from loadtest.trade import Figures, Point
+from loadtest.simulation.tradeoff import Figures, Point
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,8 +11,8 @@ from math import sqrt
 from statistics import fmean
 from typing import Any
 
-from loadtest.records import Outcome, percentile
-from loadtest.summary import Row, Slo, Stat, Summary
+from loadtest.results.records import Outcome, percentile
+from loadtest.results.summary import Row, Slo, Stat, Summary
 
 PERCENTILES = (50, 90, 95, 99)
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 import msgspec
 
-from loadtest.request import TextKind
+from loadtest.plan.plan import TextKind
 
 KINDS: tuple[TextKind, ...] = get_args(TextKind)
 SchedulingPolicy = Literal["fcfs", "priority"]

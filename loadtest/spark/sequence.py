@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from loadtest.request import TextKind
+from loadtest.plan.plan import TextKind
 
 
 @dataclass(eq=False, slots=True)

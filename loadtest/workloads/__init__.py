@@ -8,7 +8,7 @@ and leave B out; both are presets.
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-from loadtest.request import Plan
+from loadtest.plan.plan import Plan
 from loadtest.workloads import closed_loops, open_loops, sharegpt
 from loadtest.workloads.office import office as minute
 from loadtest.workloads.office_mix import office_mix

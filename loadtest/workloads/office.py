@@ -7,8 +7,8 @@ tokens at once; 5 s later another pastes one. Tokens are as the engine counts th
 from collections.abc import Sequence
 from random import Random
 
-from loadtest.records import Record, percentile
-from loadtest.request import Request
+from loadtest.plan.plan import Request
+from loadtest.results.records import Record, percentile
 
 PEOPLE = ("ada", "ben", "cem", "dana", "eva", "finn", "gus", "hana")
 FIRST_PASTER, SECOND_PASTER = "ida", "jon"

@@ -17,7 +17,7 @@ from random import Random
 
 import msgspec
 
-from loadtest.request import Plan, Request
+from loadtest.plan.plan import Plan, Request
 from loadtest.workloads.open_loops import TEMPLATE_TOKENS, arrivals, users
 from loadtest.workloads.workload import Options
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from loadtest.request import Plan
+from loadtest.plan.plan import Plan
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,5 @@
-"""Does it fit: each rule of `gateway.admission` in a small scene, for every policy. `test_histories.py` mixes them.
+"""Does it fit: each rule of `gateway.scheduling.admission` in a small scene, for every policy. `test_histories.py`
+mixes them.
 
 In the scenes all jobs are of one flow and come one after the other, so every policy takes them in that order.
 """
@@ -8,9 +9,9 @@ from itertools import count
 
 import pytest
 
-from gateway.admission import Admission
-from gateway.ledger import Part
-from gateway.limits import Limits
+from gateway.scheduling.admission import Admission
+from gateway.scheduling.ledger import Slice
+from gateway.scheduling.limits import Limits
 from policies import POLICIES
 from policies.base import LANES, Job, Lane, Policy
 
@@ -265,7 +266,7 @@ def test_a_first_token_told_again_changes_nothing(new_policy: NewPolicy) -> None
     assert (admission.prefill_jobs("short"), admission.running) == (0, 1)
 
 
-PART = Part(100, 0.5)
+PART = Slice(100, 0.5)
 EVENTS: dict[str, Callable[[Admission, Job], object]] = {
     "arrive": lambda admission, job: admission.arrive(job, PART),
     "slice_done": lambda admission, job: admission.slice_done(job, PART),
@@ -293,7 +294,7 @@ def test_what_cannot_happen_to_a_job_is_refused_and_changes_nothing(
     limits = Limits(max_num_seqs=4, flow_in_flight=2, kv_tokens=10_000)
     admission, jobs = Admission(new_policy(), limits), {}
 
-    def arrive(phase: str, flow: str, lane: Lane, seats: int = 1, part: Part | None = None) -> None:
+    def arrive(phase: str, flow: str, lane: Lane, seats: int = 1, part: Slice | None = None) -> None:
         jobs[phase] = Job(flow, lane, 100, 1.0, next(arrivals), seats, kv_tokens=100)
         admission.arrive(jobs[phase], part)
 

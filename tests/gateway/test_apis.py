@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from gateway.api.base import InferenceRequest
-from gateway.profile import Profile
-from gateway.tokenizer import BoundedTokenizer
+from gateway.pricing.profile import Profile
+from gateway.tokenizers.engine import BoundedTokenizer
 from tests.conftest import CHAT, DONE, TINY, ScriptedEngine, StartGateway, chat, sse, token, until, usage
 
 MESSAGES, RESPONSES, EMBEDDINGS = "/v1/messages", "/v1/responses", "/v1/embeddings"

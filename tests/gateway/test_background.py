@@ -8,11 +8,11 @@ import pytest
 from gateway.api.base import InferenceRequest
 from gateway.api.chat import parse
 from gateway.api.conversation import OPENING
-from gateway.background import OPEN_WEBUI_TASKS, OPEN_WEBUI_TEXTS, Background, Rule
-from gateway.callers import Caller
-from gateway.config import ConfigError, load
-from gateway.keys import Rights
-from gateway.settings import Settings
+from gateway.config.layers import ConfigError, load
+from gateway.config.settings import Settings
+from gateway.identity.background import OPEN_WEBUI_TASKS, OPEN_WEBUI_TEXTS, Background, Rule
+from gateway.identity.callers import Caller
+from gateway.identity.keys import Rights
 from policies import POLICIES
 from tests.conftest import TINY, Call, ScriptedEngine, StartGateway, chat
 

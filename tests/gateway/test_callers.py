@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.callers import Callers, hashed
 from gateway.errors import UnknownKey
-from gateway.keys import Key, Rights, key_digest
+from gateway.identity.callers import Callers, hashed
+from gateway.identity.keys import Key, Rights, key_digest
 
 
 def key(secret: str, owner: str, front_end: bool = False) -> Key:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.profile import Profile
+from gateway.pricing.profile import Profile
 from tests.conftest import DONE, ScriptedEngine, StartGateway, chat, token, usage
 
 # Nothing here lasts a hundredth of what it costs.

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from gateway.config import ConfigError, Sources, fields, load
-from gateway.keys import key_digest
-from gateway.limits import Limits
-from gateway.profile import load as load_profile
-from gateway.settings import Settings
+from gateway.config.layers import ConfigError, Sources, fields, load
+from gateway.config.settings import Settings
+from gateway.identity.keys import key_digest
+from gateway.pricing.profile import load as load_profile
+from gateway.scheduling.limits import Limits
 from policies import POLICIES
 
 PROFILE = load_profile("gemma-4-26b-bf16")

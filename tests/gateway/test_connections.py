@@ -15,8 +15,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from gateway import connection
-from gateway.keepalive import PROBES
+from gateway.server import connection
+from gateway.tcp import PROBES
 from tests.conftest import (
     CHAT,
     DONE,

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.cost import MOST_OUTPUT, CostModel, Counts
-from gateway.curve import Seen
-from gateway.estimator import TOKENS_PER_MESSAGE, Estimator
-from gateway.profile import Profile
-from gateway.prompt import Prompt, PromptReader, Size
-from gateway.usage import PromptDetails, Usage
+from gateway.pricing.cost_model import MOST_OUTPUT, CostModel, Counts
+from gateway.pricing.curves import PrefillObservation
+from gateway.pricing.profile import Profile
+from gateway.pricing.prompt import Prompt, PromptReader, Size
+from gateway.pricing.token_estimator import TOKENS_PER_MESSAGE, Estimator
+from gateway.pricing.usage import PromptDetails, Usage
 from policies.base import Job
 
 # Round numbers: 1 s a prompt, 1 s for 1000 tokens, 1 s for (1000 tokens) squared, 1 s for 100 tokens of answer.
@@ -141,7 +141,9 @@ def test_a_stream_grows_by_what_it_has_said() -> None:
 def test_what_is_learned_changes_the_next_prediction() -> None:
     cost_model, prompts = model(), [text(500)]
     for _ in range(40):
-        cost_model.learn(prompts, cost_model.price(prompts), usage(1000, cached=0), Seen(6.0, 0), queue_s=0.0)
+        cost_model.learn(
+            prompts, cost_model.price(prompts), usage(1000, cached=0), PrefillObservation(6.0, 0), queue_s=0.0
+        )
     assert cost_model.price(prompts).tokens == pytest.approx(1000, rel=0.02)
     assert cost_model.profile.prefill(1000) == pytest.approx(6.0, rel=0.05)
     cost_model.use(ROUND)
@@ -150,7 +152,7 @@ def test_what_is_learned_changes_the_next_prediction() -> None:
 
 
 def test_seconds_are_learned_only_where_it_is_known_what_for() -> None:
-    cost_model, prompts, seen = model(), [written("word " * 1600)], Seen(1.0, 0)
+    cost_model, prompts, seen = model(), [written("word " * 1600)], PrefillObservation(1.0, 0)
     price = cost_model.price(prompts)
     assert not cost_model.learn(prompts, price, usage(2000, cached=0), None)  # somebody else's work was in it
     assert not cost_model.learn(prompts, price, usage(1, cached=0), seen)  # no such count
@@ -176,7 +178,10 @@ SECONDS = st.one_of(
 )
 SAYS = st.tuples(
     st.builds(usage, NUMBERS, NUMBERS, st.none() | NUMBERS),
-    st.none() | st.builds(Seen, SECONDS, st.integers(0, 300), st.lists(st.integers(0, 30_000), max_size=3).map(tuple)),
+    st.none()
+    | st.builds(
+        PrefillObservation, SECONDS, st.integers(0, 300), st.lists(st.integers(0, 30_000), max_size=3).map(tuple)
+    ),
     st.none() | SECONDS,
     st.integers(1, 3),
 )
@@ -185,7 +190,7 @@ SAYS = st.tuples(
 @settings(max_examples=50)
 @given(st.lists(SAYS, max_size=12))
 def test_nothing_that_is_said_makes_a_price_that_is_none(
-    says: list[tuple[Usage, Seen | None, float | None, int]],
+    says: list[tuple[Usage, PrefillObservation | None, float | None, int]],
 ) -> None:
     cost_model = model()
     for said, seen, queue_s, count in says:
@@ -204,20 +209,20 @@ def test_nothing_that_is_said_makes_a_price_that_is_none(
         assert 0 <= price.cached < price.tokens
 
 
-def absurd(number: int) -> tuple[Usage, Seen, float | None]:
+def absurd(number: int) -> tuple[Usage, PrefillObservation, float | None]:
     """Each wrong in another way."""
     return (
-        (usage(1, 10, 0), Seen(1.0, 0), 0.0),
-        (usage(10**9, 10, 0), Seen(1.0, 0), 0.0),
-        (usage(0, 0, 0), Seen(0.0, 0), 0.0),
-        (usage(1000, 10, 10**6), Seen(3.0, 0), 0.0),
-        (usage(1000, 10, 0), Seen(1e9, 0), 0.0),
-        (usage(1000, 10, 0), Seen(-3.0, 0), 0.0),
-        (usage(1000, 10, 0), Seen(3.0, 0), 99.0),
-        (usage(1000, 10, 0), Seen(3.0, 0), -1.0),
-        (usage(1000, 10, 0), Seen(3.0, 0), float("nan")),
-        (usage(1000, 10, 0), Seen(30.0, 0), None),  # it compiled, or was preempted
-        (usage(1000, 10**12, 0), Seen(300.0, 0), 0.0),
+        (usage(1, 10, 0), PrefillObservation(1.0, 0), 0.0),
+        (usage(10**9, 10, 0), PrefillObservation(1.0, 0), 0.0),
+        (usage(0, 0, 0), PrefillObservation(0.0, 0), 0.0),
+        (usage(1000, 10, 10**6), PrefillObservation(3.0, 0), 0.0),
+        (usage(1000, 10, 0), PrefillObservation(1e9, 0), 0.0),
+        (usage(1000, 10, 0), PrefillObservation(-3.0, 0), 0.0),
+        (usage(1000, 10, 0), PrefillObservation(3.0, 0), 99.0),
+        (usage(1000, 10, 0), PrefillObservation(3.0, 0), -1.0),
+        (usage(1000, 10, 0), PrefillObservation(3.0, 0), float("nan")),
+        (usage(1000, 10, 0), PrefillObservation(30.0, 0), None),  # it compiled, or was preempted
+        (usage(1000, 10**12, 0), PrefillObservation(300.0, 0), 0.0),
     )[number]
 
 
@@ -225,7 +230,7 @@ def absurd(number: int) -> tuple[Usage, Seen, float | None]:
 @given(st.lists(st.integers(0, 10), max_size=20).flatmap(lambda wrong: st.permutations(wrong + [-1] * 3 * len(wrong))))
 def test_among_right_answers_a_quarter_of_absurd_ones_poison_nothing(order: list[int]) -> None:
     cost_model = model()
-    right = usage(1000, 100, 0), Seen(3.0, 0), 0.0
+    right = usage(1000, 100, 0), PrefillObservation(3.0, 0), 0.0
     for number in [-1] * 8 + order:
         prompts = [text(1000)]
         said, seen, queue_s = right if number < 0 else absurd(number)

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.curve import MARGINAL, PLAUSIBLE_S, SEQUENCES, Prefill, PrefillCurve, StepCurve, learned
-from gateway.profile import Profile, load
+from gateway.pricing.curves import MARGINAL, PLAUSIBLE_S, SEQUENCES, Prefill, PrefillCurve, StepCurve, learned
+from gateway.pricing.profile import Profile, load
 
 # 1 s a prompt, 1 s for 1000 tokens, 1 s for (1000 tokens) squared; a step is 0.1 s for one, and 0.2 s for 11.
 ROUND = Profile(

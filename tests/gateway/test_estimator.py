@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.estimator import BYTES_PER_TOKEN, PLAUSIBLE, TEMPLATE_TOKENS, TOKENS_PER_MESSAGE, Estimator
-from gateway.prompt import Size
+from gateway.pricing.prompt import Size
+from gateway.pricing.token_estimator import BYTES_PER_TOKEN, PLAUSIBLE, TEMPLATE_TOKENS, TOKENS_PER_MESSAGE, Estimator
 
 
 def taught(estimator: Estimator, ratio: float, *tokens: int) -> Estimator:
@@ -96,7 +96,7 @@ def test_what_cannot_be_true_teaches_nothing(size: Size, tokens: int) -> None:
 def test_which_counts_can_be_true() -> None:
     estimator = Estimator()
     size = Size(words=1600, tokens=256, messages=1)
-    assert estimator.least(size) == 356
+    assert estimator.min_tokens(size) == 356
     assert [estimator.plausible(size, tokens) for tokens in (0, 355, 356, 3456)] == [False, False, True, True]
     most = 256 + 3200 + 2 * TEMPLATE_TOKENS
     assert [estimator.plausible(size, tokens) for tokens in (most, most + 1)] == [True, False]

@@ -150,7 +150,7 @@ def test_what_was_asked_again_teaches_nothing(engine: ScriptedEngine, start_gate
 
     def learned() -> tuple[float, float]:
         """Of the engine's curve, and of how long prefills take beside it."""
-        return gateway.metric("fairlane_samples", of="prefill"), gateway.call(lambda: pace.stretch["short"].value)
+        return gateway.metric("fairlane_samples", of="prefill"), gateway.call(lambda: pace.slowdown["short"].value)
 
     for again in (False, True):
         before = learned()

@@ -8,13 +8,13 @@ from time import process_time
 
 import pytest
 
-from gateway.admission import Admission
-from gateway.curve import Seen
-from gateway.forecast import MAX_RETRY_S, MIN_RETRY_S, Outlook, Run, forecast, meets, retry_after
-from gateway.learners import FEW, WINDOW, Errors, Lengths, Ratio
-from gateway.ledger import Part
-from gateway.limits import Limits
-from gateway.pace import Pace
+from gateway.forecasting.simulation import MAX_RETRY_S, MIN_RETRY_S, Outlook, Run, forecast, meets, retry_after
+from gateway.forecasting.speed import EngineSpeed
+from gateway.pricing.curves import PrefillObservation
+from gateway.pricing.estimators import FEW, WINDOW, Errors, Lengths, Ratio
+from gateway.scheduling.admission import Admission
+from gateway.scheduling.ledger import Slice
+from gateway.scheduling.limits import Limits
 from policies import POLICIES
 from policies.base import LANES, Job, Lane
 
@@ -26,7 +26,7 @@ class Scene:
 
     def __init__(self, policy: str = "fair", limits: Limits | None = None, *, shares_steps: bool = False) -> None:
         self.admission = Admission(POLICIES[policy](), limits)
-        self.pace = Pace(lambda tokens: 0.004 * tokens, shares_steps=shares_steps)
+        self.pace = EngineSpeed(lambda tokens: 0.004 * tokens, shares_steps=shares_steps)
         self.jobs: list[Job] = []
         self.now = 0.0
 
@@ -41,14 +41,14 @@ class Scene:
         self.pace.let_go(self.admission.arrive(job), self.now)
         return job
 
-    def arrive_sliced(self, part: Part, flow: str = "ada", cost: float = 2.0) -> Job:
+    def arrive_sliced(self, part: Slice, flow: str = "ada", cost: float = 2.0) -> Job:
         job = self.job(flow, "long", cost)
         self.jobs.append(job)
         self.pace.waits(job, part=part)
         self.pace.let_go(self.admission.arrive(job, part), self.now)
         return job
 
-    def slice_done(self, job: Job, part: Part) -> None:
+    def slice_done(self, job: Job, part: Slice) -> None:
         self.pace.slice_done(job, part, self.now)
         self.pace.let_go(self.admission.slice_done(job, part), self.now)
 
@@ -113,7 +113,7 @@ def test_on_an_idle_engine_a_job_starts_at_once() -> None:
     assert outlook.start(job) == (0.0, 0.0)
     assert outlook.first_token(job).median == pytest.approx(2.0)
     assert outlook.end(job).median > 2.0
-    assert outlook.blame(job) == {}
+    assert outlook.wait_attribution(job) == {}
 
 
 @every_policy
@@ -128,19 +128,19 @@ def test_long_prompts_start_one_after_the_other(policy: str) -> None:
 @every_policy
 @pytest.mark.parametrize("seed", range(10))
 def test_a_forecast_changes_nothing(policy: str, seed: int) -> None:
-    scene, twin = crowd(seed, policy), crowd(seed, policy)
+    scene, clone = crowd(seed, policy), crowd(seed, policy)
     outlook = scene.outlook()
     retry_after(scene.admission, scene.now, scene.pace, scene.job(deadline=scene.now + 5))
     meets(scene.admission, scene.now, scene.pace, scene.job(deadline=scene.now + 5))
     again = scene.outlook()
     assert [outlook.end(job) for job in scene.pace.tracks] == [again.end(job) for job in scene.pace.tracks]
-    assert scene.admission.held() == twin.admission.held()
+    assert scene.admission.held() == clone.admission.held()
     places = [
         [
             each.jobs.index(job)
             for job in drain(each.admission, [j for j in each.pace.tracks if j not in each.waiting()])
         ]
-        for each in (scene, twin)
+        for each in (scene, clone)
     ]
     assert places[0] == places[1]
 
@@ -174,10 +174,10 @@ def test_instants_are_in_order_and_blame_sums_to_the_wait(policy: str, shares_st
         assert 0 <= start.median <= first_token.median <= end.median < inf
         assert start.p90 >= start.median
         assert first_token.p90 >= first_token.median
-        blame = outlook.blame(job)
-        assert sum(blame.values()) == pytest.approx(start.median)
-        assert all(seconds >= 0 for seconds in blame.values())
-        assert blame.keys() <= {other.flow for other in scene.jobs}
+        wait_attribution = outlook.wait_attribution(job)
+        assert sum(wait_attribution.values()) == pytest.approx(start.median)
+        assert all(seconds >= 0 for seconds in wait_attribution.values())
+        assert wait_attribution.keys() <= {other.flow for other in scene.jobs}
 
 
 def test_blame_names_who_holds_the_lane() -> None:
@@ -185,7 +185,7 @@ def test_blame_names_who_holds_the_lane() -> None:
     scene.arrive("ben", cost=3.0)
     scene.arrive("cem", cost=2.0)
     job = scene.arrive("dana", cost=1.0)
-    assert scene.outlook().blame(job) == pytest.approx({"ben": 3.0, "cem": 2.0})
+    assert scene.outlook().wait_attribution(job) == pytest.approx({"ben": 3.0, "cem": 2.0})
 
 
 def test_a_flow_at_its_cap_waits_for_itself() -> None:
@@ -198,7 +198,7 @@ def test_a_flow_at_its_cap_waits_for_itself() -> None:
     outlook = scene.outlook()
     assert sum(outlook.start(job).median < outlook.start(second).median for job in others) > 5
     assert outlook.start(second).median == pytest.approx(outlook.end(first).median, rel=0.5)
-    assert outlook.blame(second) == pytest.approx({"ada": outlook.start(second).median})
+    assert outlook.wait_attribution(second) == pytest.approx({"ada": outlook.start(second).median})
 
 
 @every_policy
@@ -231,30 +231,30 @@ def test_what_takes_longer_than_predicted_is_nearly_done() -> None:
 def test_slices_go_through_the_queue() -> None:
     """Three slices of a long job, each with its own start, and a short seat taken only at the end."""
     scene = Scene()
-    sliced = scene.arrive_sliced(Part(4_000, 2.4, rest=3.6), cost=6.0)
+    sliced = scene.arrive_sliced(Slice(4_000, 2.4, rest=3.6), cost=6.0)
     other = scene.arrive("ben", cost=2.0)
     outlook = scene.outlook()
     assert outlook.first_token(sliced).median == pytest.approx(6.0)
     assert outlook.start(other).median == pytest.approx(6.0)  # what has begun goes on before others start
     scene.now = 2.4
-    scene.slice_done(sliced, Part(4_000, 2.4, rest=1.2))
+    scene.slice_done(sliced, Slice(4_000, 2.4, rest=1.2))
     assert scene.outlook().first_token(sliced).median == pytest.approx(3.6)
     scene.now = 4.8
-    scene.slice_done(sliced, Part(2_000, 1.2))
+    scene.slice_done(sliced, Slice(2_000, 1.2))
     assert scene.outlook().first_token(sliced).median == pytest.approx(1.2)
 
 
 def test_what_waits_between_slices_has_started() -> None:
     scene = Scene(limits=Limits(max_num_seqs=1))
-    sliced = scene.arrive_sliced(Part(5_000, 3.0, rest=3.0), cost=6.0)
+    sliced = scene.arrive_sliced(Slice(5_000, 3.0, rest=3.0), cost=6.0)
     between = scene.arrive("ben", "short", 0.5)
     scene.now = 3.0
-    scene.slice_done(sliced, Part(5_000, 3.0))
+    scene.slice_done(sliced, Slice(5_000, 3.0))
     assert scene.pace.tracks[between].let_go == 3.0
     outlook = scene.outlook()
     assert outlook.start(sliced).median == 0.0
     assert outlook.first_token(sliced).median == pytest.approx(outlook.end(between).median + 3.0)
-    assert outlook.blame(sliced) == {}
+    assert outlook.wait_attribution(sliced) == {}
 
 
 @every_policy
@@ -262,7 +262,7 @@ def test_what_waits_between_slices_has_started() -> None:
 def test_a_much_shorter_one_is_expected_to_pass_at_the_next_gap(policy: str, left: float) -> None:
     """By the rule that admission has; and from the first of its slices on, as from a later one."""
     scene = Scene(policy)
-    sliced = scene.arrive_sliced(Part(1_000, 1.0, rest=left), cost=10.0)
+    sliced = scene.arrive_sliced(Slice(1_000, 1.0, rest=left), cost=10.0)
     small = scene.arrive("ben", cost=0.5)
     if left > 1:
         assert scene.outlook().start(small).median == pytest.approx(1.0)
@@ -275,7 +275,7 @@ def test_a_much_shorter_one_is_expected_to_pass_at_the_next_gap(policy: str, lef
 @every_policy
 def test_a_flood_of_much_shorter_ones_is_expected_to_double_it(policy: str) -> None:
     scene = Scene(policy)
-    sliced = scene.arrive_sliced(Part(1_000, 1.0, rest=19.0), cost=20.0)
+    sliced = scene.arrive_sliced(Slice(1_000, 1.0, rest=19.0), cost=20.0)
     for number in range(50):
         scene.arrive(f"u{number % 5}", cost=1.0)
     outlook = scene.outlook()
@@ -285,8 +285,8 @@ def test_a_flood_of_much_shorter_ones_is_expected_to_double_it(policy: str) -> N
     assert waits[-1] == pytest.approx(20.0 + 49.0)
 
 
-@pytest.mark.parametrize("part", [Part(10, 0.0, rest=2.0), Part(10, 3.0, rest=0.1), Part(1, 0.7, rest=1.3)])
-def test_whatever_the_slices_are_they_come_to_what_is_left(part: Part) -> None:
+@pytest.mark.parametrize("part", [Slice(10, 0.0, rest=2.0), Slice(10, 3.0, rest=0.1), Slice(1, 0.7, rest=1.3)])
+def test_whatever_the_slices_are_they_come_to_what_is_left(part: Slice) -> None:
     scene = Scene()
     sliced = scene.arrive_sliced(part, cost=99.0)
     assert scene.outlook().first_token(sliced).median == pytest.approx(part.cost + part.rest)
@@ -296,13 +296,13 @@ def test_pauses_are_expected_as_they_were() -> None:
     """A driver that pauses tells of a slice when the next may go: then the lane is slower, as far as is seen."""
     scene = Scene()
     for _ in range(10):
-        sliced = scene.arrive_sliced(Part(5_000, 1.0, rest=1.0), cost=2.0)
+        sliced = scene.arrive_sliced(Slice(5_000, 1.0, rest=1.0), cost=2.0)
         scene.now += 3.0
-        scene.slice_done(sliced, Part(5_000, 1.0))
+        scene.slice_done(sliced, Slice(5_000, 1.0))
         scene.now += 3.0
         scene.first_token(sliced)
         scene.end(sliced)
-    sliced = scene.arrive_sliced(Part(5_000, 1.0, rest=3.0), cost=4.0)
+    sliced = scene.arrive_sliced(Slice(5_000, 1.0, rest=3.0), cost=4.0)
     assert scene.outlook().first_token(sliced).median == pytest.approx(12.0, rel=0.1)
 
 
@@ -401,7 +401,7 @@ class TestMeets:
 class TestPace:
     def test_from_a_guess_nothing_is_learned(self) -> None:
         """Answers that are not streamed show no first token: the driver takes it to come as predicted."""
-        pace = Pace()
+        pace = EngineSpeed()
         job = Job("ann", "short", 100, 2.0, 0.0)
         pace.waits(job)
         pace.let_go([job], 0.0)
@@ -411,8 +411,8 @@ class TestPace:
         pace.waits(another)
         pace.let_go([another], 21.0)
         pace.first_token(another, 23.0, seen=False)
-        assert pace.stretch["short"].value == 1.0
-        assert pace.tokens["short"].value == Pace().tokens["short"].value
+        assert pace.slowdown["short"].value == 1.0
+        assert pace.tokens["short"].value == EngineSpeed().tokens["short"].value
         assert pace.errors["first_token"].factor(10.0) == Errors(3.0).factor(10.0)
         pace.ends(job, 30.0, 50)
         pace.ends(another, 30.0, 50)
@@ -421,47 +421,47 @@ class TestPace:
     def test_of_a_slice_its_own_seconds_are_seen(self) -> None:
         """Of the client's own request, those since it went; of neither, where somebody shared them."""
         scene = Scene()
-        job = scene.arrive_sliced(Part(4_000, 1.0, rest=2.0))
+        job = scene.arrive_sliced(Slice(4_000, 1.0, rest=2.0))
         track = scene.pace.tracks[job]
         assert track.seen() is None
         scene.now = 1.5
-        assert track.seen(1.25) == Seen(1.25, 0)
-        scene.slice_done(job, Part(4_000, 1.0, rest=1.0))
+        assert track.seen(1.25) == PrefillObservation(1.25, 0)
+        scene.slice_done(job, Slice(4_000, 1.0, rest=1.0))
         beside = scene.arrive("ben", "short", 0.5)
         scene.now = 2.75
         assert track.seen(scene.now) is None
-        scene.slice_done(job, Part(2_000, 1.0))
+        scene.slice_done(job, Slice(2_000, 1.0))
         scene.first_token(beside)
         scene.now = 4.75
         assert track.seen(scene.now) is None  # it was still there when the slice went
         assert scene.pace.tracks[beside].seen() is None  # and had been beside one
-        scene.slice_done(job, Part(1_000, 0.5))
+        scene.slice_done(job, Slice(1_000, 0.5))
         scene.now = 7.0
         scene.first_token(job)
-        assert track.seen() == Seen(2.25, 1)
+        assert track.seen() == PrefillObservation(2.25, 1)
 
     def test_a_slice_that_shared_its_time_with_a_whole_prefill_says_so(self) -> None:
         scene = Scene()
-        job = scene.arrive_sliced(Part(4_000, 1.0, rest=2.0))
+        job = scene.arrive_sliced(Slice(4_000, 1.0, rest=2.0))
         scene.now = 0.5
         beside = scene.arrive("ben", "short", 0.5)
         scene.now = 1.0
         scene.first_token(beside)
         scene.now = 1.5
-        assert scene.pace.tracks[job].seen(scene.now) == Seen(1.5, 0, (beside.tokens,))
+        assert scene.pace.tracks[job].seen(scene.now) == PrefillObservation(1.5, 0, (beside.tokens,))
 
     def test_a_sliced_job_starts_once(self) -> None:
         """What it was told of its start is held against its first slice, not against the others."""
         scene = Scene()
         for _ in range(30):
             scene.arrive(cost=4.0)
-            job = scene.arrive_sliced(Part(4_000, 2.0, rest=8.0))
+            job = scene.arrive_sliced(Slice(4_000, 2.0, rest=8.0))
             scene.pace.said(job, scene.now, {"start": 4.0, "first_token": 20.0, "end": 20.0})
             scene.now += 4.0
             scene.first_token(scene.jobs[-2])
             for _ in range(4):
                 scene.now += 2.0
-                scene.slice_done(job, Part(4_000, 2.0))
+                scene.slice_done(job, Slice(4_000, 2.0))
             scene.first_token(job)
             for each in scene.jobs[-2:]:
                 scene.end(each)
@@ -469,13 +469,13 @@ class TestPace:
 
     def test_company_is_who_is_here_or_was_let_go_meanwhile(self) -> None:
         scene = Scene()
-        job = scene.arrive_sliced(Part(4_000, 1.0, rest=2.0))
+        job = scene.arrive_sliced(Slice(4_000, 1.0, rest=2.0))
         assert not scene.pace.company(job)
         other = scene.arrive("ben", "short")
         assert scene.pace.company(job)
         scene.end(other)
         assert scene.pace.company(job)
-        scene.slice_done(job, Part(4_000, 1.0))
+        scene.slice_done(job, Slice(4_000, 1.0))
         assert not scene.pace.company(job)
         scene.arrive("ben")
         assert scene.pace.company(job)  # it waits
@@ -483,7 +483,7 @@ class TestPace:
     def test_sequences_are_those_that_decode(self) -> None:
         scene = Scene()
         wide = scene.arrive(seats=3)
-        sliced = scene.arrive_sliced(Part(4_000, 1.0))
+        sliced = scene.arrive_sliced(Slice(4_000, 1.0))
         assert scene.pace.sequences == 0
         scene.first_token(wide)
         assert scene.pace.sequences == 3
@@ -596,9 +596,9 @@ class TestLearners:
 
 
 def test_a_slice_that_was_never_done_teaches_nothing() -> None:
-    pace, job = Pace(), Job("a", "long", 10_000, 6.0, 0.0)
-    pace.waits(job, part=Part(4000, 2.4, 3.6))
+    pace, job = EngineSpeed(), Job("a", "long", 10_000, 6.0, 0.0)
+    pace.waits(job, part=Slice(4000, 2.4, 3.6))
     pace.let_go([job], 0.0)
-    pace.slice_done(job, Part(10_000, 6.0), 0.01, seen=False)
-    assert pace.stretch["long"].value == 1.0
+    pace.slice_done(job, Slice(10_000, 6.0), 0.01, seen=False)
+    assert pace.slowdown["long"].value == 1.0
     assert not pace.prefilling["long"]

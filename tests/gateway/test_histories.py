@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from gateway.admission import Admission
-from gateway.ledger import Part
-from gateway.limits import Limits
-from gateway.line import MUCH_SHORTER
+from gateway.scheduling.admission import Admission
+from gateway.scheduling.ledger import Slice
+from gateway.scheduling.limits import Limits
+from gateway.scheduling.queue import MUCH_SHORTER
 from policies import POLICIES
 from policies.base import LANES, Job, Lane, Policy
 
@@ -56,9 +56,9 @@ class Witness(Policy):
         self.policy.settle(job, cost)
 
     def copy(self) -> Self:
-        twin = type(self)(self.policy.copy())
-        twin.waiting, twin.popped = self.waiting.copy(), self.popped.copy()
-        return twin
+        clone = type(self)(self.policy.copy())
+        clone.waiting, clone.popped = self.waiting.copy(), self.popped.copy()
+        return clone
 
 
 class Watched(Admission):
@@ -84,24 +84,24 @@ class Referee:
         self.passed: dict[Job, list[float]] = {}  # what of others has begun in its lane while they were; and the most
         self.prefill: list[Job] = []
         self.decode: list[Job] = []
-        self.parts: dict[Job, Part] = {}
+        self.parts: dict[Job, Slice] = {}
         self.reserved: dict[Job, int] = {}
         self.ended: list[Job] = []
         self.arrived = 0
-        self.scale, self.foreign_seats, self.foreign_kv = 1.0, 0, 0
+        self.scale, self.external_seats, self.foreign_kv = 1.0, 0, 0
         self.served: dict[Lane, int] = {lane: place - len(LANES) for place, lane in enumerate(LANES)}
         self._judged: list[Job] = []
         self._dispatches = count()
 
     # What happens.
 
-    def arrive(self, job: Job, part: Part | None = None) -> list[Job]:
+    def arrive(self, job: Job, part: Slice | None = None) -> list[Job]:
         self.arrived += 1
         self.waiting.append(job)
-        self.parts[job] = part or Part(job.tokens, job.cost)
+        self.parts[job] = part or Slice(job.tokens, job.cost)
         return self._told(lambda: self.admission.arrive(job, part))
 
-    def slice_done(self, job: Job, part: Part) -> list[Job]:
+    def slice_done(self, job: Job, part: Slice) -> list[Job]:
         self.prefill.remove(job)
         self.begun[job.lane].append(job)
         self.parts[job] = part
@@ -136,9 +136,9 @@ class Referee:
         return self._told(lambda: self.admission.relimit(limits))
 
     def correct(self, scale: float, seats: int, kv_tokens: int) -> list[Job]:
-        self.scale, self.foreign_seats, self.foreign_kv = scale, seats, kv_tokens
+        self.scale, self.external_seats, self.foreign_kv = scale, seats, kv_tokens
         return self._told(
-            lambda: self.admission.correct(kv_scale=scale, foreign_seats=seats, foreign_kv_tokens=kv_tokens)
+            lambda: self.admission.correct(kv_scale=scale, external_seats=seats, external_kv_tokens=kv_tokens)
         )
 
     def use(self, policy: Policy) -> list[Job]:
@@ -163,7 +163,7 @@ class Referee:
 
     def seats_fit(self, job: Job) -> bool:
         seats = sum(other.seats for other in self.running) + job.seats
-        return not self.running or seats + self.foreign_seats <= self.limits.max_num_seqs
+        return not self.running or seats + self.external_seats <= self.limits.max_num_seqs
 
     def kv_fits(self, job: Job) -> bool:
         limit, reserved = self.limits.kv_tokens, sum(self.reserved.values())
@@ -294,7 +294,7 @@ def seconds(most: int) -> st.SearchStrategy[float]:
     return st.integers(0, 16 * most).map(lambda sixteenths: sixteenths / 16)
 
 
-parts = st.builds(Part, tokens=st.integers(1, 300), cost=seconds(5), rest=seconds(40))
+parts = st.builds(Slice, tokens=st.integers(1, 300), cost=seconds(5), rest=seconds(40))
 
 
 class Histories(RuleBasedStateMachine):
@@ -330,14 +330,14 @@ class Histories(RuleBasedStateMachine):
         part=st.none() | parts,
     )
     def arrive(
-        self, flow: str, lane: Lane, tokens: int, cost: float, seats: int, kv_tokens: int, part: Part | None
+        self, flow: str, lane: Lane, tokens: int, cost: float, seats: int, kv_tokens: int, part: Slice | None
     ) -> None:
         job = Job(flow, lane, tokens, cost, self.referee.arrived, seats, kv_tokens=kv_tokens)
         self.referee.arrive(job, part)
 
     @precondition(lambda self: self.referee.prefill)
     @rule(data=st.data(), part=parts)
-    def slice_done(self, data: st.DataObject, part: Part) -> None:
+    def slice_done(self, data: st.DataObject, part: Slice) -> None:
         self.referee.slice_done(data.draw(st.sampled_from(self.referee.prefill)), part)
 
     @precondition(lambda self: self.referee.running)
@@ -403,8 +403,8 @@ def test_no_head_waits_for_ever_while_both_lanes_are_flooded(
     served = dict.fromkeys(LANES, 0)
     running: list[Job] = []
 
-    def part(job: Job) -> Part:
-        return Part(random.randint(1, job.tokens), random.randrange(16) / 16, rest=random.choice([0, 0, 1, 8]))
+    def part(job: Job) -> Slice:
+        return Slice(random.randint(1, job.tokens), random.randrange(16) / 16, rest=random.choice([0, 0, 1, 8]))
 
     for step in range(200):
         for lane in LANES:
@@ -445,7 +445,7 @@ SCARCE = Limits(short_lane_tokens=200, max_num_seqs=3, kv_tokens=500, flow_in_fl
 def happen(admission: Admission, jobs: list[Job], step: Step) -> list[Job]:
     """Who is let go. KeyError where that cannot happen to the job that is named."""
     kind, which, cost = step
-    part = Part(1 + which % 100, cost / 3, rest=cost * (which % 10))
+    part = Slice(1 + which % 100, cost / 3, rest=cost * (which % 10))
     if kind in ("arrive", "sliced"):
         flow, session, lane = "abc"[which % 3], "xy"[which % 5 % 2], LANES[which % 2]
         seats, kv_tokens = 1 + which % 3, which % 400
@@ -458,7 +458,7 @@ def happen(admission: Admission, jobs: list[Job], step: Step) -> list[Job]:
             Limits(200, 1 + which % 200, 1 + which % 2, 1 + which % 5, which or None, 1 + which % 4)
         )
     if kind == "correct":
-        return admission.correct(kv_scale=cost, foreign_seats=which % 4)
+        return admission.correct(kv_scale=cost, external_seats=which % 4)
     if kind == "use":
         return admission.use(list(POLICIES.values())[which % len(POLICIES)]())
     if not jobs:

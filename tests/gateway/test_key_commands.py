@@ -10,10 +10,10 @@ from re import fullmatch
 import pytest
 from typer.testing import CliRunner, Result
 
-from gateway.cli import app
+from gateway.config.settings import Settings
 from gateway.errors import UnknownKey
-from gateway.keys import key_digest, read_keys
-from gateway.settings import Settings
+from gateway.identity.keys import key_digest, read_keys
+from loadtest.cli.main import app
 from tests.conftest import RunningGateway, ScriptedEngine, StartGateway, chat, until
 
 
@@ -122,7 +122,7 @@ def test_a_file_that_is_wrong_is_not_written_over(path: Path) -> None:
 
 
 def test_two_commands_at_once_lose_nothing(path: Path) -> None:
-    command = [sys.executable, "-m", "gateway", "keys", "add", "--file", str(path)]
+    command = [sys.executable, "-m", "loadtest", "keys", "add", "--file", str(path)]
     running = [subprocess.Popen([*command, f"{n}"], stdout=subprocess.PIPE, text=True) for n in range(2)]
     keys = {process.communicate()[0].strip() for process in running}
     assert {key.digest for key in read_keys(path.read_text())} == {key_digest(key) for key in keys}
@@ -164,7 +164,7 @@ def test_a_running_gateway_follows_the_file(engine: ScriptedEngine, start_gatewa
 def test_a_broken_file_is_said_and_the_keys_stay(engine: ScriptedEngine, path: Path, tmp_path: Path) -> None:
     """As a process of its own, for an error in the log is what is looked for."""
     key = add(path, "ann")
-    command = [sys.executable, "-m", "gateway", "serve", "--upstream", engine.url, "--port", "0"]
+    command = [sys.executable, "-m", "loadtest", "serve", "--upstream", engine.url, "--port", "0"]
     with (tmp_path / "said").open("w+") as said:
         process = subprocess.Popen([*command, "--set", f"keys_file={path}"], stderr=said)
         try:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.keys import KEY_PATTERN, KEY_PREFIX, Key, KeysError, key_digest, read_keys, with_key, without_key
+from gateway.identity.keys import KEY_PATTERN, KEY_PREFIX, Key, KeysError, key_digest, read_keys, with_key, without_key
 
 digests = st.binary(min_size=32, max_size=32).map(bytes.hex)
 counts = st.none() | st.integers(min_value=1, max_value=10**6)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.keys import Key, KeysError, key_digest, with_key, without_key
-from gateway.keys_file import KeysFile, change, read_keys_file
+from gateway.identity.keys import Key, KeysError, key_digest, with_key, without_key
+from gateway.storage.keys_file import KeysFile, change, read_keys_file
 
 
 def key(name: str) -> Key:

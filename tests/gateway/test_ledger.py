@@ -5,8 +5,8 @@ from itertools import count
 
 import pytest
 
-from gateway.admission import Admission
-from gateway.limits import Limits
+from gateway.scheduling.admission import Admission
+from gateway.scheduling.limits import Limits
 from policies import POLICIES
 from policies.base import LANES, Job, Lane, Policy
 
@@ -137,25 +137,25 @@ def test_the_cache_of_others_counts_and_comes_back(new_policy: NewPolicy) -> Non
     admission = with_cache(new_policy)
     waiting = job(30)
     admission.arrive(job(50))
-    assert admission.correct(foreign_kv_tokens=21) == []
+    assert admission.correct(external_kv_tokens=21) == []
     assert admission.arrive(waiting) == []
-    assert admission.correct(foreign_kv_tokens=20) == [waiting]
+    assert admission.correct(external_kv_tokens=20) == [waiting]
 
 
 def test_the_seats_of_others_count_and_come_back(new_policy: NewPolicy) -> None:
     admission = with_cache(new_policy, max_num_seqs=4)
     waiting = job(0, seats=2)
     admission.arrive(job(0))
-    assert admission.correct(foreign_seats=2) == []
+    assert admission.correct(external_seats=2) == []
     assert admission.arrive(waiting) == []
-    assert admission.correct(foreign_seats=1) == [waiting]
+    assert admission.correct(external_seats=1) == [waiting]
     assert admission.seats == 3
 
 
 def test_an_engine_that_others_fill_for_ever_never_keeps_the_last_one_out(new_policy: NewPolicy) -> None:
     """One of ours is always in it, whatever the metrics say; and what they no longer say no longer counts."""
     admission = with_cache(new_policy, max_num_seqs=4)
-    admission.correct(kv_scale=1000.0, foreign_seats=1000, foreign_kv_tokens=10**9)
+    admission.correct(kv_scale=1000.0, external_seats=1000, external_kv_tokens=10**9)
     jobs = [job(10) for _ in range(5)]
     running = [let_go for each in jobs for let_go in admission.arrive(each)]
     for turn in range(3):
@@ -167,6 +167,6 @@ def test_an_engine_that_others_fill_for_ever_never_keeps_the_last_one_out(new_po
 def test_an_engine_that_is_said_to_be_busy_takes_nothing_from_who_is_in_it(new_policy: NewPolicy) -> None:
     admission, running = with_cache(new_policy), job(50)
     admission.arrive(running)
-    assert admission.correct(foreign_seats=1000, foreign_kv_tokens=10**9) == []
+    assert admission.correct(external_seats=1000, external_kv_tokens=10**9) == []
     assert admission.first_token(running) == admission.progress(running, 1.0, 60) == []
     assert admission.held() == {"seats": 1, "kv": 60, "short": 0, "long": 0}

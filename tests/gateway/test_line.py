@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.admission import Admission
-from gateway.ledger import Part
-from gateway.limits import Limits
 from gateway.outcome import Outcome
+from gateway.scheduling.admission import Admission
+from gateway.scheduling.ledger import Slice
+from gateway.scheduling.limits import Limits
 from policies import POLICIES
 from policies.base import LANES, Job, Lane, Policy
 from policies.fifo import Fifo
@@ -93,9 +93,9 @@ def test_an_empty_queue_takes_any_job(new_policy: NewPolicy) -> None:
 def test_one_that_has_begun_no_longer_counts_as_queued(new_policy: NewPolicy) -> None:
     admission = Admission(new_policy(), Limits(max_num_seqs=1, max_queued=1, flow_queued=1, max_queued_s=1.0))
     sliced, beside = job("a", "long"), job("b")
-    admission.arrive(sliced, Part(10, 0.5))
+    admission.arrive(sliced, Slice(10, 0.5))
     admission.arrive(beside)
-    assert admission.slice_done(sliced, Part(10, 0.5)) == [beside]
+    assert admission.slice_done(sliced, Slice(10, 0.5)) == [beside]
     assert admission.waiting("long") == 1
     assert admission.refuses(job("a", cost=5.0)) is None
 
@@ -255,11 +255,11 @@ def test_who_runs_is_settled_by_the_policy_that_let_them_go() -> None:
     before, after = Books(), Books()
     admission = Admission(before, Limits(max_num_seqs=2))
     sliced, running, waiting = job("b", "long"), job(), job()
-    admission.arrive(sliced, Part(5, 0.5))
+    admission.arrive(sliced, Slice(5, 0.5))
     arrive_all(admission, running, waiting)
     assert admission.use(after) == []
     admission.progress(running, 2.0, 0)
-    assert admission.slice_done(sliced, Part(5, 0.5)) == [sliced] or admission.waiting("long")
+    assert admission.slice_done(sliced, Slice(5, 0.5)) == [sliced] or admission.waiting("long")
     admission.finish(running, 3.0)
     admission.finish(sliced, 4.0)
     admission.finish(waiting, 5.0)
@@ -274,13 +274,13 @@ def test_in_the_middle_of_everything_nobody_loses_a_place_or_a_permit(new_policy
     limits = Limits(max_num_seqs=3, flow_in_flight=2)
     admission = Admission(new_policy(), limits)
     sliced, prefilling, aside, waiting = job("a", "long"), job("a"), job("a"), job("b", seats=2)
-    admission.arrive(sliced, Part(5, 0.5))
+    admission.arrive(sliced, Slice(5, 0.5))
     arrive_all(admission, prefilling, aside, waiting)
     before = admission.held()
     assert admission.use(then()) == []
     assert admission.held() == before
     assert [admission.waiting(lane) for lane in LANES] == [2, 0]
-    let_go = [*admission.slice_done(sliced, Part(5, 0.5))]
+    let_go = [*admission.slice_done(sliced, Slice(5, 0.5))]
     for ended in (prefilling, sliced):
         let_go += admission.finish(ended, 1.0)
     assert {*let_go} - {sliced} == {aside, waiting}

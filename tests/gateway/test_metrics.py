@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from gateway.callers import hashed
-from gateway.profile import Profile
+from gateway.identity.callers import hashed
+from gateway.pricing.profile import Profile
 from tests.conftest import (
     DONE,
     TINY,

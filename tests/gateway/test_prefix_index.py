@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 import pytest
 
 from gateway.api.chat import CHAT
-from gateway.cost import CostModel
-from gateway.prefix_index import BLOCK, ENOUGH, MOST, NOTHING, PrefixIndex
-from gateway.profile import load
-from gateway.prompt import Prompt, PromptReader
-from gateway.usage import PromptDetails, Usage
+from gateway.pricing.cost_model import CostModel
+from gateway.pricing.prefix_index import BLOCK, ENOUGH, MOST, NOTHING, PrefixIndex
+from gateway.pricing.profile import load
+from gateway.pricing.prompt import Prompt, PromptReader
+from gateway.pricing.usage import PromptDetails, Usage
 from loadtest.spark.kv_cache import BlockPool
 
 Message = tuple[str, str]  # role, text

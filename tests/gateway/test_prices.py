@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from gateway.api.chat import parse
-from gateway.cost import CostModel
-from gateway.profile import load
-from gateway.prompt import text_size
+from gateway.pricing.cost_model import CostModel
+from gateway.pricing.profile import load
+from gateway.pricing.prompt import text_size
 from tests.conftest import (
     DONE,
     TEXT,
@@ -362,7 +362,7 @@ def test_an_engine_that_comes_back_as_another_is_learned_anew(
 def test_a_step_that_is_slower_than_the_profile_says_lowers_the_seats(
     engine: ScriptedEngine, start_gateway: StartGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.engine.RELIMIT", 0.05)
+    monkeypatch.setattr("gateway.engine.monitor.RELIMIT", 0.05)
     gateway = start_gateway(engine.url, tpot_target=0.15)
     assert gateway.metric("fairlane_seats_limit") == 25
     step = gateway.gateway.parts.cost_model.step

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from gateway.priority import with_priority
+from gateway.api.priority import with_priority
 from tests.conftest import CHAT, DONE, TEXT, ScriptedEngine, StartGateway, chat, token
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.prompt import FEW, STRIDE, Prompt, PromptReader, Size, text_size
+from gateway.pricing.prompt import FEW, STRIDE, Prompt, PromptReader, Size, text_size
 
 Told = Callable[[PromptReader], None]
 

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway.profile import Profile
+from gateway.pricing.profile import Profile
 from tests.conftest import (
     CHAT,
     DONE,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gateway.profile import Profile
+from gateway.pricing.profile import Profile
 from tests.conftest import DONE, RunningGateway, ScriptedEngine, StartGateway, chat, token, until
 
 SECRET = "a prompt that nobody else may read"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gateway.settings import Settings
+from gateway.config.settings import Settings
 from tests.conftest import RunningGateway, ScriptedEngine, StartGateway, chat, until
 
 

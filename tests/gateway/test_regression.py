@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.regression import KEPT, Regression
+from gateway.pricing.regression import KEPT, Regression
 
 # A prefill curve: a constant, seconds a token, seconds a token squared. Its columns differ by nine powers of ten.
 TRUE = 0.2, 3e-4, 1e-8

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gateway.routes import PASSED, QUEUED
+from gateway.api.routes import PASSED, QUEUED
 from tests.conftest import CHAT, TEXT, RunningGateway, ScriptedEngine, StartGateway, chat
 
 # Whatever vLLM 0.32 serves beside what is on the allow-list, developers' routes and all (entrypoints/**/api_router.py).

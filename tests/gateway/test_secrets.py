@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.keys import Key, key_digest, with_key
-from gateway.upstream import forwarded
+from gateway.engine.client import forwarded
+from gateway.identity.keys import Key, key_digest, with_key
 from tests.conftest import CHAT, ScriptedEngine, StartGateway, chat, until
 
 KEY = "fl-" + secrets.token_urlsafe(32)

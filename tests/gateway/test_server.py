@@ -19,10 +19,10 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
-from gateway.cli import app
+from loadtest.cli.main import app
 from tests.conftest import DONE, Asked, ScriptedEngine, chat, serve, token, until
 
-COMMAND = [sys.executable, "-m", "gateway"]
+COMMAND = [sys.executable, "-m", "loadtest"]
 
 
 class Process:

@@ -7,10 +7,10 @@ from typing import Any, Protocol
 
 import pytest
 
-from gateway.cost import CostModel
-from gateway.curve import PrefillCurve
-from gateway.profile import Profile
-from gateway.slicer import Slicer, Slices, Slicing
+from gateway.pricing.cost_model import CostModel
+from gateway.pricing.curves import PrefillCurve
+from gateway.pricing.profile import Profile
+from gateway.slicing.planner import SlicePlan, Slicer, Slicing
 from tests.conftest import (
     BUDGETS,
     DONE,
@@ -33,7 +33,7 @@ TOKENS = 12_000
 
 def ends() -> tuple[int, int]:
     """Of the first two slices."""
-    slices = Slices(Slicer(Slicing(), CostModel(PROFILE)), TOKENS)
+    slices = SlicePlan(Slicer(Slicing(), CostModel(PROFILE)), TOKENS)
     first = slices.end
     slices.go_on(0.0, company=True)
     return first, slices.end

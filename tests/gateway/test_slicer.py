@@ -7,9 +7,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from gateway.cost import CostModel
-from gateway.profile import Profile, load
-from gateway.slicer import GROWTH, MOST_PAUSE, SLACK, TEN, WORTH, Slicer, Slices, Slicing
+from gateway.pricing.cost_model import CostModel
+from gateway.pricing.profile import Profile, load
+from gateway.slicing.planner import GROWTH, MOST_PAUSE, SLACK, TEN, WORTH, SlicePlan, Slicer, Slicing
 
 STEP_S = 0.05
 SPARK = load("gemma-4-26b-nvfp4")
@@ -36,7 +36,7 @@ profiles = st.builds(profile, zero_or(0.001, 1.0), zero_or(1e-5, 1e-3), zero_or(
 slicings = st.builds(Slicing, max_stall=st.floats(0.05, 2.0), step_tokens=st.sampled_from([512, 2048, 8192]))
 
 
-def cut(slices: Slices, now: float = 0.0, *, company: bool = True, sequences: int = 0) -> list[tuple[int, int]]:
+def cut(slices: SlicePlan, now: float = 0.0, *, company: bool = True, sequences: int = 0) -> list[tuple[int, int]]:
     """Where each slice begins and ends, if each takes as long as predicted."""
     cuts = [(slices.done, slices.end)]
     slices.begin(now)
@@ -65,7 +65,7 @@ def test_slices_are_the_prompt_cut_on_whole_blocks(
 ) -> None:
     """Each token once, but for the beginning that the engine had; and each slice of about the time that it may take."""
     assume(tokens < 4000 or profile.prefill(tokens) / slicing.max_stall < 1000)  # a test of seconds
-    slices = Slices(slicer(slicing, profile, block), tokens, found)
+    slices = SlicePlan(slicer(slicing, profile, block), tokens, found)
     assert slices.found == slices.done <= min(found, tokens)
     cuts = cut(slices, sequences=sequences)
     assert cuts[0][0] == slices.found
@@ -84,7 +84,7 @@ def test_slices_are_the_prompt_cut_on_whole_blocks(
 def test_a_part_says_what_it_costs_and_what_is_left(
     profile: Profile, slicing: Slicing, tokens: int, found: int
 ) -> None:
-    slices = Slices(slicer(slicing, profile), tokens, found)
+    slices = SlicePlan(slicer(slicing, profile), tokens, found)
     assert slices.part.tokens == slices.end - slices.done
     assert slices.part.cost == profile.prefill(slices.end, slices.done)
     assert slices.last == (slices.part.rest == 0 or not profile.prefill(tokens, slices.end))
@@ -97,14 +97,14 @@ def test_a_part_says_what_it_costs_and_what_is_left(
 def test_what_is_left_is_cut_into_parts_of_equal_time() -> None:
     """So that no small rest is left over."""
     of = slicer(Slicing(max_stall=0.5, step_tokens=1 << 20))
-    costs = [SPARK.prefill(end, begin) for begin, end in cut(Slices(of, 25_000))]
+    costs = [SPARK.prefill(end, begin) for begin, end in cut(SlicePlan(of, 25_000))]
     assert len(costs) > 5
     assert min(costs) > 0.95 * max(costs)
 
 
 def test_deeper_slices_have_fewer_tokens() -> None:
     of = slicer(Slicing(step_tokens=1 << 20))
-    *counts, _ = (end - begin for begin, end in cut(Slices(of, 100_000)))
+    *counts, _ = (end - begin for begin, end in cut(SlicePlan(of, 100_000)))
     assert all(later <= sooner + 2 * of.block for sooner, later in pairwise(counts))
     assert counts[-1] < counts[0] / 2
 
@@ -113,7 +113,7 @@ def test_slices_longer_than_a_step_are_whole_steps() -> None:
     """Of the tokens that those who decode leave of it, to the block."""
     step, sequences = 2048, 10
     of = slicer(Slicing(max_stall=1.0, step_tokens=step), profile(a=1e-4))
-    first, *middle, last = (end - begin for begin, end in cut(Slices(of, 100_000), sequences=sequences))
+    first, *middle, last = (end - begin for begin, end in cut(SlicePlan(of, 100_000), sequences=sequences))
     assert first == ceil(first / step) * step
     steps = {ceil(count / (step - sequences)) for count in middle}
     assert min(steps) > 1
@@ -124,21 +124,21 @@ def test_slices_longer_than_a_step_are_whole_steps() -> None:
 
 
 def test_100_000_tokens() -> None:
-    cuts = cut(Slices(slicer(), 100_000))
+    cuts = cut(SlicePlan(slicer(), 100_000))
     assert cuts[-1][1] == 100_000
     assert all(begin % 16 == 0 for begin, _ in cuts)
     assert 20 < len(cuts) < 1000
 
 
 def test_a_short_prompt_goes_in_one() -> None:
-    slices = Slices(slicer(), 1000)
+    slices = SlicePlan(slicer(), 1000)
     assert slices.last
     assert slices.part == slices.whole()
 
 
 @pytest.mark.parametrize("found", [24_999, 25_000, 30_000])
 def test_of_a_prompt_that_is_all_there_the_last_token_is_prefilled(found: int) -> None:
-    slices = Slices(slicer(), 25_000, found)
+    slices = SlicePlan(slicer(), 25_000, found)
     assert slices.last
     assert slices.part.tokens == 25_000 - 24_999 // 16 * 16
 
@@ -148,7 +148,7 @@ def test_of_a_prompt_that_is_all_there_the_last_token_is_prefilled(found: int) -
 
 def test_alone_slices_grow() -> None:
     """Each takes at most so many times what the prompt has been alone; there are few of them."""
-    alone, beset = Slices(slicer(), 100_000), Slices(slicer(), 100_000)
+    alone, beset = SlicePlan(slicer(), 100_000), SlicePlan(slicer(), 100_000)
     cuts = cut(alone, company=False)
     now = 0.0
     for begin, end in cuts:
@@ -159,7 +159,7 @@ def test_alone_slices_grow() -> None:
 
 
 def test_company_makes_them_small_again() -> None:
-    slices = Slices(slicer(), 1_000_000)
+    slices = SlicePlan(slicer(), 1_000_000)
     slices.begin(0.0)
     small = slices.part.cost
     now = 0.0
@@ -176,7 +176,7 @@ def test_company_makes_them_small_again() -> None:
 
 
 def test_one_that_has_waited_has_not_been_alone() -> None:
-    slices = Slices(slicer(), 100_000)
+    slices = SlicePlan(slicer(), 100_000)
     slices.begin(1000.0)
     small = slices.part.cost
     slices.go_on(1000.0 + small, company=False)

@@ -5,9 +5,9 @@ from itertools import count
 
 import pytest
 
-from gateway.admission import Admission
-from gateway.ledger import Part
-from gateway.limits import Limits
+from gateway.scheduling.admission import Admission
+from gateway.scheduling.ledger import Slice
+from gateway.scheduling.limits import Limits
 from policies import POLICIES
 from policies.base import Job, Lane, Policy
 
@@ -15,7 +15,7 @@ NewPolicy = Callable[[], Policy]
 pytestmark = pytest.mark.parametrize("new_policy", POLICIES.values(), ids=POLICIES)
 
 arrivals = count()
-PART = Part(4096, 1.0)
+PART = Slice(4096, 1.0)
 
 
 def long(flow: str = "a", tokens: int = 12_000, seats: int = 1, kv_tokens: int = 0, cost: float = 3.0) -> Job:
@@ -30,7 +30,7 @@ def test_a_job_alone_goes_from_part_to_part_to_its_answer(new_policy: NewPolicy)
     admission, job = Admission(new_policy()), long()
     assert admission.arrive(job, PART) == [job]
     assert admission.slice_done(job, PART) == [job]
-    assert admission.slice_done(job, Part(3808, 0.9)) == [job]
+    assert admission.slice_done(job, Slice(3808, 0.9)) == [job]
     assert admission.first_token(job) == []
     assert (admission.seats, admission.running) == (1, 1)
     admission.finish(job, 3.0)
@@ -40,10 +40,10 @@ def test_a_job_alone_goes_from_part_to_part_to_its_answer(new_policy: NewPolicy)
 def test_budgets_count_the_part_and_not_the_whole(new_policy: NewPolicy) -> None:
     admission = Admission(new_policy(), Limits(short_lane_tokens=100))
     sliced, beside = short(tokens=150), short(tokens=60)
-    assert admission.arrive(sliced, Part(40, 0.5)) == [sliced]
+    assert admission.arrive(sliced, Slice(40, 0.5)) == [sliced]
     assert (admission.prefill_tokens("short"), admission.predicted_prefill(sliced)) == (40, 0.5)
     assert admission.arrive(beside) == [beside]
-    assert admission.slice_done(sliced, Part(41, 0.6)) == []
+    assert admission.slice_done(sliced, Slice(41, 0.6)) == []
     assert admission.prefill_tokens("short") == 60
     assert admission.first_token(beside) == [sliced]
     assert admission.prefill_tokens("short") == 41
@@ -97,8 +97,8 @@ def test_of_several_that_have_begun_goes_on_who_has_least_left(
     busy = short(seats=3)
     assert admission.relimit(Limits(long_lane_jobs=1, max_num_seqs=3)) == []
     admission.arrive(busy)
-    assert admission.slice_done(jobs[0], Part(4096, 1.0, rest=left[0] - 1)) == []
-    assert admission.slice_done(jobs[1], Part(4096, 1.0, rest=left[1] - 1)) == [busy]
+    assert admission.slice_done(jobs[0], Slice(4096, 1.0, rest=left[0] - 1)) == []
+    assert admission.slice_done(jobs[1], Slice(4096, 1.0, rest=left[1] - 1)) == [busy]
     assert admission.finish(busy, 0.1) == [jobs[first]]
     assert admission.first_token(jobs[first]) == [jobs[1 - first]]
 
@@ -139,8 +139,8 @@ class Engine:
             pass
         return self.ended
 
-    def _part(self, job: Job) -> Part:
-        return Part(1000, min(1.0, self._left[job]), rest=max(0.0, self._left[job] - 1))
+    def _part(self, job: Job) -> Slice:
+        return Slice(1000, min(1.0, self._left[job]), rest=max(0.0, self._left[job] - 1))
 
 
 def test_equal_ones_end_one_after_the_other(new_policy: NewPolicy) -> None:
@@ -216,7 +216,7 @@ def test_a_much_shorter_one_that_does_not_fit_holds_up_nobody(new_policy: NewPol
     """It passes as soon as it fits."""
     admission = Admission(new_policy(), limits)
     big, busy, small = long(kv_tokens=10_000), short(kv_tokens=9_000), long("c", seats=2, kv_tokens=2_000, cost=0.5)
-    part = Part(4096, 1.0, rest=9.0)
+    part = Slice(4096, 1.0, rest=9.0)
     assert [*admission.arrive(big, part), *admission.arrive(busy)] == [big, busy]
     assert admission.arrive(small) == []
     assert admission.slice_done(big, part) == [big]
@@ -227,7 +227,7 @@ def test_a_much_shorter_one_that_does_not_fit_holds_up_nobody(new_policy: NewPol
 def test_nor_does_one_for_which_the_lane_has_no_room(new_policy: NewPolicy) -> None:
     admission = Admission(new_policy(), Limits(short_lane_tokens=100))
     big, beside, small = short(tokens=1000), short(tokens=60), short(tokens=80)
-    part = Part(40, 1.0, rest=9.0)
+    part = Slice(40, 1.0, rest=9.0)
     assert [*admission.arrive(big, part), *admission.arrive(beside)] == [big, beside]
     assert admission.arrive(small) == []
     assert admission.slice_done(big, part) == [big]
@@ -238,7 +238,7 @@ def test_nor_one_that_fits_the_cache_that_another_lane_waits_for(new_policy: New
     admission = Admission(new_policy(), Limits(kv_tokens=100))
     big, small = long(kv_tokens=80), long("c", kv_tokens=10, cost=0.5)
     head = short(kv_tokens=50)
-    part = Part(4096, 1.0, rest=9.0)
+    part = Slice(4096, 1.0, rest=9.0)
     admission.arrive(big, part)
     assert admission.arrive(head) == []
     assert admission.arrive(small) == []

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.api.openai import read
-from gateway.sse import MAX_EVENT, EventStream
-from gateway.usage import EngineTimes, PromptDetails, Usage
+from gateway.api.sse import MAX_EVENT, EventStream
+from gateway.pricing.usage import EngineTimes, PromptDetails, Usage
 
 
 def event(end: bytes = b"\n\n", /, **fields: Any) -> bytes:

@@ -16,7 +16,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from loadtest.spark.profile import load_profile
-from loadtest.spark.server import create_app
+from loadtest.spark_server.server import create_app
 from tests.conftest import BUDGETS, CHAT, TEXT, serve, until
 from tests.gateway.test_server import Process
 

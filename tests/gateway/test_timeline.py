@@ -2,7 +2,7 @@
 
 import pytest
 
-from gateway.timeline import Timeline
+from gateway.telemetry.timeline import Timeline
 
 
 def spans(timeline: Timeline) -> dict[str, float | None]:

@@ -25,10 +25,10 @@ from anyio.lowlevel import checkpoint
 from gateway.api.base import InferenceRequest
 from gateway.api.chat import CHAT
 from gateway.api.completions import COMPLETIONS
-from gateway.local_tokenizer import LocalTokenizer
-from gateway.prompt_fields import MOST_TEXTS
-from gateway.tokenizer import ASK_AGAIN, MOST_BYTES, BoundedTokenizer, EngineTokenizer, Ids
-from gateway.upstream import Upstream
+from gateway.engine.client import EngineClient
+from gateway.tokenizers.engine import ASK_AGAIN, MOST_BYTES, BoundedTokenizer, EngineTokenizer, Ids
+from gateway.tokenizers.fields import MOST_TEXTS
+from gateway.tokenizers.local import LocalTokenizer
 from tests.conftest import DEADLINE, Call, ScriptedEngine
 from tests.vllm.tiny_model import make_model, words
 
@@ -61,7 +61,7 @@ class Asking:
 
     def __init__(self, portal: BlockingPortal, url: str) -> None:
         self.now = 0.0
-        self.upstream = Upstream(url)
+        self.upstream = EngineClient(url)
         self.tokenizer = EngineTokenizer(self.upstream, clock=lambda: self.now)
         self._portal = portal
 
@@ -687,7 +687,7 @@ def test_a_configuration_that_cannot_be_used(tmp_path: Path, config: str) -> Non
 
 @pytest.fixture
 def stuck(monkeypatch: pytest.MonkeyPatch) -> Iterator["type[Stuck]"]:
-    monkeypatch.setattr("gateway.chat_template.datetime", Stuck)
+    monkeypatch.setattr("gateway.tokenizers.chat_template.datetime", Stuck)
     yield Stuck
     Stuck.released.set()
 

@@ -2,39 +2,39 @@
 
 import pytest
 
-from gateway.unnamed import ENOUGH, MAX_FRONT_ENDS, Unnamed
+from gateway.identity.missing_users import ENOUGH, MAX_FRONT_ENDS, MissingUserDetector
 from tests.conftest import RunningGateway, ScriptedEngine, StartGateway, chat
 
 
 def test_enough_in_a_row_are_told_of_once() -> None:
-    unnamed = Unnamed()
+    unnamed = MissingUserDetector()
     assert [unnamed.seen("webui", named=False) for _ in range(3 * ENOUGH)] == [
         number == ENOUGH for number in range(1, 3 * ENOUGH + 1)
     ]
 
 
 def test_one_that_names_its_users_now_and_then_can() -> None:
-    unnamed = Unnamed()
+    unnamed = MissingUserDetector()
     for _ in range(5):
         assert not any(unnamed.seen("webui", named=False) for _ in range(ENOUGH - 1))
         assert not unnamed.seen("webui", named=True)
 
 
 def test_it_is_told_once_even_if_names_come_later() -> None:
-    unnamed = Unnamed()
+    unnamed = MissingUserDetector()
     assert any(unnamed.seen("webui", named=False) for _ in range(ENOUGH))
     unnamed.seen("webui", named=True)
     assert not any(unnamed.seen("webui", named=False) for _ in range(2 * ENOUGH))
 
 
 def test_each_front_end_counts_for_itself() -> None:
-    unnamed = Unnamed()
+    unnamed = MissingUserDetector()
     told = [unnamed.seen(name, named=False) for _ in range(ENOUGH) for name in ("one", "two")]
     assert told == [False] * (2 * ENOUGH - 2) + [True, True]
 
 
 def test_what_is_remembered_is_bounded() -> None:
-    unnamed = Unnamed()
+    unnamed = MissingUserDetector()
     for number in range(2 * MAX_FRONT_ENDS):
         unnamed.seen(str(number), named=False)
     assert len(unnamed._in_a_row) == MAX_FRONT_ENDS

@@ -11,11 +11,11 @@ import pytest
 from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
 
-from gateway.admission import Admission
 from gateway.errors import Draining, GatewayError, QueueTimeout
-from gateway.event import Event
-from gateway.limits import Limits
-from gateway.waiting import Permit, WaitingRoom
+from gateway.proxy.waiting_room import Permit, WaitingRoom
+from gateway.scheduling.admission import Admission
+from gateway.scheduling.events import Event
+from gateway.scheduling.limits import Limits
 from policies import POLICIES
 from policies.base import LANES, Job, Lane, Policy
 from policies.fifo import Fifo

@@ -4,42 +4,42 @@ from math import inf
 
 import pytest
 
+from gateway.api.hints import MAX_PRIORITY, MAX_SESSION, SchedulingHints, read_hints
 from gateway.errors import BadRequest
-from gateway.wishes import MAX_PRIORITY, MAX_SESSION, Wishes, read_wishes
 from tests.conftest import Call, RunningGateway, ScriptedEngine, StartGateway, chat
 
 
 def test_who_wishes_for_nothing_gets_that() -> None:
-    assert read_wishes({}) == Wishes(deadline=inf, priority=0.0, session="")
+    assert read_hints({}) == SchedulingHints(deadline=inf, priority=0.0, session="")
 
 
 def test_wishes_are_read() -> None:
     headers = {b"x-fairlane-deadline": b"2.5", b"x-fairlane-priority": b"-30", b"x-session-id": b"agent 7"}
-    assert read_wishes(headers) == Wishes(2.5, -30.0, "agent 7")
+    assert read_hints(headers) == SchedulingHints(2.5, -30.0, "agent 7")
 
 
 def test_open_webuis_chat_is_a_session() -> None:
-    assert read_wishes({b"x-openwebui-chat-id": b"chat 1"}).session == "chat 1"
-    assert read_wishes({b"x-openwebui-chat-id": b"chat 1", b"x-session-id": b"agent 7"}).session == "agent 7"
+    assert read_hints({b"x-openwebui-chat-id": b"chat 1"}).session == "chat 1"
+    assert read_hints({b"x-openwebui-chat-id": b"chat 1", b"x-session-id": b"agent 7"}).session == "agent 7"
 
 
 def test_wishes_are_bounded() -> None:
     headers = {b"x-fairlane-priority": b"1e300", b"x-session-id": b"x" * 10_000}
-    assert read_wishes(headers) == Wishes(inf, MAX_PRIORITY, "x" * MAX_SESSION)
+    assert read_hints(headers) == SchedulingHints(inf, MAX_PRIORITY, "x" * MAX_SESSION)
 
 
 @pytest.mark.parametrize("name", [b"x-fairlane-deadline", b"x-fairlane-priority"])
 @pytest.mark.parametrize("value", [b"soon", b"", b"nan", b"inf", b"1e999", b"\xff"])
 def test_what_is_no_number_of_seconds_is_said(name: bytes, value: bytes) -> None:
     with pytest.raises(BadRequest) as wrong:
-        read_wishes({name: value})
+        read_hints({name: value})
     assert wrong.value.param == name.decode()
 
 
 @pytest.mark.parametrize("value", [b"0", b"-1"])
 def test_a_deadline_lies_ahead(value: bytes) -> None:
     with pytest.raises(BadRequest, match="positive"):
-        read_wishes({b"x-fairlane-deadline": value})
+        read_hints({b"x-fairlane-deadline": value})
 
 
 def test_a_bad_wish_is_a_400(gateway: RunningGateway) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 
 from loadtest.spark.profile import KINDS, EngineProfile, load_profile
-from loadtest.spark.server import create_app
+from loadtest.spark_server.server import create_app
 from tests.conftest import serve, until
 
 BF16 = load_profile("gemma-4-26b-bf16")

@@ -8,9 +8,9 @@ from statistics import median
 
 import pytest
 
-from loadtest.calibration.fit import FITTED, HELD_OUT, errors_of
-from loadtest.calibration.measurements import measurements
-from loadtest.records import percentile
+from loadtest.fitting.fit import FITTED, HELD_OUT, errors_of
+from loadtest.fitting.measurements import measurements
+from loadtest.results.records import percentile
 from loadtest.spark.profile import load_profile
 
 GEMMA = ("gemma-4-26b-bf16", "gemma-4-26b-nvfp4")

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadtest.client.answer import Answer
-from loadtest.records import Outcome, Record
-from loadtest.request import Request
+from loadtest.plan.plan import Request
+from loadtest.results.records import Outcome, Record
 
 JSON = {b"content-type": b"application/json"}
 SSE = {b"content-type": b"text/event-stream; charset=utf-8"}

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.records import percentile
 from loadtest.report import bootstrap
+from loadtest.results.records import percentile
 
 WAITS = st.one_of(st.floats(0, 1e6), st.just(inf))
 

@@ -19,21 +19,21 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from typer.testing import CliRunner
 
-from gateway import engine as gateway_engine
-from gateway.cli import app
-from gateway.cost import CostModel
-from gateway.curve import Prefill
-from gateway.learned import Learned
-from gateway.profile import Profile, load
-from gateway.prompt import Prompt, Size
-from loadtest.calibration import bench, ladder
-from loadtest.calibration.calibration import Calibration
+from gateway.engine import monitor as gateway_engine
+from gateway.pricing.cost_model import CostModel
+from gateway.pricing.curves import Prefill
+from gateway.pricing.profile import Profile, load
+from gateway.pricing.prompt import Prompt, Size
+from gateway.pricing.snapshot import CostSnapshot
+from loadtest.calibration import ladder, measure
+from loadtest.calibration.samples import Calibration
+from loadtest.cli.main import app
 from loadtest.client.probe import ServerError
-from loadtest.records import Outcome, Record
-from loadtest.request import Request
+from loadtest.plan.plan import Request
+from loadtest.results.records import Outcome, Record
 from loadtest.spark.engine import prefill_alone
 from loadtest.spark.profile import load_profile
-from loadtest.spark.server import create_app
+from loadtest.spark_server.server import create_app
 from tests.conftest import StartGateway, chat, serve, until
 
 BF16, NVFP4 = "gemma-4-26b-bf16", "gemma-4-26b-nvfp4"
@@ -75,9 +75,9 @@ def off(learned: Profile, machine: str, speed: float = SPEED) -> float:
 
 
 def kept(path: Path) -> Profile:
-    learned = Learned.read(path.read_bytes())
+    learned = CostSnapshot.read(path.read_bytes())
     model = CostModel(learned.profile)
-    learned.teach(model)
+    learned.apply_to(model)
     return model.profile
 
 
@@ -129,18 +129,18 @@ def test_prompts_are_new_to_a_prefix_cache() -> None:
     calibration = Calibration(CostModel(load(BF16).scaled(1 / 50)))
     with serve(create_app(machine, speed=50.0, noise=0.0)) as url:
         for _ in range(2):
-            measure(url, calibration, 1.0)
+            measured_by(url, calibration, 1.0)
         hits = [line for line in httpx.get(f"{url}/metrics").text.splitlines() if "prefix_cache_hits_total{" in line]
     assert [trial.cached for trial in calibration.trials] == [0] * len(calibration.trials)
     assert float(hits[0].split()[-1]) < 500  # the warm-up's, and what was counted
 
 
-def measure(url: str, calibration: Calibration, seconds: float) -> list[str]:
+def measured_by(url: str, calibration: Calibration, seconds: float) -> list[str]:
     said: list[str] = []
 
     async def run() -> None:
-        target = await bench.find(url, None)
-        await bench.calibrate(target, calibration, seconds, most_streams=4, say=said.append)
+        target = await measure.find(url, None)
+        await measure.calibrate(target, calibration, seconds, most_streams=4, say=said.append)
 
     anyio.run(run)
     return said
@@ -150,7 +150,7 @@ def test_it_stops_at_what_the_model_takes(quick: str) -> None:
     machine = load_profile(BF16).with_flags(max_model_len=4096)
     calibration = Calibration(CostModel(load(BF16).scaled(1 / 200)))
     with serve(create_app(machine, speed=200.0, noise=0.0)) as url:
-        said = measure(url, calibration, 1.0)
+        said = measured_by(url, calibration, 1.0)
     largest = calibration.sizes[-1]
     assert 3600 < largest.tokens <= 4096
     assert largest.times == ladder.TIMES
@@ -436,23 +436,23 @@ def test_an_engine_that_takes_less_than_it_says_is_measured_up_to_there() -> Non
     with serve(create_app(machine, speed=200.0, noise=0.0)) as url:
 
         async def run() -> None:
-            found = await bench.find(url, None)
+            found = await measure.find(url, None)
             served = type(found.served)(found.served.name, dict.fromkeys(found.served.lengths))
-            await bench.calibrate(bench.Target(url, None, served), calibration, 1.0, most_streams=1)
+            await measure.calibrate(measure.Target(url, None, served), calibration, 1.0, most_streams=1)
 
         anyio.run(run)
     assert calibration.sizes[-1].tokens < 4096
 
 
 def test_a_failure_that_is_no_length_ends_it() -> None:
-    target = bench.Target("http://127.0.0.1:9", None, gateway_engine.Served("m", {"m": None}))
+    target = measure.Target("http://127.0.0.1:9", None, gateway_engine.Served("m", {"m": None}))
     record = Record(Request(0.0, "u", "k", 512, 1), outcome=Outcome.UNAVAILABLE, detail="full")
     with pytest.raises(ServerError, match="does not answer a prompt of 512 tokens: unavailable, full"):
-        bench.Bench(target, 1.0).check_goes_on(512, record)
+        measure.Bench(target, 1.0).check_goes_on(512, record)
 
 
 def test_interrupted_it_shows_what_it_has_and_keeps_nothing(bf16: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "gateway", "calibrate", "--upstream", bf16, "--seconds", "60"]
+    command = [sys.executable, "-m", "loadtest", "calibrate", "--upstream", bf16, "--seconds", "60"]
     environ = {**os.environ, "XDG_STATE_HOME": str(tmp_path / "state")}
     process = subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     time.sleep(5)  # until it measures

@@ -30,9 +30,9 @@ from loadtest.client.answer import Answer
 from loadtest.client.load_client import LoadClient
 from loadtest.client.probe import ServerError, latency, measure, served_model, server_version
 from loadtest.client.texts import Texts, read_heading
-from loadtest.process import running
-from loadtest.records import Outcome, Record, percentile
-from loadtest.request import Plan, Request
+from loadtest.plan.plan import Plan, Request
+from loadtest.results.records import Outcome, Record, percentile
+from loadtest.runs.process import running
 from tests.conftest import DONE, Call, ScriptedEngine, serve, sse, token, until, usage
 from tests.conftest import running as serving
 

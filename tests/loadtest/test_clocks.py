@@ -2,13 +2,13 @@
 
 import pytest
 
-from loadtest.calibration.cost_fit import cost_profile
 from loadtest.client.probe import served_model
-from loadtest.front import Front
-from loadtest.process import running
-from loadtest.runs import Load, Target, run, simulate
+from loadtest.results.summary import Slo
+from loadtest.runs.process import running
+from loadtest.runs.run import Load, Target, run, simulate
+from loadtest.simulation.deployment import Deployment
+from loadtest.spark.cost_fit import cost_profile
 from loadtest.spark.profile import load_profile
-from loadtest.summary import Slo
 from loadtest.workloads import find
 from loadtest.workloads.workload import Options
 
@@ -22,7 +22,7 @@ def test_real_time_and_virtual_time_agree() -> None:
     workload = find("office-minute")
     load = Load(workload, Options(seed=1), workload.plan(Options(seed=1)), Slo())
     machine = load_profile("gemma-4-26b-bf16")
-    virtual = simulate(load, Front("direct"), machine).summary
+    virtual = simulate(load, Deployment("direct"), machine).summary
     for _ in range(2):
         with running(["sim", "--speed", str(SPEED), "--noise", "0"]) as url:
             target = Target(url, served_model(url), "direct", cost_profile(machine), speed=SPEED)

@@ -5,8 +5,8 @@ from statistics import fmean
 
 import pytest
 
-from loadtest.request import Plan
-from loadtest.simulate import Simulation
+from loadtest.plan.plan import Plan
+from loadtest.simulation.simulation import Simulation
 from loadtest.spark.engine import Engine
 from loadtest.spark.profile import load_profile
 from loadtest.workloads.closed_loops import (

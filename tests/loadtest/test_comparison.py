@@ -7,13 +7,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from loadtest.records import Outcome, Record
+from loadtest.plan.plan import Plan, Request
 from loadtest.report.comparison import Comparison, compare
 from loadtest.report.differences import spoiled
 from loadtest.report.groups import long_kinds
-from loadtest.request import Plan, Request
-from loadtest.results import Result
-from loadtest.summary import About, Lag, Slo, row, summarize
+from loadtest.results.records import Outcome, Record
+from loadtest.results.summary import About, Lag, Slo, row, summarize
+from loadtest.storage.results_folder import Result
 
 SHORT, LONG = 200, 25_000
 

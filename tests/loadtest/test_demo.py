@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from gateway.admission import Admission
-from gateway.cost import CostModel
-from gateway.limits import Limits
-from gateway.profile import load as load_cost_profile
-from gateway.slicer import Slicer, Slicing
+from gateway.pricing.cost_model import CostModel
+from gateway.pricing.profile import load as load_cost_profile
+from gateway.scheduling.admission import Admission
+from gateway.scheduling.limits import Limits
+from gateway.slicing.planner import Slicer, Slicing
 from loadtest.demo import DEPLOY_THRESHOLD, NOISE, STALL_S, Demo, Runs, figures, gateway_settings, sentence, table
-from loadtest.simulate import Simulation
+from loadtest.simulation.simulation import Simulation
 from loadtest.spark.engine import Engine
 from loadtest.spark.profile import load_profile
 from loadtest.workloads.office import documents_before_second_paster
@@ -134,7 +134,7 @@ def test_the_demo_runs_for_real(tmp_path: Path) -> None:
     start = text.index(f"[{BF16}]")
     copy = tmp_path / "mine.toml"
     copy.write_text(text[start : text.index("[", start + 1)] if "[" in text[start + 1 :] else text[start:])
-    command = [sys.executable, "-m", "gateway", "demo", "--json", "--seed", "1", "--speed", "12"]
+    command = [sys.executable, "-m", "loadtest", "demo", "--json", "--seed", "1", "--speed", "12"]
     command += ["--set", "slicing=false"]
     done = subprocess.run([*command, "--profile", str(copy)], capture_output=True, text=True, timeout=140, check=False)
     assert done.returncode == 0, done.stderr
@@ -157,7 +157,7 @@ def test_the_demo_runs_for_real(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_wrong_is_said(arguments: list[str], says: str) -> None:
-    command = [sys.executable, "-m", "gateway", "demo", *arguments]
+    command = [sys.executable, "-m", "loadtest", "demo", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 2
     assert says in re.sub(r"[│\s]+", " ", done.stderr)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loadtest.request import TextKind
+from loadtest.plan.plan import TextKind
 from loadtest.spark.engine import Engine, Sequence, Step, prefill_alone
 from loadtest.spark.profile import KINDS, EngineProfile, SchedulingPolicy
 

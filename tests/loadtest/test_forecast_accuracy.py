@@ -14,15 +14,15 @@ from typing import NamedTuple
 
 import pytest
 
-from gateway.admission import Admission
-from gateway.cost import CostModel
-from gateway.forecast import Eta, forecast
-from gateway.limits import Limits
-from gateway.pace import Pace
-from gateway.profile import load as load_cost_profile
-from loadtest.records import percentile
-from loadtest.request import Request
-from loadtest.simulate import Simulation
+from gateway.forecasting.simulation import Eta, forecast
+from gateway.forecasting.speed import EngineSpeed
+from gateway.pricing.cost_model import CostModel
+from gateway.pricing.profile import load as load_cost_profile
+from gateway.scheduling.admission import Admission
+from gateway.scheduling.limits import Limits
+from loadtest.plan.plan import Request
+from loadtest.results.records import percentile
+from loadtest.simulation.simulation import Simulation
 from loadtest.spark.engine import Engine
 from loadtest.spark.profile import load_profile
 from policies import POLICIES
@@ -102,7 +102,7 @@ def says(load: Load, wrong: str, seed: int, *, going: bool) -> list[Said]:
     arrivals = sorted(load.arrivals, key=lambda each: each.at)
     cost_model = CostModel(WRONG[wrong])
     admission = Admission(POLICIES[load.policy](), load.limits)
-    pace = Pace(
+    pace = EngineSpeed(
         lambda tokens: cost_model.profile.decode(tokens),
         cost_model.step,
         shares_steps=load.threshold > 0,

@@ -2,11 +2,11 @@
 
 import pytest
 
-from gateway.limits import Limits
-from loadtest.calibration.cost_fit import cost_profile
-from loadtest.front import Front, fronts
-from loadtest.records import Record
-from loadtest.request import Plan, Request
+from gateway.scheduling.limits import Limits
+from loadtest.plan.plan import Plan, Request
+from loadtest.results.records import Record
+from loadtest.simulation.deployment import Deployment, deployments
+from loadtest.spark.cost_fit import cost_profile
 from loadtest.spark.engine import prefill_alone
 from loadtest.spark.profile import load_profile
 from policies import POLICIES
@@ -19,10 +19,10 @@ QUESTION = Request(0.5, "ada", "short", 200, 20)
 
 
 def records(name: str, *requests: Request, seats: int = 8, limits: Limits | None = None) -> list[Record]:
-    return Front(name, COST, limits or Limits(), seats=seats).simulate(Plan(requests), MACHINE)
+    return Deployment(name, COST, limits or Limits(), seats=seats).simulate(Plan(requests), MACHINE)
 
 
-@pytest.mark.parametrize("name", [*fronts()])
+@pytest.mark.parametrize("name", [*deployments()])
 def test_everybody_is_served(name: str) -> None:
     assert all(record.completed for record in records(name, *DOCUMENTS, QUESTION))
 
@@ -50,21 +50,21 @@ def test_the_gateway_keeps_the_lanes_apart() -> None:
 
 def test_an_unknown_front_is_refused() -> None:
     with pytest.raises(ValueError, match="no policy 'lifo'"):
-        Front("lifo", COST)
+        Deployment("lifo", COST)
 
 
 def test_what_prices_work_must_know_what_it_costs() -> None:
-    Front("direct")
+    Deployment("direct")
     with pytest.raises(ValueError, match="what work costs"):
-        Front("fair")
+        Deployment("fair")
 
 
 def test_a_figure_says_what_limits_it_was_made_with() -> None:
-    assert Front("direct").settings() == {}
-    assert Front("semaphore", COST, seats=4).settings() == {"seats": "4"}
-    assert "long_prompt_tokens=2048" in Front("fair", COST).settings()["limits"]
-    assert Front("fair", COST).settings()["slicing"] == "max_stall=0.5 long_share=1.0 step_tokens=8192"
-    assert Front("fair", COST, slicing=None).settings()["slicing"] == "off"
+    assert Deployment("direct").settings() == {}
+    assert Deployment("semaphore", COST, seats=4).settings() == {"seats": "4"}
+    assert "long_prompt_tokens=2048" in Deployment("fair", COST).settings()["limits"]
+    assert Deployment("fair", COST).settings()["slicing"] == "max_stall=0.5 long_share=1.0 step_tokens=8192"
+    assert Deployment("fair", COST, slicing=None).settings()["slicing"] == "off"
 
 
 @pytest.mark.parametrize("profile", ["gemma-4-26b-bf16", "gemma-4-26b-nvfp4", "gemma-4-31b-bf16"])
@@ -75,4 +75,4 @@ def test_a_machines_cost_profile_is_what_it_takes(profile: str, tokens: int) -> 
 
 
 def test_every_policy_of_ours_is_a_front() -> None:
-    assert {*POLICIES} <= {*fronts()}
+    assert {*POLICIES} <= {*deployments()}

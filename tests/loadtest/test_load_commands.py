@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from gateway.cli import app
-from loadtest.load_commands import read_slo
+from loadtest.cli.load import read_slo
+from loadtest.cli.main import app
+from loadtest.results.summary import Slo
 from loadtest.spark.profile import load_profile
-from loadtest.spark.server import create_app
-from loadtest.summary import Slo
+from loadtest.spark_server.server import create_app
 from loadtest.workloads import PRESETS, WORKLOADS
 from tests.conftest import serve, until
 
@@ -161,7 +161,7 @@ def test_a_real_run_is_measured_and_kept(tmp_path: Path) -> None:
 def test_an_interrupted_run_keeps_what_it_measured(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with serve(create_app(load_profile(BF16), speed=4)) as spark:
-        command = [sys.executable, "-m", "gateway", "load", "run", "office-mix", "--base-url", spark, "--speed", "4"]
+        command = [sys.executable, "-m", "loadtest", "load", "run", "office-mix", "--base-url", spark, "--speed", "4"]
         run = subprocess.Popen([*command, "--out", str(out), "--json"], stdout=subprocess.PIPE, env={**os.environ})
         rows = out / "results.jsonl"
         until(lambda: rows.exists() and rows.read_bytes().count(b"\n") >= 2, 30)

@@ -1,7 +1,7 @@
 import pytest
 
-from loadtest.records import Outcome, Record
-from loadtest.request import Request
+from loadtest.plan.plan import Request
+from loadtest.results.records import Outcome, Record
 from loadtest.workloads.office import (
     FIRST_PASTER,
     MINUTE,

@@ -6,9 +6,9 @@ from itertools import pairwise
 
 import pytest
 
-from gateway.profile import load as load_cost_profile
-from loadtest.request import Plan, Request
-from loadtest.simulate import Simulation
+from gateway.pricing.profile import load as load_cost_profile
+from loadtest.plan.plan import Plan, Request
+from loadtest.simulation.simulation import Simulation
 from loadtest.spark.engine import Engine
 from loadtest.spark.profile import load_profile
 from loadtest.workloads.office_mix import READING, office_mix

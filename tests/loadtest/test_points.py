@@ -3,11 +3,11 @@ from math import inf
 import msgspec
 import pytest
 
-from loadtest.records import Outcome, Record
+from loadtest.plan.plan import Plan, Point, Request
 from loadtest.report.points import Batch, Rate, batches, capacity, rates
-from loadtest.request import Plan, Point, Request
-from loadtest.results import Result
-from loadtest.summary import About, row, summarize
+from loadtest.results.records import Outcome, Record
+from loadtest.results.summary import About, row, summarize
+from loadtest.storage.results_folder import Result
 
 SLOW, FAST = Point(4000, 500, rate=0.1), Point(4000, 500, rate=1.0)
 

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from gateway import config
+from gateway.config import layers
 from loadtest.preempt import shape as shaping
 from loadtest.preempt.advice import Advice, Bounds, advise
 from loadtest.preempt.counters import Slices
@@ -20,9 +20,9 @@ from loadtest.preempt.shape import ALONE, LONG, LONG_TOKENS, PROBES, RATE, SHORT
 from loadtest.preempt.summary import summary
 from loadtest.preempt.table import table
 from loadtest.preempt.variant import DIRECT, GATED, NAMES, SLICED, Variant, variant, variants
-from loadtest.records import Outcome, Record
-from loadtest.results import Result
-from loadtest.summary import About, row, summarize
+from loadtest.results.records import Outcome, Record
+from loadtest.results.summary import About, row, summarize
+from loadtest.storage.results_folder import Result
 
 # The load.
 
@@ -109,8 +109,8 @@ def test_direct_is_always_among_them_and_first() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_usual_ones_are_settings_that_the_gateway_takes(name: str) -> None:
-    config.load(flags=variant(name).settings)
-    config.load(flags=config.assigned(variant(name).assignments))
+    layers.load(flags=variant(name).settings)
+    layers.load(flags=layers.assigned(variant(name).assignments))
 
 
 # The gateway's counters.
@@ -246,7 +246,7 @@ def test_bounds_and_preference_are_the_users() -> None:
     assert advised(SIDES, "e2e").variant == "sliced-0.25"
     advice = advised(SIDES, "e2e", Bounds(2.2, 1.6))
     assert advice.variant == "paced-0.3"
-    given = config.assigned(["policy=fifo", "engine.step_tokens=2048", "engine.scheduling_policy=priority"])
+    given = layers.assigned(["policy=fifo", "engine.step_tokens=2048", "engine.scheduling_policy=priority"])
     lines = advice.lines(given)
     assert lines == [
         *("slicing = true", "long_share = 0.3", "engine.step_tokens = 2048", 'engine.scheduling_policy = "priority"'),

@@ -16,12 +16,12 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from typer.testing import CliRunner
 
-from gateway.cli import app
+from loadtest.cli.main import app
 from loadtest.preempt.figures import Figures
-from loadtest.provenance import command_line
-from loadtest.results import load
+from loadtest.runs.provenance import command_line
 from loadtest.spark.profile import load_profile
-from loadtest.spark.server import create_app
+from loadtest.spark_server.server import create_app
+from loadtest.storage.results_folder import load
 from tests.conftest import serve, until
 
 NVFP4 = "gemma-4-26b-nvfp4"
@@ -128,7 +128,7 @@ def test_interrupted_it_tells_what_it_measured(tmp_path: Path) -> None:
     out = tmp_path / "out"
     slow = ["--calibrate", "1", "--longs", "2", "--long-tokens", "4000", "--long-answer", "4"]
     with serve(create_app(load_profile(NVFP4), speed=50.0, noise=0.0)) as url:
-        command = [sys.executable, "-m", "gateway", "bench", "preempt", "--upstream", url, *slow, "--rate", "4"]
+        command = [sys.executable, "-m", "loadtest", "bench", "preempt", "--upstream", url, *slow, "--rate", "4"]
         command += ["--shorts", "12", "--short-answer", "2", "--only", "gated,sliced", "--out", str(out)]
         with subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ.copy(), text=True

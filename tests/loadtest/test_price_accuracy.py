@@ -17,16 +17,16 @@ from typing import NamedTuple
 
 import pytest
 
-from gateway.admission import Admission
-from gateway.cost import CostModel
-from gateway.curve import Seen
-from gateway.limits import Limits
-from gateway.profile import load as load_cost_profile
-from gateway.prompt import Prompt, Size
-from gateway.usage import PromptDetails, Usage
-from loadtest.records import percentile
-from loadtest.request import Request
-from loadtest.simulate import Simulation
+from gateway.pricing.cost_model import CostModel
+from gateway.pricing.curves import PrefillObservation
+from gateway.pricing.profile import load as load_cost_profile
+from gateway.pricing.prompt import Prompt, Size
+from gateway.pricing.usage import PromptDetails, Usage
+from gateway.scheduling.admission import Admission
+from gateway.scheduling.limits import Limits
+from loadtest.plan.plan import Request
+from loadtest.results.records import percentile
+from loadtest.simulation.simulation import Simulation
 from loadtest.spark.engine import Engine, prefill_alone
 from loadtest.spark.profile import EngineProfile, load_profile
 from policies import POLICIES
@@ -159,7 +159,7 @@ def test_a_start_up_compile_and_preemptions_poison_nothing(name: str) -> None:
             late = 60.0 if number == 0 else 10 * sample.y if number % 6 == 0 else sample.y
             prompts = [Prompt(Size(words=round(tokens * bytes_a_token(seed))))]
             usage = Usage(tokens, random.randint(20, 300), PromptDetails(0))
-            wrong.learn(prompts, wrong.price(prompts), usage, Seen(late, 0), 0.0)
+            wrong.learn(prompts, wrong.price(prompts), usage, PrefillObservation(late, 0), 0.0)
         return wrong
 
     found = off(name, new)

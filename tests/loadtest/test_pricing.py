@@ -8,19 +8,19 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from gateway.admission import Admission
-from gateway.cost import CostModel, Counts, Price
-from gateway.curve import Seen
-from gateway.limits import Limits
-from gateway.profile import load as load_cost_profile
-from gateway.prompt import Link, Prompt, Size
-from gateway.usage import PromptDetails, Usage
-from loadtest.calibration.cost_fit import cost_profile
-from loadtest.front import Front
-from loadtest.load_commands import app, front
-from loadtest.pricing import PRICINGS, USUAL, cost_model
-from loadtest.request import Plan, Request
-from loadtest.simulate import Simulation
+from gateway.pricing.cost_model import CostModel, Counts, Price
+from gateway.pricing.curves import PrefillObservation
+from gateway.pricing.profile import load as load_cost_profile
+from gateway.pricing.prompt import PrefixHash, Prompt, Size
+from gateway.pricing.usage import PromptDetails, Usage
+from gateway.scheduling.admission import Admission
+from gateway.scheduling.limits import Limits
+from loadtest.cli.load import app, front
+from loadtest.plan.plan import Plan, Request
+from loadtest.simulation.deployment import Deployment
+from loadtest.simulation.pricing import PRICINGS, USUAL, cost_model
+from loadtest.simulation.simulation import Simulation
+from loadtest.spark.cost_fit import cost_profile
 from loadtest.spark.engine import Engine
 from loadtest.spark.profile import load_profile
 from policies.fifo import Fifo
@@ -39,7 +39,7 @@ def model(pricing: str) -> CostModel:
 
 def text(tokens: int, name: str = "text") -> Prompt:
     size = Size(words=4 * tokens)
-    return Prompt(size, (Link(name.encode(), size),))
+    return Prompt(size, (PrefixHash(name.encode(), size),))
 
 
 def seconds(priced: CostModel, tokens: int) -> float:
@@ -75,7 +75,7 @@ class Listening(CostModel):
         prompts: Sequence[Prompt],
         price: Price,
         usage: Usage,
-        seen: Seen | None = None,
+        seen: PrefillObservation | None = None,
         queue_s: float | None = None,
     ) -> bool:
         self.engine_queues.append(queue_s)
@@ -136,7 +136,7 @@ def waits(pricing: str, *prompts: int, policy: str = "shortest") -> list[float]:
     plan = Plan(
         tuple(replace(DOCUMENTS[0], user=f"{number}", prompt_tokens=tokens) for number, tokens in enumerate(prompts))
     )
-    return [record.ttft for record in Front(policy, TOLD, Limits(), pricing=pricing).simulate(plan, MACHINE)]
+    return [record.ttft for record in Deployment(policy, TOLD, Limits(), pricing=pricing).simulate(plan, MACHINE)]
 
 
 def test_tokens_are_counted_for_the_true_price_alone() -> None:
@@ -156,15 +156,15 @@ def test_a_front_prices_as_it_is_told() -> None:
 
 
 def test_what_a_front_is_called() -> None:
-    assert Front("fair", OWN).title == "fair"
-    assert Front("fair", OWN, pricing="tokens").title == "fair, tokens"
-    assert Front("direct", pricing="tokens").title == "direct"  # nobody prices there
-    assert Front("fair", OWN, pricing="tokens").settings()["pricing"] == "tokens"
+    assert Deployment("fair", OWN).title == "fair"
+    assert Deployment("fair", OWN, pricing="tokens").title == "fair, tokens"
+    assert Deployment("direct", pricing="tokens").title == "direct"  # nobody prices there
+    assert Deployment("fair", OWN, pricing="tokens").settings()["pricing"] == "tokens"
 
 
 def test_an_unknown_pricing_is_refused() -> None:
     with pytest.raises(ValueError, match="no pricing 'words': choose learned, true, cold, tokens or requests"):
-        Front("fair", OWN, pricing="words")
+        Deployment("fair", OWN, pricing="words")
 
 
 def test_a_gateway_may_be_told_that_it_stands_before_another_machine() -> None:

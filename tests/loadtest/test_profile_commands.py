@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from gateway.cli import app
-from gateway.cost import CostModel
-from gateway.curve import Prefill
-from gateway.learned import Learned
-from gateway.profile import load, shipped
-from gateway.prompt import Size
-from gateway.state_file import default_path
+from gateway.pricing.cost_model import CostModel
+from gateway.pricing.curves import Prefill
+from gateway.pricing.profile import load, shipped
+from gateway.pricing.prompt import Size
+from gateway.pricing.snapshot import CostSnapshot
+from gateway.storage.state_file import default_path
+from loadtest.cli.main import app
 from loadtest.report import braille
 from loadtest.report.price_curve import PriceCurve
 
@@ -54,7 +54,7 @@ def taught(*, alone: bool = True, beside: bool = True) -> CostModel:
 @pytest.fixture
 def state(tmp_path: Path) -> Path:
     path = tmp_path / "learned.json"
-    path.write_bytes(Learned.of(taught(), ENGINE, BF16).write())
+    path.write_bytes(CostSnapshot.capture(taught(), ENGINE, BF16).write())
     return path
 
 
@@ -85,7 +85,7 @@ def test_it_fits_a_terminal_of_80_columns() -> None:
 def test_without_arguments_it_is_the_engine_of_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     path = default_path(URL)
     path.parent.mkdir(parents=True)
-    path.write_bytes(Learned.of(taught(), ENGINE, BF16).write())
+    path.write_bytes(CostSnapshot.capture(taught(), ENGINE, BF16).write())
     assert ENGINE in profile("show")
     assert ENGINE in profile("show", "--upstream", f"{URL}/v1")
     monkeypatch.setenv("FAIRLANE_UPSTREAM", "http://127.0.0.1:9")
@@ -235,7 +235,7 @@ def test_of_no_texts_at_all_nothing_is_told(tmp_path: Path) -> None:
     model = taught()
     for _ in range(40):
         model.estimator.regression.saw((4000.0, 0.0, 400.0, 1.0), 1000.0)
-    path.write_bytes(replace(Learned.of(model, ENGINE, ""), name="").write())
+    path.write_bytes(replace(CostSnapshot.capture(model, ENGINE, ""), name="").write())
     said = profile("show", "--state-file", str(path))
     assert "of other scripts" in said
     assert "start: its profile" in said

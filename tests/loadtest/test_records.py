@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.records import Outcome, Record, percentile
-from loadtest.request import Request
+from loadtest.plan.plan import Request
+from loadtest.results.records import Outcome, Record, percentile
 
 
 @pytest.mark.parametrize(

@@ -17,13 +17,13 @@ from xml.etree import ElementTree
 import msgspec
 import pytest
 
-from loadtest.records import Outcome, Record
+from loadtest.plan.plan import Plan, Point, Request
 from loadtest.report.comparison import Cell
 from loadtest.report.figures import Figure
 from loadtest.report.page import change, html, unbroken
-from loadtest.request import Plan, Point, Request
-from loadtest.results import Result
-from loadtest.summary import About, Lag, row, summarize
+from loadtest.results.records import Outcome, Record
+from loadtest.results.summary import About, Lag, row, summarize
+from loadtest.storage.results_folder import Result
 from loadtest.workloads.closed_loops import ClosedLoop
 from loadtest.workloads.workload import Options
 

@@ -2,10 +2,10 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.records import Outcome, Record
-from loadtest.request import Plan, Request
-from loadtest.results import ResultError, load, load_apart, writing
-from loadtest.summary import About, Summary, summarize
+from loadtest.plan.plan import Plan, Request
+from loadtest.results.records import Outcome, Record
+from loadtest.results.summary import About, Summary, summarize
+from loadtest.storage.results_folder import ResultError, load, load_apart, writing
 
 RECORDS = [
     Record(Request(0.0, "ada", "chat", 10, 2), 0, sent=0.0, tokens=[1.0, 2.0], outcome=Outcome.COMPLETED),

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.request import Plan, Request
-from loadtest.schedule import Schedule
+from loadtest.plan.plan import Plan, Request
+from loadtest.plan.schedule import Schedule
 
 
 def request(at: float = 0.0, **fields: object) -> Request:

@@ -2,12 +2,12 @@ from collections.abc import Sequence
 
 import pytest
 
-from loadtest.records import Outcome, Record
+from loadtest.plan.plan import Plan, Point, Request
 from loadtest.report.comparison import compare
 from loadtest.report.sentence import sentence
-from loadtest.request import Plan, Point, Request
-from loadtest.results import Result
-from loadtest.summary import About, row, summarize
+from loadtest.results.records import Outcome, Record
+from loadtest.results.summary import About, row, summarize
+from loadtest.storage.results_folder import Result
 
 SHORT, LONG = ("question", 200), ("document", 25_000)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from loadtest.records import percentile
+from loadtest.results.records import percentile
 from loadtest.workloads.open_loops import arrivals
 from loadtest.workloads.sharegpt import read, replay, synthetic
 from loadtest.workloads.workload import Options

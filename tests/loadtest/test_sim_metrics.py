@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from gateway.feedback import EngineState
+from gateway.scheduling.reconciler import EngineState
 from tests.conftest import until
 from tests.loadtest.spark import BF16, FLAT, HTTP, TEXT, answered, asked, chat, metric, post, simulated_spark
 

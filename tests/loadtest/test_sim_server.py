@@ -9,7 +9,7 @@ import httpx
 import openai
 import pytest
 
-from gateway.feedback import EngineState
+from gateway.scheduling.reconciler import EngineState
 from loadtest.spark.engine import prefill_alone
 from tests.conftest import until
 from tests.loadtest.spark import BF16, HTTP, answered, chat, simulated_spark

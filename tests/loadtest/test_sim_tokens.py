@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.spark.tokens import Ids, Text, answer, answer_token, block_keys, decode, prepare, token_bytes
+from loadtest.spark_server.tokens import Ids, Text, answer, answer_token, block_keys, decode, prepare, token_bytes
 
 texts = st.text(st.characters(codec="utf-8"), min_size=1)
 sizes = st.floats(min_value=1, max_value=6)

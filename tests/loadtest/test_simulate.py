@@ -4,13 +4,13 @@ import itertools
 
 import pytest
 
-from gateway.admission import Admission
-from gateway.cost import CostModel
-from gateway.limits import Limits
-from gateway.profile import load as load_cost_profile
-from loadtest.records import Outcome, Record
-from loadtest.request import Plan, Request
-from loadtest.simulate import Agenda, Simulation
+from gateway.pricing.cost_model import CostModel
+from gateway.pricing.profile import load as load_cost_profile
+from gateway.scheduling.admission import Admission
+from gateway.scheduling.limits import Limits
+from loadtest.plan.plan import Plan, Request
+from loadtest.results.records import Outcome, Record
+from loadtest.simulation.simulation import Agenda, Simulation
 from loadtest.spark.engine import Engine, prefill_alone
 from loadtest.spark.profile import load_profile
 from loadtest.workloads.office import office

@@ -4,18 +4,18 @@ from dataclasses import replace
 
 import pytest
 
-from gateway.admission import Admission
-from gateway.cost import CostModel
-from gateway.curve import Seen
-from gateway.event import Event
-from gateway.limits import Limits
-from gateway.slicer import Slicer, Slicing
-from loadtest.calibration.cost_fit import cost_profile
-from loadtest.front import Front
-from loadtest.pricing import cost_model
-from loadtest.records import Record
-from loadtest.request import Plan, Request
-from loadtest.simulate import Simulation
+from gateway.pricing.cost_model import CostModel
+from gateway.pricing.curves import PrefillObservation
+from gateway.scheduling.admission import Admission
+from gateway.scheduling.events import Event
+from gateway.scheduling.limits import Limits
+from gateway.slicing.planner import Slicer, Slicing
+from loadtest.plan.plan import Plan, Request
+from loadtest.results.records import Record
+from loadtest.simulation.deployment import Deployment
+from loadtest.simulation.pricing import cost_model
+from loadtest.simulation.simulation import Simulation
+from loadtest.spark.cost_fit import cost_profile
 from loadtest.spark.engine import Engine
 from loadtest.spark.profile import load_profile
 from loadtest.workloads import office
@@ -33,7 +33,7 @@ Figures = dict[str, float]
 
 def simulate(slicing: Slicing | None, *requests: Request, policy: str = "fair", machine: str = NVFP4) -> list[Record]:
     engine = load_profile(machine).with_flags(enable_prefix_caching=True)
-    front = Front(policy, cost_profile(engine), slicing=slicing)
+    front = Deployment(policy, cost_profile(engine), slicing=slicing)
     return front.simulate(Plan(tuple(sorted(requests, key=lambda request: request.at))), engine)
 
 
@@ -72,7 +72,7 @@ def test_slices_let_short_prompts_in(policy: str) -> None:
 
 def test_better_than_the_engines_best_flag_and_no_later_for_long_prompts() -> None:
     flagged = MACHINE.with_flags(long_prefill_token_threshold=512)
-    flag = office.figures(Front("direct").simulate(Plan(tuple(office.office(0))), flagged))
+    flag = office.figures(Deployment("direct").simulate(Plan(tuple(office.office(0))), flagged))
     paced = minute(Slicing(long_share=0.9))
     assert paced["long_ttft_p50_s"] < flag["long_ttft_p50_s"]
     assert paced["short_ttft_p95_s"] < flag["short_ttft_p95_s"] / 4
@@ -179,4 +179,4 @@ def test_the_curve_learns_from_slices() -> None:
     simulation.run([replace(DOCUMENT, at=20.0 * number) for number in range(4)])
     assert model.profile.prefill(25_000) == pytest.approx(cost_profile(machine).prefill(25_000), rel=0.05)
     assert not model.learn_slice(8000, 4000, None, None)
-    assert not model.learn_slice(8000, None, Seen(1.0, 0), 0.0)
+    assert not model.learn_slice(8000, None, PrefillObservation(1.0, 0), 0.0)

@@ -4,9 +4,9 @@ from collections import Counter
 
 import pytest
 
-from loadtest.records import Record, percentile
-from loadtest.request import Plan
-from loadtest.simulate import Simulation
+from loadtest.plan.plan import Plan
+from loadtest.results.records import Record, percentile
+from loadtest.simulation.simulation import Simulation
 from loadtest.spark.engine import Engine
 from loadtest.spark.profile import load_profile
 from loadtest.workloads.starvation import starvation

@@ -3,9 +3,9 @@ from math import inf
 import msgspec
 import pytest
 
-from loadtest.records import Outcome, Record
-from loadtest.request import Plan, Point, Request
-from loadtest.summary import About, Row, Slo, Stat, Summary, jain, row, summarize
+from loadtest.plan.plan import Plan, Point, Request
+from loadtest.results.records import Outcome, Record
+from loadtest.results.summary import About, Row, Slo, Stat, Summary, jain, row, summarize
 
 ABOUT = About("starvation", 7, "virtual", "fair", "gemma-4-26b-bf16")
 

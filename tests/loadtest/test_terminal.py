@@ -5,12 +5,12 @@ import msgspec
 import pytest
 from rich.console import Console, RenderableType
 
-from loadtest.records import Outcome, Record
+from loadtest.plan.plan import Plan, Point, Request
 from loadtest.report.comparison import compare
 from loadtest.report.terminal import comparison_table, summary_table
-from loadtest.request import Plan, Point, Request
-from loadtest.results import Result
-from loadtest.summary import About, Lag, row, summarize
+from loadtest.results.records import Outcome, Record
+from loadtest.results.summary import About, Lag, row, summarize
+from loadtest.storage.results_folder import Result
 
 WIDTH = 100
 BOLD, RED = "\x1b[1m", "\x1b[1;31m"

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadtest.client.texts import Texts, read_heading
-from loadtest.request import Request, TextKind
+from loadtest.plan.plan import Request, TextKind
 
 ONE = Texts(nonce="a1")
 KINDS: tuple[TextKind, ...] = get_args(TextKind)

@@ -7,19 +7,19 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from gateway.cli import app
-from gateway.slicer import Slicing
-from loadtest.calibration.cost_fit import cost_profile
-from loadtest.front import Front
-from loadtest.load_commands import front
-from loadtest.records import Outcome, Record
+from gateway.slicing.planner import Slicing
+from loadtest.cli.load import front
+from loadtest.cli.main import app
+from loadtest.plan.plan import Plan, Request
 from loadtest.report import trade_curve
-from loadtest.request import Plan, Request
+from loadtest.results.records import Outcome, Record
+from loadtest.simulation.deployment import Deployment
+from loadtest.simulation.tradeoff import THRESHOLDS, Figures, Point, at_most, best_threshold, sweep, ways
+from loadtest.spark.cost_fit import cost_profile
 from loadtest.spark.profile import load_profile
-from loadtest.trade import THRESHOLDS, Figures, Point, at_most, best_threshold, sweep, ways
 
 MACHINE = load_profile("gemma-4-26b-nvfp4").with_flags(enable_prefix_caching=True)
-FRONT = Front("fair", cost_profile(MACHINE), slicing=Slicing(max_stall=0.7))
+FRONT = Deployment("fair", cost_profile(MACHINE), slicing=Slicing(max_stall=0.7))
 DOCUMENT = Request(0.0, "ida", "long", 9000, 4)
 
 

@@ -3,11 +3,11 @@ import json
 import numpy as np
 import pytest
 
-from loadtest.records import Outcome, Record
+from loadtest.plan.plan import Plan, Request
 from loadtest.report.vllm_json import bench
-from loadtest.request import Plan, Request
-from loadtest.results import Result
-from loadtest.summary import About, Slo, row, summarize
+from loadtest.results.records import Outcome, Record
+from loadtest.results.summary import About, Slo, row, summarize
+from loadtest.storage.results_folder import Result
 
 # What `vllm bench serve --save-result` writes for a text model; figures as the article's runs asked for them.
 KEYS = {

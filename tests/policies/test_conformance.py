@@ -182,9 +182,9 @@ class Run:
         return self.order
 
     def copy(self) -> "Run":
-        twin = Run(self.policy.copy())
-        twin.waiting, twin.running, twin.order = self.waiting.copy(), self.running.copy(), self.order.copy()
-        return twin
+        clone = Run(self.policy.copy())
+        clone.waiting, clone.running, clone.order = self.waiting.copy(), self.running.copy(), self.order.copy()
+        return clone
 
     def _do(self, step: str, what: Any) -> None:
         if step == "push":
@@ -219,11 +219,11 @@ def test_a_copy_goes_on_as_the_original_would_and_shares_nothing_that_changes(
 ) -> None:
     run = Run(new_policy())
     run.go_on(before)
-    twin, third = run.copy(), run.copy()
+    clone, third = run.copy(), run.copy()
     third.go_on(other)
     drained(third.policy)
     expected = run.go_on(after) + drained(run.policy)
-    assert twin.go_on(after) + drained(twin.policy) == expected
+    assert clone.go_on(after) + drained(clone.policy) == expected
 
 
 def long_history(seed: int, n: int) -> list[Step]:
@@ -254,8 +254,8 @@ def test_nor_does_a_copy_forget_what_came_of_a_long_history(new_policy: NewPolic
     if seed % 2:
         drained(run.policy)
         run.waiting.clear()
-    twin, after = run.copy(), long_history(seed + 1000, 60)
-    assert twin.go_on(after) == run.go_on(after)
+    clone, after = run.copy(), long_history(seed + 1000, 60)
+    assert clone.go_on(after) == run.go_on(after)
 
 
 @every_policy

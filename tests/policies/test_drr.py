@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from policies.base import Job, Lane
 from policies.drr import QUANTUM, Drr
-from policies.turns import MAX_IDLE
+from policies.fair_queue import MAX_IDLE
 
 
 def job(flow: str, quanta: float = 1.0, lane: Lane = "short", weight: float = 1.0, head_start: float = 0.0) -> Job:

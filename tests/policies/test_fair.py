@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from policies.base import AGING, LANES, Job, Lane
 from policies.fair import Fair
-from policies.turns import MAX_IDLE
+from policies.fair_queue import MAX_IDLE
 
-# Turns.
+# FairQueue.
 
 
 def job(

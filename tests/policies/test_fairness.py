@@ -19,9 +19,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.admission import Admission
-from gateway.ledger import Part
-from gateway.limits import Limits
+from gateway.scheduling.admission import Admission
+from gateway.scheduling.ledger import Slice
+from gateway.scheduling.limits import Limits
 from policies import POLICIES
 from policies.base import AGING, LANES, Job, Lane, Policy
 from policies.deadline import SLACK
@@ -265,8 +265,8 @@ class World:
             self._at(self.now + fate.leaves_after, lambda: self._leave(job))
         self._let_go(self.admission.arrive(job, self._part(fate) if fate.parts > 1 else None))
 
-    def _part(self, fate: Fate) -> Part:
-        return Part(fate.job.tokens // fate.parts, fate.job.cost / fate.parts)
+    def _part(self, fate: Fate) -> Slice:
+        return Slice(fate.job.tokens // fate.parts, fate.job.cost / fate.parts)
 
     def _leave(self, job: Job) -> None:
         if job not in self.waits:

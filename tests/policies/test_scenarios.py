@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.admission import Admission
-from gateway.limits import Limits
+from gateway.scheduling.admission import Admission
+from gateway.scheduling.limits import Limits
 from policies import POLICIES
 from policies.base import Job, Lane
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from gateway import semconv
-from gateway.cli import app
-from gateway.cost import CostModel
-from gateway.learned import Learned
+from gateway.pricing.cost_model import CostModel
+from gateway.pricing.snapshot import CostSnapshot
+from gateway.telemetry import semconv
+from loadtest.cli.main import app
 from tests.conftest import RunningGateway, StartGateway, until
 from tests.vllm.conftest import MODEL, Vllm
 from tests.vllm.tiny_model import words
@@ -52,9 +52,9 @@ def gateway(vllm: Vllm, calibrated: Path, tmp_path: Path, start_gateway: StartGa
 
 
 def test_the_curve_is_the_engines(calibrated: Path, vllm: Vllm) -> None:
-    learned = Learned.read(calibrated.read_bytes())
+    learned = CostSnapshot.read(calibrated.read_bytes())
     model = CostModel(learned.profile)
-    learned.teach(model)
+    learned.apply_to(model)
     errors = sorted(map(abs, model.prefill.regression.errors()))
     assert len(errors) >= 8
     assert median(errors) < 0.2  # two cores that have other work make noise of that size

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import httpx
 import pytest
 
-from loadtest.process import running
+from loadtest.runs.process import running
 from tests.vllm.conftest import MODEL, Vllm
 from tests.vllm.tiny_model import words
 

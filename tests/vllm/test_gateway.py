@@ -16,9 +16,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from loadtest.client.load_client import LoadClient
 from loadtest.client.probe import measure
-from loadtest.process import running
-from loadtest.records import Record
-from loadtest.request import Plan, Request
+from loadtest.plan.plan import Plan, Request
+from loadtest.results.records import Record
+from loadtest.runs.process import running
 from tests.vllm.conftest import Vllm, metric, wait_until
 from tests.vllm.tiny_model import words
 

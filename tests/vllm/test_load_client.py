@@ -14,9 +14,9 @@ import pytest
 
 from loadtest.client.load_client import LoadClient
 from loadtest.client.probe import latency, measure, served_model, server_version
-from loadtest.process import running
-from loadtest.records import Outcome, Record
-from loadtest.request import Plan, Request
+from loadtest.plan.plan import Plan, Request
+from loadtest.results.records import Outcome, Record
+from loadtest.runs.process import running
 from tests.vllm.conftest import ENVIRONMENT, HERE, MODEL, Vllm
 
 fresh_seed = count(1)

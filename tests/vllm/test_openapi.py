@@ -12,7 +12,7 @@ import schemathesis
 from hypothesis import HealthCheck, given, settings
 from schemathesis import GenerationMode
 
-from loadtest.process import running
+from loadtest.runs.process import running
 from tests.vllm.conftest import Vllm, metric, wait_until
 
 HELD = ("fairlane_seats", "fairlane_prefill_tokens", "fairlane_queue_jobs")

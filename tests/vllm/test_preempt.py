@@ -13,9 +13,9 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
-from gateway.cli import app
+from loadtest.cli.main import app
 from loadtest.preempt.counters import Slices
-from loadtest.process import running
+from loadtest.runs.process import running
 from tests.vllm.conftest import FLAGS, MODEL, Vllm, serving
 from tests.vllm.tiny_model import words
 

@@ -22,7 +22,7 @@ import openai
 import pydantic
 import pytest
 
-from loadtest.process import running
+from loadtest.runs.process import running
 from tests.vllm.conftest import HERE, MODEL, Vllm, wait_until
 from tests.vllm.tiny_model import words
 

@@ -14,7 +14,7 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from loadtest.spark.profile import load_profile
-from loadtest.spark.server import create_app
+from loadtest.spark_server.server import create_app
 from tests.conftest import serve
 from tests.vllm.conftest import MODEL, Vllm
 from tests.vllm.test_engine_facts import BROKEN, CHAT, COMPLETION, JSON, TIMEOUT, USAGE, chat, completion

@@ -10,10 +10,10 @@ import httpx
 import pytest
 import tokenizers
 
-from gateway.local_tokenizer import LocalTokenizer
-from gateway.routes import QUEUED
-from gateway.tokenizer import EngineTokenizer
-from gateway.upstream import Upstream
+from gateway.api.routes import QUEUED
+from gateway.engine.client import EngineClient
+from gateway.tokenizers.engine import EngineTokenizer
+from gateway.tokenizers.local import LocalTokenizer
 from tests.vllm.conftest import FLAGS, MODEL, Vllm, serving
 from tests.vllm.tiny_model import START, words
 
@@ -90,7 +90,7 @@ def usage(server: Vllm, route: str, body: dict[str, Any]) -> int:
 
 def asked(server: Vllm, route: str, body: dict[str, Any]) -> int | None:
     async def count() -> int | None:
-        upstream = Upstream(server.url)
+        upstream = EngineClient(server.url)
         try:
             return await EngineTokenizer(upstream).count(APIS[route].parse(json.dumps(body).encode()))
         finally:
@@ -214,7 +214,7 @@ def test_a_template_that_takes_parts(server: Vllm, tmp_path: Path, name: str) ->
 
 def test_an_unknown_model_does_not_end_the_counting(server: Vllm) -> None:
     async def count() -> list[int | None]:
-        upstream = Upstream(server.url)
+        upstream = EngineClient(server.url)
         tokenizer = EngineTokenizer(upstream)
         try:
             bodies = [{"messages": [user("hello")], "model": model} for model in ("unknown", MODEL)]

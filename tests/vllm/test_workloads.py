@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from loadtest.request import Plan
+from loadtest.plan.plan import Plan
 from loadtest.workloads.open_loops import (
     MONDAY_BURST,
     OFFICE_BASELINE,

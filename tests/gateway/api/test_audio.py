@@ -8,7 +8,7 @@ import pytest
 
 from gateway.api.audio import BYTES_PER_SECOND, TRANSCRIPTION, TRANSLATION
 from gateway.api.base import InferenceRequest
-from gateway.prompt import Size
+from gateway.pricing.prompt import Size
 
 
 def recording(seconds: float, rate: int = 16000) -> bytes:

@@ -17,7 +17,7 @@ from gateway.api.chat import CHAT
 from gateway.api.completions import COMPLETIONS as TEXT
 from gateway.api.conversation import MEDIA_TOKENS, OPENING
 from gateway.errors import BadRequest
-from gateway.prompt import STRIDE, Size
+from gateway.pricing.prompt import STRIDE, Size
 
 
 def parse(api: Api, body: bytes) -> InferenceRequest:

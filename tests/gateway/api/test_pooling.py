@@ -8,8 +8,8 @@ import pytest
 from gateway.api.conversation import MEDIA_TOKENS
 from gateway.api.pooling import EMBEDDINGS, SCORE
 from gateway.errors import BadRequest
-from gateway.prompt import Size
-from gateway.usage import Usage
+from gateway.pricing.prompt import Size
+from gateway.pricing.usage import Usage
 
 HELLO = [{"role": "user", "content": "abc"}]
 ABC = Size(words=3, messages=1)

@@ -9,8 +9,8 @@ from gateway.api.base import InferenceRequest, Said
 from gateway.api.conversation import MEDIA_TOKENS
 from gateway.api.responses import RESPONSES
 from gateway.errors import BadRequest
-from gateway.prompt import Size
-from gateway.usage import EngineTimes, PromptDetails, Usage
+from gateway.pricing.prompt import Size
+from gateway.pricing.usage import EngineTimes, PromptDetails, Usage
 
 
 def parse(given: Any, **fields: Any) -> InferenceRequest:

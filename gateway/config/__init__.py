@@ -1,0 +1,1 @@
+"""Every setting, and how its value is found. Pure."""

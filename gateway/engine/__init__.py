@@ -1,0 +1,1 @@
+"""The engine's end: requests to vLLM, and what vLLM says of itself."""

@@ -1,0 +1,209 @@
+"""What a request is predicted to cost, and what it came to: tokens into engine seconds. It learns from both."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+from gateway.pricing.curves import Prefill, PrefillCurve, PrefillObservation, StepCurve, learned
+from gateway.pricing.estimators import Accuracy
+from gateway.pricing.prefix_index import Match, PrefixIndex
+from gateway.pricing.profile import Profile
+from gateway.pricing.prompt import Prompt, Size
+from gateway.pricing.token_estimator import Estimator
+from gateway.pricing.usage import Usage
+from policies.base import Job
+
+# How often a stream's growth is told to admission, in chunks, which are about a token each.
+PROGRESS_CHUNKS = 64
+
+# Longer answers no model gives; such a count is broken.
+MOST_OUTPUT = 1 << 18
+
+
+# What is predicted of a request and compared with what came: tokens, those not cached, and seconds of prefill.
+Predicted = Literal["tokens", "uncached", "prefill"]
+PREDICTED: tuple[Predicted, ...] = get_args(Predicted)
+
+
+class Counts(NamedTuple):
+    """What a request came to, in tokens: of its prompts, of these found in the engine's cache, and of its answers."""
+
+    prompt: int
+    cached: int
+    output: int
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """What a request is predicted to be, all its prompts together.
+
+    tokens   of its prompts
+    cached   of them, those that the engine is expected to have
+    seconds  of prefill
+    each     of each prompt, its tokens and the beginning that is known
+    counted  the tokens were counted, not estimated
+    """
+
+    tokens: int
+    cached: int
+    seconds: float
+    each: tuple[tuple[int, Match], ...] = ()
+    counted: bool = False
+
+    @property
+    def uncached(self) -> int:
+        """What is left to prefill: at least one token."""
+        return max(1, self.tokens - self.cached)
+
+
+class CostModel:
+    def __init__(
+        self, start: Profile, estimator: Estimator | None = None, *, step_tokens: int = 8192, threshold: int = 0
+    ) -> None:
+        """`start` is what is believed before there are samples. `step_tokens` and `threshold` are vLLM's
+        --max-num-batched-tokens and --long-prefill-token-threshold."""
+        self.estimator = estimator or Estimator()
+        self.prefixes = PrefixIndex()
+        self.accuracy: dict[Predicted, Accuracy] = {what: Accuracy() for what in PREDICTED}
+        self.start = self._profile = start
+        self.step = StepCurve(start)
+        self.prefill = PrefillCurve(start, self.step, step_tokens, threshold)
+        self._samples = 0, 0
+
+    def use(self, start: Profile) -> None:
+        """Start anew from this profile: what was learned of seconds is forgotten."""
+        self.start = self._profile = start
+        self.step.use(start)
+        self.prefill.use(start)
+        self._samples = 0, 0
+
+    def reset(self) -> None:
+        """Another engine: forget all that was learned of the last one."""
+        self.estimator.reset()
+        self.prefixes.reset()
+        self.use(self.start)
+
+    @property
+    def profile(self) -> Profile:
+        """As it is known by now."""
+        samples = self.prefill.regression.seen, self.step.regression.seen
+        if samples != self._samples:
+            self._profile, self._samples = learned(self.start, self.prefill, self.step), samples
+        return self._profile
+
+    def price(self, prompts: Sequence[Prompt], counted: int | None = None) -> Price:
+        """Several prompts are prefilled one by one, so their costs add up; `n` answers share their prompt's prefill.
+
+        counted  tokens of all of them, where somebody has counted
+        """
+        matches = list(map(self.prefixes.match, prompts))
+        guesses = [self._tokens(prompt, match) for prompt, match in zip(prompts, matches, strict=True)]
+        scale = 1.0 if counted is None else counted / max(1.0, sum(guesses))
+        tokens = [max(1, round(scale * guess)) for guess in guesses]
+        cached = [max(0, min(match.cached, each - 1)) for match, each in zip(matches, tokens, strict=True)]
+        seconds = sum(map(self.profile.prefill, tokens, cached))
+        each = tuple(zip(tokens, matches, strict=True))
+        return Price(sum(tokens), sum(cached), seconds, each, counted is not None)
+
+    def prefilled(self, prompts: Sequence[Prompt], price: Price) -> None:
+        """The engine has them in its cache by now."""
+        for prompt, (tokens, match) in zip(prompts, price.each, strict=True):
+            self.prefixes.prefilled(prompt, tokens, match)
+
+    def counts(self, prompts: Sequence[Prompt], price: Price, usage: Usage) -> Counts:
+        """As the engine states them, where that can be true; as predicted, where it cannot, or is not stated."""
+        tokens = usage.prompt_tokens if self._plausible(prompts, usage.prompt_tokens) else price.tokens
+        cached = usage.cached if _told(usage, tokens) else min(price.cached, tokens)
+        return Counts(tokens, cached or 0, min(max(0, usage.output_tokens), MOST_OUTPUT))
+
+    def true_prefill(self, counts: Counts, prompts: int = 1) -> float:
+        """The curve at true token counts, in seconds."""
+        return prompts * self.profile.prefill(counts.prompt / prompts, counts.cached / prompts)
+
+    def true_cost(self, counts: Counts, prompts: int = 1) -> float:
+        """What a finished job is charged, its answer included. Never wall time, which the work of others inflates."""
+        return self.true_prefill(counts, prompts) + self.profile.decode(counts.output)
+
+    def growth(self, job: Job, price: Price, chunks: int) -> tuple[float, int]:
+        """What a stream has come to after so many chunks: engine seconds, and cache until the next PROGRESS_CHUNKS."""
+        return job.cost + self.profile.decode(chunks), max(job.kv_tokens, price.tokens + chunks + PROGRESS_CHUNKS)
+
+    def partial_cost(self, predicted: float, *, elapsed: float, began: bool, chunks: int) -> float:
+        """What a job is charged that ended without counts: its client left, or the engine broke off.
+
+        predicted  prefill, in seconds
+        elapsed    seconds since it was let go: the most that can have been prefilled, if no token came
+        began      whether one came
+        chunks     of the answer that came: about a token each
+        """
+        return predicted + self.profile.decode(chunks) if began else min(predicted, elapsed)
+
+    def learn(
+        self,
+        prompts: Sequence[Prompt],
+        price: Price,
+        usage: Usage,
+        seen: PrefillObservation | None = None,
+        queue_s: float | None = None,
+    ) -> bool:
+        """From an answer that came to its end; whether the curve has learned from it, too.
+
+        seen     its prefill, if no other prefill shared it
+        queue_s  of it, in the engine's own line; None where the engine does not tell
+        """
+        tokens = usage.prompt_tokens
+        if not self._plausible(prompts, tokens):
+            return False
+        self.accuracy["tokens"].saw(price.tokens, tokens)
+        self.estimator.learn(_size(prompts), tokens)
+        if len(prompts) != 1:
+            return False
+        cached = usage.cached if _told(usage, tokens) else None
+        if cached is not None:
+            self.accuracy["uncached"].saw(price.uncached, max(1, tokens - cached))
+        counts = self.counts(prompts, price, usage)
+        self.prefixes.settled(prompts[0], price.each[0][1], tokens, counts.output, cached)
+        if seen is None or (cached is None and price.cached):
+            return False
+        if not self.learn_slice(tokens, cached or 0, seen, queue_s):
+            return False
+        if not seen.beside and not seen.others:
+            self.accuracy["prefill"].saw(price.seconds, seen.seconds - (queue_s or 0.0))
+        return True
+
+    def learn_slice(
+        self, tokens: int, cached: int | None, seen: PrefillObservation | None, queue_s: float | None
+    ) -> bool:
+        """From one prefill of a prompt in slices, the last one included; whether the curve has learned from it.
+
+        tokens   up to the slice's end
+        cached   of them, those that the engine had: above all the slices before
+        seen     if no other prefill shared its time
+        queue_s  of that, in the engine's own line; None where the engine does not tell
+        """
+        if seen is None or cached is None:
+            return False
+        return self.prefill.saw(Prefill(tokens, cached, seen.seconds, queue_s, seen.beside, seen.others))
+
+    def learn_tokens(self, prompts: Sequence[Prompt], tokens: int) -> None:
+        """From a count that somebody made before the engine did."""
+        if self._plausible(prompts, tokens):
+            self.estimator.learn(_size(prompts), tokens)
+
+    def _tokens(self, prompt: Prompt, match: Match) -> float:
+        """What is known has been counted; only the rest is guessed."""
+        return match.tokens + self.estimator.tokens(prompt.size.minus(match.size))
+
+    def _plausible(self, prompts: Sequence[Prompt], tokens: int) -> bool:
+        return self.estimator.plausible(_size(prompts), tokens)
+
+
+def _size(prompts: Sequence[Prompt]) -> Size:
+    total = prompts[0].size
+    for prompt in prompts[1:]:
+        total = total.plus(prompt.size)
+    return total
+
+
+def _told(usage: Usage, tokens: int) -> bool:
+    return usage.cached is not None and 0 <= usage.cached <= tokens

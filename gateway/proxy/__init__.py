@@ -1,0 +1,1 @@
+"""One request, from the client's connection to the engine's answer."""

@@ -1,0 +1,1 @@
+"""Who waits, who goes, and what the engine has been given. Pure."""

@@ -1,0 +1,1 @@
+"""uvicorn: connections, signals, shutdown."""

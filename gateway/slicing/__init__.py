@@ -1,0 +1,1 @@
+"""How a long prompt is cut into slices, and whether that pays. Pure."""

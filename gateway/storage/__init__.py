@@ -1,0 +1,1 @@
+"""Files: keys, what was learned, profiles, configuration."""

@@ -1,0 +1,1 @@
+"""What is reported of a request: spans, metrics, a log line, the decision log."""

@@ -1,0 +1,1 @@
+"""Exact token counts of prompts, from the engine or from the model's own tokenizer."""

@@ -1,0 +1,5 @@
+"""`python -m loadtest` is `fairlane`."""
+
+from loadtest.cli.main import main
+
+main()

@@ -1,0 +1,215 @@
+"""`fairlane bench`: what the gateway would do at one's own engine, measured there."""
+
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Annotated
+
+import anyio
+import typer
+from rich.console import Console
+
+from gateway.cli.options import Assignments, user_errors
+from gateway.config import layers
+from gateway.config.settings import ENV_PREFIX, Settings
+from gateway.pricing.profile import Profile
+from gateway.storage.state_file import StateFile
+from loadtest.calibration import measure
+from loadtest.calibration.measure import LONGEST, Target
+from loadtest.calibration.samples import Calibration
+from loadtest.cli.profile import FEW, calibrating, cost_model
+from loadtest.preempt import shape as shaping
+from loadtest.preempt.advice import Advice, Bounds, Prefer, advise
+from loadtest.preempt.bench import Bench, Interrupted
+from loadtest.preempt.figures import Measured, figures
+from loadtest.preempt.shape import Shape
+from loadtest.preempt.summary import summary
+from loadtest.preempt.table import table
+from loadtest.preempt.variant import NAMES, Variant, variants
+from loadtest.report import page
+from loadtest.report.units import shown
+from loadtest.runs.provenance import provenance
+from loadtest.storage.results_folder import SUMMARY, ResultError, encode
+
+app = typer.Typer(no_args_is_help=True, help="Measure at an engine what the gateway would do for it.")
+
+
+@app.callback()
+def _group() -> None:  # with a callback a group of one command is one, too
+    """Measure at an engine what the gateway would do for it."""
+
+
+@app.command("preempt")
+def preempt(
+    upstream: Annotated[str, typer.Option(help="Where vLLM answers, such as http://127.0.0.1:8000.")],
+    longs: Annotated[int, typer.Option(min=1, help="Long prompts, all at once.")] = 6,
+    long_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Of each.", show_default="24000; what it takes, and prefills in 10 s")
+    ] = None,
+    long_answer: Annotated[int, typer.Option(min=1, help="Tokens of a long prompt's answer.")] = 128,
+    shorts: Annotated[int, typer.Option(min=1, help="Short prompts, one after the other, whoever waits.")] = 40,
+    short_tokens: Annotated[int, typer.Option(min=1, help="Of each.")] = 200,
+    short_answer: Annotated[int, typer.Option(min=1, help="Tokens of a short prompt's answer.")] = 64,
+    rate: Annotated[
+        float | None, typer.Option(min=0.01, help="Short prompts a second.", show_default="5, or what it can do")
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="VARIANT",
+            help="Besides direct: gated (no slices), sliced, sliced-SECONDS (max_stall), paced-SHARE (long_share), "
+            "tpot-SECONDS (tpot_target), or some of them with a +. Repeat it, or use commas.",
+            show_default=", ".join(NAMES),
+        ),
+    ] = None,
+    repeat: Annotated[int, typer.Option(min=1, help="Runs of each variant, in turns.")] = 1,
+    prefer: Annotated[Prefer, typer.Option(help="What is to be best: short TTFT p95, or short E2E p50.")] = "ttft",
+    long_median_at_most: Annotated[
+        float, typer.Option(min=0, help="What long prompts may lose for it: their median TTFT, to direct.")
+    ] = Bounds.long_median,
+    makespan_at_most: Annotated[
+        float, typer.Option(min=0, help="What all together may lose: until everybody is done, to direct.")
+    ] = Bounds.makespan,
+    calibrate: Annotated[float, typer.Option(min=1, help="Seconds in which its cost is measured first.")] = 15.0,
+    seed: Annotated[int, typer.Option(help="Of the short prompts' arrivals.")] = 1,
+    out: Annotated[
+        Path | None, typer.Option(file_okay=False, help="Folder for each run's rows, summary.json and report.html.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary alone, as JSON.")] = False,
+    assignments: Assignments = None,
+) -> None:
+    """Measure preemptible prefill at an engine, beside the engine by itself, and say what to set.
+
+    A few long prompts at once and short ones meanwhile, the same load again and again: straight at the engine, and
+    through gateways that are started for it with different settings. It takes some minutes, best while nobody else
+    uses the engine. Prompts are new in every run, so that no prefix cache has them. How the engine was started is told
+    by --set, as in --set engine.step_tokens=2048; a key for it is upstream_key, or FAIRLANE_UPSTREAM_KEY. What the
+    engine costs is measured first; nothing is kept of it, nor written anywhere but to --out. Ctrl-C ends it in order:
+    the runs that were whole are shown.
+    """
+    console = Console(width=None if Console().is_terminal else 120, highlight=False, stderr=as_json)
+    with user_errors(RuntimeError), tempfile.TemporaryDirectory(prefix="fairlane-") as folder:
+        chosen = variants(only)
+        settings = _settings(upstream, assignments or [], chosen)
+        if out and out.exists() and any(out.iterdir()):
+            raise ResultError(f"{out} is not empty: nothing in it is overwritten; name another folder, or remove it")
+        target = _find(console, settings)
+        most = min(target.served.max_model_len or LONGEST, target.longest)
+        if short_tokens + short_answer > most:
+            raise ValueError(f"this model takes {most} tokens: --short-tokens {most - short_answer} at the most")
+
+        def of_long(prefill: Callable[[float], float]) -> int:
+            return shaping.long_tokens(long_tokens, most, long_answer, settings.long_prompt_tokens, prefill)
+
+        of_long(lambda tokens: 0.0)  # what is wrong whatever it costs is said before that is measured
+        cost, state_file = _calibrated(console, target, settings, calibrate, Path(folder))
+        shape = Shape(longs, of_long(cost.prefill), long_answer, shorts, short_tokens, short_answer, seed=seed)
+        bench = Bench(console, target, cost, state_file, tuple(assignments or ()), out)
+        course = _run(bench, shape, rate, chosen, repeat)
+        measured = [Measured(each, figures(bench.trials[each.name])) for each in chosen if each.name in bench.trials]
+        advice = advise(measured, prefer, Bounds(long_median_at_most, makespan_at_most))
+        told = summary(target.served.name, course.shape, course.unloaded, measured, advice, provenance())
+        if out and measured:
+            (out / SUMMARY).write_bytes(encode(told) + b"\n")
+            groups = [[trial.result for trial in bench.trials[each.variant.name]] for each in measured]
+            (out / "report.html").write_text(page.html(groups))
+        if as_json:
+            print(encode(told).decode())
+        elif measured:
+            console.print(table(measured, course.unloaded["ttft_s"]))
+            _tell(console, advice, assignments or [])
+        if out and measured:
+            console.print(f"wrote {out}", soft_wrap=True)
+        if course.interrupted:
+            console.print(f"interrupted: {'what was measured by then is told' if measured else 'nothing is measured'}")
+            raise typer.Exit(130)
+        if course.failure:
+            raise course.failure
+
+
+@dataclass
+class _Course:
+    """How it went."""
+
+    shape: Shape
+    unloaded: dict[str, float]
+    interrupted: bool = False
+    failure: RuntimeError | None = None
+
+
+def _settings(upstream: str, assignments: list[str], chosen: Sequence[Variant]) -> Settings:
+    """Raises ConfigError, for those of a variant, too."""
+    name = f"{ENV_PREFIX}UPSTREAM_KEY"
+    environ = {name: os.environ[name]} if name in os.environ else {}
+    given = {"upstream": upstream, **layers.assigned(assignments)}
+    for variant in chosen:
+        layers.load(None, environ, given | variant.settings)
+    return layers.load(None, environ, given)[0]
+
+
+def _find(console: Console, settings: Settings) -> Target:
+    """Raises ServerError."""
+    key = settings.upstream_key
+    target = anyio.run(measure.find, settings.base_url, key.get_secret_value() if key else None)
+    console.print(f"{target.served.name}, at {settings.base_url}", style="bold")
+    if target.others:
+        console.print(f"Others use the engine, {target.others} at this moment: it will show.", style="yellow")
+    return target
+
+
+def _calibrated(
+    console: Console, target: Target, settings: Settings, seconds: float, folder: Path
+) -> tuple[Profile, Path]:
+    """What the engine costs, and the file that tells a gateway. Raises ServerError, ValueError and OSError."""
+    calibration = Calibration(cost_model(settings))
+    try:
+        calibrating(console, target, calibration, seconds, settings)
+    except KeyboardInterrupt:
+        console.print("interrupted: nothing is measured")
+        raise typer.Exit(130) from None
+    if len(calibration.trials) < FEW:
+        raise ValueError(f"{len(calibration.trials)} prompts in that time tell no curve: --calibrate more seconds")
+    path = folder / "learned.json"
+    if not StateFile(path).write(calibration.learned(target.served.name, settings.profile, None)):
+        raise OSError(f"{path} cannot be written")
+    return calibration.model.profile, path
+
+
+def _run(bench: Bench, shape: Shape, rate: float | None, chosen: Sequence[Variant], repeat: int) -> _Course:
+    """All of it, or what came before Ctrl-C, or before the engine failed, which is raised where nothing came before."""
+    course = _Course(shape, {})
+    try:
+        records = bench.unloaded(shape)
+        course.unloaded = {
+            "ttft_s": median(record.ttft for record in records),
+            "e2e_s": median(record.e2e for record in records),
+        }
+        course.shape = replace(shape, rate=shaping.rate(rate, **course.unloaded))
+        bench.console.print(f"{course.shape.text}; a short one alone: {shown(course.unloaded['ttft_s'], 's')}")
+        for number in range(1, repeat + 1):
+            for variant in chosen:
+                bench.measure(variant, number, course.shape)
+    except (KeyboardInterrupt, Interrupted):
+        course.interrupted = True
+    except RuntimeError as error:
+        if not bench.trials:
+            raise
+        course.failure = error
+    return course
+
+
+def _tell(console: Console, advice: Advice | None, assignments: list[str]) -> None:
+    if advice is None:
+        console.print("\nNothing beside direct was measured, so nothing can be advised.")
+        return
+    console.print()
+    for words in advice.words:
+        console.print(words, soft_wrap=True)
+    if lines := advice.lines(layers.assigned(assignments)):
+        flags = " ".join(f"--set {line.replace(' = ', '=', 1)}" for line in lines)
+        toml = "\n".join(lines)
+        said = f"\nAt the top of fairlane.toml:\n\n{toml}\n\nor `fairlane serve {flags}`."
+        console.print(said, soft_wrap=True, markup=False)

@@ -1,0 +1,1 @@
+"""Fits the simulated Spark to what a real one measured."""

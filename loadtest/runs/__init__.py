@@ -1,0 +1,1 @@
+"""Runs of a workload on either clock, and what is kept of them."""

@@ -1,0 +1,1 @@
+"""The virtual clock: the gateway's core in front of the simulated engine. Pure."""

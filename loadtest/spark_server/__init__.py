@@ -1,0 +1,1 @@
+"""The simulated Spark as an OpenAI server."""

@@ -1,0 +1,1 @@
+"""Files: result folders and engine profiles."""
