@@ -7,6 +7,7 @@ import logging
 import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
 from time import perf_counter
 
 import anyio
@@ -79,6 +80,22 @@ def returned(response: httpx.Response) -> Headers:
     return [(name, value) for name, value in lower if name not in _NOT_RETURNED]
 
 
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """
+    timeout  seconds of silence, instead of the client's; such a request is a small question, which does not wait for
+             an engine that is away
+    on_sent  is told, each time, that the engine is there
+    """
+
+    method: str
+    path: str
+    body: bytes
+    headers: Headers
+    timeout: float | None = None
+    on_sent: Callable[[], object] = field(default=lambda: None)
+
+
 class EngineClient:
     """An unlimited pool: admission says how many requests are under way, not a connection limit.
 
@@ -122,52 +139,31 @@ class EngineClient:
         await self._fresh.aclose()
 
     @asynccontextmanager
-    async def send(
-        self,
-        method: str,
-        path: str,
-        body: bytes,
-        headers: Headers,
-        on_sent: Callable[[], object] = lambda: None,
-        *,
-        timeout: float | None = None,
-    ) -> AsyncIterator["EngineResponse"]:
+    async def send(self, wanted: EngineRequest) -> AsyncIterator["EngineResponse"]:
         """Send, and hand over the answer when its headers are there. Leaving the block closes it, which is how
-        vLLM learns that a request is no longer wanted. `on_sent` is told, each time, that the engine is there.
-        With a `timeout` of its own it is a small question, which does not wait for an engine that is away.
+        vLLM learns that a request is no longer wanted.
 
         Raises UpstreamDown, BadUpstream, UpstreamTimeout.
         """
         # Around the block too, for what goes wrong while the answer is read is raised in there.
         with _mapped(self.base_url):
-            answer = await self._answer(method, path, body, headers, on_sent, timeout)
+            response = await self._respond(wanted)
             try:
-                yield answer
+                yield response
             finally:
                 with anyio.CancelScope(shield=True):
-                    await answer.aclose()
+                    await response.aclose()
 
-    async def _answer(
-        self,
-        method: str,
-        path: str,
-        body: bytes,
-        headers: Headers,
-        on_sent: Callable[[], object],
-        timeout: float | None,
-    ) -> "EngineResponse":
+    async def _respond(self, wanted: EngineRequest) -> "EngineResponse":
         """Wait for an engine that is away, and ask once more, on a fresh connection, where one broke before an answer
         came. Nothing of an answer has been passed on by then; the engine may have begun, and at worst does it twice.
         """
         client, waited = self._client, False
-        patience = client.timeout if timeout is None else timeout
         while True:
-            request = client.build_request(method, path, content=body, headers=headers, timeout=patience)
-            request.stream = _Body(body, on_sent)
             try:
-                response = await client.send(request, stream=True)
+                response = await client.send(_request(client, wanted), stream=True)
             except _UNREACHABLE:
-                if self._away() >= self.grace or timeout is not None:
+                if self._away() >= self.grace or wanted.timeout is not None:
                     raise
                 waited = True
                 await anyio.sleep(RECONNECT)
@@ -207,6 +203,15 @@ class EngineClient:
             return await self._client.post(
                 path, content=body, headers={"content-type": "application/json"}, timeout=timeout
             )
+
+
+def _request(client: httpx.AsyncClient, wanted: EngineRequest) -> httpx.Request:
+    patience = client.timeout if wanted.timeout is None else wanted.timeout
+    request = client.build_request(
+        wanted.method, wanted.path, content=wanted.body, headers=wanted.headers, timeout=patience
+    )
+    request.stream = _Body(wanted.body, wanted.on_sent)
+    return request
 
 
 class _Body(httpx.AsyncByteStream):

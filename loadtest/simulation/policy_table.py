@@ -9,7 +9,7 @@ from statistics import fmean
 
 from gateway.pricing.cost_model import CostModel
 from gateway.pricing.profile import Profile
-from gateway.scheduling.admission import Admission
+from gateway.lifecycle.core import Core
 from gateway.scheduling.limits import Limits
 from loadtest.results.records import Record
 from loadtest.results.summary import jain
@@ -59,10 +59,8 @@ def _run(engine: EngineProfile, cost: Profile, policy: str, seed: int) -> list[R
     simulated = Engine(engine, seed=seed, noise=NOISE)
     if policy == "direct":
         return Simulation(simulated).run(office.office(seed))
-    admission = Admission(find(policy)(), Limits())
-    return Simulation(simulated, admission, CostModel(cost, threshold=engine.long_prefill_token_threshold)).run(
-        office.office(seed)
-    )
+    model = CostModel(cost, threshold=engine.long_prefill_token_threshold)
+    return Simulation(simulated, Core.create(model, find(policy)(), Limits())).run(office.office(seed))
 
 
 def _figures(engine: EngineProfile, records: list[Record]) -> Row:

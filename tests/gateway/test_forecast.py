@@ -37,35 +37,35 @@ class Scene:
     def arrive(self, flow: str = "ada", lane: Lane = "long", cost: float = 2.0, **more: float) -> Job:
         job = self.job(flow, lane, cost, **more)
         self.jobs.append(job)
-        self.pace.waits(job)
-        self.pace.let_go(self.admission.arrive(job), self.now)
+        self.pace.queued(job)
+        self.pace.dispatched_at(self.admission.arrive(job), self.now)
         return job
 
     def arrive_sliced(self, part: Slice, flow: str = "ada", cost: float = 2.0) -> Job:
         job = self.job(flow, "long", cost)
         self.jobs.append(job)
-        self.pace.waits(job, part=part)
-        self.pace.let_go(self.admission.arrive(job, part), self.now)
+        self.pace.queued(job, part=part)
+        self.pace.dispatched_at(self.admission.arrive(job, part), self.now)
         return job
 
     def slice_done(self, job: Job, part: Slice) -> None:
         self.pace.slice_done(job, part, self.now)
-        self.pace.let_go(self.admission.slice_done(job, part), self.now)
+        self.pace.dispatched_at(self.admission.slice_done(job, part), self.now)
 
     def first_token(self, job: Job) -> None:
         self.pace.token(job)
         self.pace.first_token(job, self.now)
-        self.pace.let_go(self.admission.first_token(job), self.now)
+        self.pace.dispatched_at(self.admission.first_token(job), self.now)
 
     def end(self, job: Job, tokens: int = 100) -> None:
-        self.pace.ends(job, self.now, tokens)
-        self.pace.let_go(self.admission.finish(job, job.cost), self.now)
+        self.pace.ended(job, self.now, tokens)
+        self.pace.dispatched_at(self.admission.finish(job, job.cost), self.now)
 
     def outlook(self) -> Outlook:
         return forecast(self.admission, self.now, self.pace)
 
     def waiting(self) -> list[Job]:
-        return [job for job in self.jobs if job in self.pace.tracks and self.pace.tracks[job].let_go is None]
+        return [job for job in self.jobs if job in self.pace.progress and self.pace.progress[job].dispatched_at is None]
 
 
 def crowd(seed: int, policy: str = "fair", jobs: int = 60, *, shares_steps: bool = False) -> Scene:
@@ -88,9 +88,9 @@ def crowd(seed: int, policy: str = "fair", jobs: int = 60, *, shares_steps: bool
         scene.arrive(f"u{user}", lane, random.uniform(0.1, 5.0), seats=random.randint(1, 3), **more)
         scene.now += random.uniform(0, 0.2)
         if random.random() < 0.2:
-            running = [job for job, track in scene.pace.tracks.items() if track.let_go is not None]
+            running = [job for job, track in scene.pace.progress.items() if track.dispatched_at is not None]
             job = random.choice(running)
-            if scene.pace.tracks[job].first_token is None:
+            if scene.pace.progress[job].first_token is None:
                 scene.first_token(job)
             else:
                 scene.end(job)
@@ -133,12 +133,12 @@ def test_a_forecast_changes_nothing(policy: str, seed: int) -> None:
     retry_after(scene.admission, scene.now, scene.pace, scene.job(deadline=scene.now + 5))
     meets(scene.admission, scene.now, scene.pace, scene.job(deadline=scene.now + 5))
     again = scene.outlook()
-    assert [outlook.end(job) for job in scene.pace.tracks] == [again.end(job) for job in scene.pace.tracks]
+    assert [outlook.end(job) for job in scene.pace.progress] == [again.end(job) for job in scene.pace.progress]
     assert scene.admission.held() == clone.admission.held()
     places = [
         [
             each.jobs.index(job)
-            for job in drain(each.admission, [j for j in each.pace.tracks if j not in each.waiting()])
+            for job in drain(each.admission, [j for j in each.pace.progress if j not in each.waiting()])
         ]
         for each in (scene, clone)
     ]
@@ -169,7 +169,7 @@ def test_instants_are_in_order_and_blame_sums_to_the_wait(policy: str, shares_st
     scene = crowd(seed, policy, shares_steps=shares_steps)
     outlook = scene.outlook()
     assert scene.waiting()
-    for job in scene.pace.tracks:
+    for job in scene.pace.progress:
         start, first_token, end = outlook.start(job), outlook.first_token(job), outlook.end(job)
         assert 0 <= start.median <= first_token.median <= end.median < inf
         assert start.p90 >= start.median
@@ -194,7 +194,7 @@ def test_a_flow_at_its_cap_waits_for_itself() -> None:
     first, second = scene.arrive("ada", "short", 1.0), scene.arrive("ada", "short", 1.0)
     others = [scene.arrive(f"u{number}", "short", 0.1) for number in range(20)]
     for job in others:
-        scene.pace.tracks[job].max_tokens = 5
+        scene.pace.progress[job].max_tokens = 5
     outlook = scene.outlook()
     assert sum(outlook.start(job).median < outlook.start(second).median for job in others) > 5
     assert outlook.start(second).median == pytest.approx(outlook.end(first).median, rel=0.5)
@@ -250,7 +250,7 @@ def test_what_waits_between_slices_has_started() -> None:
     between = scene.arrive("ben", "short", 0.5)
     scene.now = 3.0
     scene.slice_done(sliced, Slice(5_000, 3.0))
-    assert scene.pace.tracks[between].let_go == 3.0
+    assert scene.pace.progress[between].dispatched_at == 3.0
     outlook = scene.outlook()
     assert outlook.start(sliced).median == 0.0
     assert outlook.first_token(sliced).median == pytest.approx(outlook.end(between).median + 3.0)
@@ -403,42 +403,42 @@ class TestPace:
         """Answers that are not streamed show no first token: the driver takes it to come as predicted."""
         pace = EngineSpeed()
         job = Job("ann", "short", 100, 2.0, 0.0)
-        pace.waits(job)
-        pace.let_go([job], 0.0)
+        pace.queued(job)
+        pace.dispatched_at([job], 0.0)
         pace.said(job, 0.0, {"start": 0.0, "first_token": 2.0, "end": 9.0})
         pace.first_token(job, 20.0, seen=False)
         another = Job("ann", "short", 100, 2.0, 21.0)
-        pace.waits(another)
-        pace.let_go([another], 21.0)
+        pace.queued(another)
+        pace.dispatched_at([another], 21.0)
         pace.first_token(another, 23.0, seen=False)
         assert pace.slowdown["short"].value == 1.0
         assert pace.tokens["short"].value == EngineSpeed().tokens["short"].value
         assert pace.errors["first_token"].factor(10.0) == Errors(3.0).factor(10.0)
-        pace.ends(job, 30.0, 50)
-        pace.ends(another, 30.0, 50)
-        assert not pace.tracks
+        pace.ended(job, 30.0, 50)
+        pace.ended(another, 30.0, 50)
+        assert not pace.progress
 
     def test_of_a_slice_its_own_seconds_are_seen(self) -> None:
         """Of the client's own request, those since it went; of neither, where somebody shared them."""
         scene = Scene()
         job = scene.arrive_sliced(Slice(4_000, 1.0, rest=2.0))
-        track = scene.pace.tracks[job]
-        assert track.seen() is None
+        track = scene.pace.progress[job]
+        assert track.observation() is None
         scene.now = 1.5
-        assert track.seen(1.25) == PrefillObservation(1.25, 0)
+        assert track.observation(1.25) == PrefillObservation(1.25, 0)
         scene.slice_done(job, Slice(4_000, 1.0, rest=1.0))
         beside = scene.arrive("ben", "short", 0.5)
         scene.now = 2.75
-        assert track.seen(scene.now) is None
+        assert track.observation(scene.now) is None
         scene.slice_done(job, Slice(2_000, 1.0))
         scene.first_token(beside)
         scene.now = 4.75
-        assert track.seen(scene.now) is None  # it was still there when the slice went
-        assert scene.pace.tracks[beside].seen() is None  # and had been beside one
+        assert track.observation(scene.now) is None  # it was still there when the slice went
+        assert scene.pace.progress[beside].observation() is None  # and had been beside one
         scene.slice_done(job, Slice(1_000, 0.5))
         scene.now = 7.0
         scene.first_token(job)
-        assert track.seen() == PrefillObservation(2.25, 1)
+        assert track.observation() == PrefillObservation(2.25, 1)
 
     def test_a_slice_that_shared_its_time_with_a_whole_prefill_says_so(self) -> None:
         scene = Scene()
@@ -448,7 +448,7 @@ class TestPace:
         scene.now = 1.0
         scene.first_token(beside)
         scene.now = 1.5
-        assert scene.pace.tracks[job].seen(scene.now) == PrefillObservation(1.5, 0, (beside.tokens,))
+        assert scene.pace.progress[job].observation(scene.now) == PrefillObservation(1.5, 0, (beside.tokens,))
 
     def test_a_sliced_job_starts_once(self) -> None:
         """What it was told of its start is held against its first slice, not against the others."""
@@ -470,15 +470,15 @@ class TestPace:
     def test_company_is_who_is_here_or_was_let_go_meanwhile(self) -> None:
         scene = Scene()
         job = scene.arrive_sliced(Slice(4_000, 1.0, rest=2.0))
-        assert not scene.pace.company(job)
+        assert not scene.pace.is_contended(job)
         other = scene.arrive("ben", "short")
-        assert scene.pace.company(job)
+        assert scene.pace.is_contended(job)
         scene.end(other)
-        assert scene.pace.company(job)
+        assert scene.pace.is_contended(job)
         scene.slice_done(job, Slice(4_000, 1.0))
-        assert not scene.pace.company(job)
+        assert not scene.pace.is_contended(job)
         scene.arrive("ben")
-        assert scene.pace.company(job)  # it waits
+        assert scene.pace.is_contended(job)  # it waits
 
     def test_sequences_are_those_that_decode(self) -> None:
         scene = Scene()
@@ -536,7 +536,7 @@ class TestPace:
             scene.arrive(cost=1.0)
         for job in scene.jobs:
             scene.end(job)
-        assert not scene.pace.tracks
+        assert not scene.pace.progress
         assert not any(scene.pace.prefilling.values())
 
     def test_the_90th_percentile_learns_from_what_came(self) -> None:
@@ -597,8 +597,8 @@ class TestLearners:
 
 def test_a_slice_that_was_never_done_teaches_nothing() -> None:
     pace, job = EngineSpeed(), Job("a", "long", 10_000, 6.0, 0.0)
-    pace.waits(job, part=Slice(4000, 2.4, 3.6))
-    pace.let_go([job], 0.0)
+    pace.queued(job, part=Slice(4000, 2.4, 3.6))
+    pace.dispatched_at([job], 0.0)
     pace.slice_done(job, Slice(10_000, 6.0), 0.01, seen=False)
     assert pace.slowdown["long"].value == 1.0
     assert not pace.prefilling["long"]

@@ -115,8 +115,8 @@ def says(load: Load, wrong: str, seed: int, *, going: bool) -> list[Said]:
         jobs.append(job)
         if not going and len(jobs) < len(arrivals):
             return
-        asking = [each for each in ([job] if going else jobs) if each in pace.tracks]
-        waiting = [each for each in asking if pace.tracks[each].let_go is None]
+        asking = [each for each in ([job] if going else jobs) if each in pace.progress]
+        waiting = [each for each in asking if pace.progress[each].dispatched_at is None]
         if not waiting:
             return
         outlook = forecast(admission, now, pace)
