@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
+from gateway import from_settings
 from gateway.api.routes import PASSED, QUEUED, REFUSED, shape
 from gateway.config.settings import Settings
 from gateway.engine.client import EngineClient
@@ -30,7 +31,6 @@ from gateway.identity.missing_users import MissingUserDetector
 from gateway.parts import Parts
 from gateway.pricing.cost_model import CostModel
 from gateway.pricing.profile import Profile
-from gateway.pricing.profile import load as load_profile
 from gateway.proxy.inference import InferenceEndpoint
 from gateway.proxy.passthrough import Passthrough
 from gateway.proxy.queue_view import page, places, shown
@@ -40,6 +40,7 @@ from gateway.scheduling.events import Event
 from gateway.slicing.circuit_breaker import SliceCircuitBreaker
 from gateway.slicing.planner import Slicer
 from gateway.storage.keys_file import KeysFile
+from gateway.storage.profile_file import load as load_profile
 from gateway.storage.state_file import StateFile, chosen_path
 from gateway.telemetry.decision_log import DecisionLog
 from gateway.telemetry.hub import Telemetry
@@ -91,7 +92,7 @@ class Gateway:
         """
         parts, before = self.parts, self.parts.settings
         profile = load_profile(settings.profile)
-        limits = settings.limits(profile)
+        limits = from_settings.limits(settings, profile)
         keys_file = _keys_file(settings)
         fixed = [name for name in FIXED if getattr(settings, name) != getattr(before, name)]
         if fixed:
@@ -99,7 +100,7 @@ class Gateway:
         parts.settings = settings
         parts.keys_file = keys_file
         parts.callers = _callers(settings, keys_file)
-        parts.background = settings.background_rules
+        parts.background = from_settings.background_rules(settings)
         if profile != parts.cost_model.start:
             parts.cost_model.use(profile)
         parts.slicer = _slicer(settings, parts.cost_model)
@@ -119,7 +120,7 @@ def create_gateway(settings: Settings, profile: Profile | None = None) -> Gatewa
         step_tokens=settings.engine.step_tokens,
         threshold=settings.engine.long_prefill_threshold,
     )
-    admission = Admission(find(settings.policy)(), settings.limits(cost_model.profile))
+    admission = Admission(find(settings.policy)(), from_settings.limits(settings, cost_model.profile))
     files = ExitStack()
     decisions = None
     if settings.decision_log:
@@ -151,7 +152,7 @@ def create_gateway(settings: Settings, profile: Profile | None = None) -> Gatewa
         settings=settings,
         keys_file=keys_file,
         callers=_callers(settings, keys_file),
-        background=settings.background_rules,
+        background=from_settings.background_rules(settings),
         unnamed=MissingUserDetector(),
         cost_model=cost_model,
         waiting=waiting,
@@ -231,12 +232,12 @@ def _tokenizer(settings: Settings, upstream: EngineClient) -> BoundedTokenizer |
 
 
 def _slicer(settings: Settings, cost_model: CostModel) -> Slicer | None:
-    slicing = settings.slices()
+    slicing = from_settings.slicing(settings)
     return Slicer(slicing, cost_model) if slicing else None
 
 
 def _state_file(settings: Settings) -> StateFile | None:
-    path = chosen_path(settings)
+    path = chosen_path(settings.state_file, settings.base_url)
     return StateFile(path) if path else None
 
 
@@ -267,7 +268,7 @@ def _keys_file(settings: Settings) -> KeysFile:
 def _callers(settings: Settings, file: KeysFile) -> Callers:
     # An empty keys file keeps everybody out, and lets nobody in.
     return Callers(
-        [*settings.api_keys, *file.keys],
+        [*from_settings.api_keys(settings), *file.keys],
         settings.front_end_networks,
         settings.user_headers,
         closed=file.path is not None,

@@ -10,6 +10,7 @@ from typing import Any
 import anyio
 import anyio.to_thread
 
+from gateway import from_settings
 from gateway.engine.client import EngineClient
 from gateway.parts import Parts
 from gateway.pricing.snapshot import CostSnapshot
@@ -211,7 +212,7 @@ class EngineMonitor:
             parts = self._parts
             if parts.settings.tpot_target is None:
                 continue
-            limits = parts.settings.limits(parts.cost_model.profile)
+            limits = from_settings.limits(parts.settings, parts.cost_model.profile)
             before = parts.waiting.admission.limits.max_num_seqs
             # A seat more or less is noise, and a new limit is an event for everybody.
             if abs(limits.max_num_seqs - before) > ceil(before / 20):

@@ -12,8 +12,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from gateway import from_settings
 from gateway.config import layers
-from gateway.pricing.profile import load as load_cost_profile
+from gateway.storage.config_file import load as load_settings
+from gateway.storage.profile_file import load as load_cost_profile
 from loadtest.client.probe import served_model
 from loadtest.fitting import fit
 from loadtest.fitting.accuracy import accuracies
@@ -325,14 +327,22 @@ def front(
     engine = {
         "engine.step_tokens": machine.max_num_batched_tokens,
         "engine.long_prefill_threshold": machine.long_prefill_token_threshold,
-        "engine.max_num_seqs": min(machine.max_num_seqs, layers.load()[0].engine.max_num_seqs),
+        "engine.max_num_seqs": min(machine.max_num_seqs, load_settings()[0].engine.max_num_seqs),
     }
     if machine.kv_cache_tokens is not None:
         engine["engine.kv_tokens"] = machine.kv_cache_tokens
     given = layers.assigned(assignments or [])
-    settings, _ = layers.load(flags=engine | given)
+    settings, _ = load_settings(flags=engine | given)
     cost = load_cost_profile(settings.profile) if "profile" in given else cost_profile(machine)
-    return Deployment(name, cost, settings.limits(cost), settings.queue_timeout, seats, pricing, settings.slices())
+    return Deployment(
+        name,
+        cost,
+        from_settings.limits(settings, cost),
+        settings.queue_timeout,
+        seats,
+        pricing,
+        from_settings.slicing(settings),
+    )
 
 
 def read_load(
