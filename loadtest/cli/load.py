@@ -2,8 +2,6 @@
 
 import re
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gateway import from_settings
+from gateway.cli.options import user_errors
 from gateway.config import layers
 from gateway.storage.config_file import load as load_settings
 from gateway.storage.profile_file import load as load_cost_profile
@@ -140,7 +139,7 @@ def simulate_workload(
 
     Direct, or through the gateway's own admission and policies.
     """
-    with user_errors():
+    with user_errors(RuntimeError, ImportError):
         machine = load_profile(profile).with_flags(
             max_num_batched_tokens=max_num_batched_tokens,
             max_num_seqs=max_num_seqs,
@@ -191,7 +190,7 @@ def run_workload(
     as_json: AsJson = False,
 ) -> None:
     """Run a workload at any OpenAI server, in real time. Ctrl-C ends it; what was measured is kept."""
-    with user_errors():
+    with user_errors(RuntimeError, ImportError):
         wanted = read_load(workload, seed, users, duration, requests, max_concurrency, dataset, slo)
         target = Target(
             base_url=base_url,
@@ -220,7 +219,7 @@ def compare_runs(
     as_json: Annotated[bool, typer.Option("--json", help="Print the comparison alone, as JSON.")] = False,
 ) -> None:
     """Put runs side by side: ratios to the first, with 95 % bootstrap intervals; with --html as a page."""
-    with user_errors():
+    with user_errors(RuntimeError, ImportError):
         groups = load_apart(folders)
         compared = comparison.compare(groups)
         if as_json:
@@ -254,7 +253,7 @@ def run_suite(
 
     Stopped and started again, it goes on where it was.
     """
-    with user_errors():
+    with user_errors(RuntimeError, ImportError):
         console = Console(stderr=True)
         machine = load_profile(profile).with_flags(long_prefill_token_threshold=long_prefill_token_threshold)
         names = [label] if base_url else policy or ["direct"]
@@ -294,7 +293,7 @@ def fit_machine(
 
     Tests I and J stay out of the fit: their figures are predictions.
     """
-    with user_errors():
+    with user_errors(RuntimeError, ImportError):
         console = Console(stderr=True)
         if measured not in measurements():
             raise ValueError(f"nothing was measured on {measured!r}: name one of {', '.join(measurements())}")
@@ -432,12 +431,3 @@ def _show(results: list[Result], out: Path | None, as_json: bool) -> None:
 
 def _write_vllm_json(file: Path, result: Result) -> None:
     file.write_bytes(msgspec.json.encode(vllm_json.bench(result.summary, result.rows)))
-
-
-@contextmanager
-def user_errors() -> Iterator[None]:
-    """What a person got wrong, or a server that is not there, is told in a line."""
-    try:
-        yield
-    except (ValueError, OSError, RuntimeError, ImportError) as error:
-        raise typer.BadParameter(str(error)) from error

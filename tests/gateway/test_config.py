@@ -396,6 +396,6 @@ def test_a_changed_setting_needs_a_restart_if_it_is_read_at_start(key: str) -> N
 
 
 def test_several_changed_settings_are_named_in_their_order() -> None:
-    after = Settings(port=9, upstream_timeout=5.0, queue_timeout=5.0, trace_file="spans.jsonl")  # type: ignore[arg-type]
+    after = Settings(port=9, upstream_timeout=5.0, queue_timeout=5.0, trace_file=Path("spans.jsonl"))
     assert restart_needed(Settings(), after) == ["port", "upstream_timeout", "trace_file"]
     assert restart_needed(after, after) == []
