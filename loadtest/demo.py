@@ -22,6 +22,7 @@ from rich.table import Table
 
 from gateway.config import layers
 from gateway.pricing.profile import Profile
+from gateway.storage.config_file import load as load_settings
 from loadtest.client.load_client import LoadClient
 from loadtest.client.probe import served_model
 from loadtest.plan.plan import Plan, Request
@@ -197,7 +198,7 @@ def _gateway(demo: Demo, engine: str, settings: list[str]) -> Iterator[str]:
 
 def gateway_settings(demo: Demo) -> list[str]:
     """As `serve --set` takes them. What slices of long prompts go by is in the gateway's own seconds."""
-    settings, _ = layers.load(flags={"max_stall": STALL_S} | layers.assigned(demo.settings))
+    settings, _ = load_settings(flags={"max_stall": STALL_S} | layers.assigned(demo.settings))
     paced = [f"max_stall={settings.max_stall / demo.speed}"]
     if settings.tpot_target is not None:
         paced.append(f"tpot_target={settings.tpot_target / demo.speed}")

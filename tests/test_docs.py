@@ -7,7 +7,7 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
-from gateway.config.layers import fields
+from gateway.config.fields import fields
 from loadtest.cli.load import app as load_app
 from loadtest.cli.main import app
 from loadtest.fitting import accuracy
@@ -64,7 +64,7 @@ def test_commands_that_are_shown_exist(document: Path) -> None:
 
 
 def test_settings_that_are_shown_exist() -> None:
-    known = {key for key, _, _ in fields()}
+    known = {field.key for field in fields()}
     text = (ROOT / "docs" / "queueing.md").read_text()
     rows = re.findall(r"^\| (`[a-z_.`, ]+) \|", text, re.MULTILINE)
     shown = {key for row in rows for key in re.findall(r"`([a-z_.]+)`", row)}

@@ -34,6 +34,7 @@ ROOMS = {
     "gateway.api": "pure",
     "gateway.identity": "pure",
     "gateway.config": "pure",
+    "gateway.from_settings": "pure",
     "gateway.storage": "shell",
     "gateway.engine": "shell",
     "gateway.tokenizers": "shell",

@@ -13,6 +13,7 @@ from time import perf_counter
 import anyio
 import httpx
 
+from gateway.config.settings import Settings
 from gateway.errors import BadUpstream, UpstreamDown, UpstreamTimeout
 from gateway.identity.keys import KEY_PATTERN
 from gateway.tcp import PROBES
@@ -116,23 +117,12 @@ class EngineClient:
         self.away_since: float | None = None
         self.grace = grace
         self._on_retry = on_retry
-        verify = httpx.create_ssl_context(trust_env=False)
-
-        def client(kept: int | None) -> httpx.AsyncClient:
-            limits = httpx.Limits(
-                max_connections=None, max_keepalive_connections=kept, keepalive_expiry=KEEPALIVE_EXPIRY
-            )
-            return httpx.AsyncClient(
-                base_url=base_url,
-                headers={"accept-encoding": "identity"} | ({"authorization": f"Bearer {key}"} if key else {}),
-                transport=httpx.AsyncHTTPTransport(verify, limits=limits, trust_env=False, socket_options=PROBES),
-                timeout=httpx.Timeout(timeout, connect=CONNECT_TIMEOUT, write=WRITE_TIMEOUT, pool=None),
-                trust_env=False,
-            )
-
-        self._client = client(None)
+        self._client = _http_client(base_url, key, timeout)
         # Keeps no connections, so that each of its requests has a fresh one.
-        self._fresh = client(0)
+        self._fresh = _http_client(base_url, key, timeout, kept=0)
+
+    def reconfigure(self, settings: Settings) -> None:
+        self.grace = settings.engine_grace
 
     async def aclose(self) -> None:
         await self._client.aclose()
@@ -203,6 +193,19 @@ class EngineClient:
             return await self._client.post(
                 path, content=body, headers={"content-type": "application/json"}, timeout=timeout
             )
+
+
+def _http_client(base_url: str, key: str | None, timeout: float, kept: int | None = None) -> httpx.AsyncClient:
+    """`kept` idle connections at most."""
+    verify = httpx.create_ssl_context(trust_env=False)
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=kept, keepalive_expiry=KEEPALIVE_EXPIRY)
+    return httpx.AsyncClient(
+        base_url=base_url,
+        headers={"accept-encoding": "identity"} | ({"authorization": f"Bearer {key}"} if key else {}),
+        transport=httpx.AsyncHTTPTransport(verify, limits=limits, trust_env=False, socket_options=PROBES),
+        timeout=httpx.Timeout(timeout, connect=CONNECT_TIMEOUT, write=WRITE_TIMEOUT, pool=None),
+        trust_env=False,
+    )
 
 
 def _request(client: httpx.AsyncClient, wanted: EngineRequest) -> httpx.Request:

@@ -11,6 +11,7 @@ from typing import Any
 import anyio
 import anyio.to_thread
 
+from gateway import from_settings
 from gateway.config.settings import Settings
 from gateway.engine.client import EngineClient
 from gateway.lifecycle.core import Core
@@ -91,7 +92,8 @@ class EngineMonitor:
         self._client = client
         self._apply = apply
         self._report = report
-        self._state_file = chosen_state_file(settings)
+        path = chosen_path(settings.state_file, settings.base_url)
+        self._state_file = StateFile(path) if path else None
         self._engine: str | None = None  # as it is called, once it has been found
         self._kept = 0
         self._started: float | None = None
@@ -233,13 +235,8 @@ class EngineMonitor:
             await anyio.sleep(RELIMIT)
             if self._settings.tpot_target is None:
                 continue
-            limits = self._settings.limits(self._core.cost_model.profile)
+            limits = from_settings.limits(self._settings, self._core.cost_model.profile)
             before = self._core.admission.limits.max_num_seqs
             # A seat more or less is noise, and a new limit is an event for everybody.
             if abs(limits.max_num_seqs - before) > ceil(before / 20):
                 self._apply(LimitsChanged(limits))
-
-
-def chosen_state_file(settings: Settings) -> StateFile | None:
-    path = chosen_path(settings)
-    return StateFile(path) if path else None

@@ -4,6 +4,7 @@ import logging
 
 import anyio
 
+from gateway import from_settings
 from gateway.api.base import InferenceRequest
 from gateway.config.settings import Settings
 from gateway.identity.background import Background
@@ -58,9 +59,9 @@ class Access:
         self._settings = settings
         self._keys_file = keys_file
         self._user_headers = settings.user_headers
-        self._background: Background = settings.background_rules
+        self._background: Background = from_settings.background_rules(settings)
         self._callers = Callers(
-            [*settings.api_keys, *keys_file.keys],
+            [*from_settings.api_keys(settings), *keys_file.keys],
             settings.front_end_networks,
             settings.user_headers,
             # An empty keys file keeps everybody out, and lets nobody in.

@@ -13,6 +13,7 @@ from time import perf_counter
 
 import anyio
 
+from gateway.config.settings import Settings
 from gateway.errors import Draining, GatewayError, QueueTimeout, Rejected
 from gateway.forecasting.forecaster import Forecaster
 from gateway.lifecycle.lifecycle import Lifecycle
@@ -37,15 +38,18 @@ class _Waiter:
 
 class WaitingRoom:
     def __init__(
-        self, admission: Admission, forecaster: Forecaster, queue_timeout: float, observer: Observer | None = None
+        self, settings: Settings, admission: Admission, forecaster: Forecaster, observer: Observer | None = None
     ) -> None:
         self.admission = admission
         self.forecaster = forecaster
-        self.queue_timeout = queue_timeout
         self.draining = False
         self._observer = observer
         self._waiters: dict[Job, _Waiter] = {}
         self._nobody_decodes = anyio.Event()
+        self.reconfigure(settings)
+
+    def reconfigure(self, settings: Settings) -> None:
+        self.queue_timeout = settings.queue_timeout
 
     @asynccontextmanager
     async def admitted(self, life: Lifecycle) -> AsyncIterator[None]:

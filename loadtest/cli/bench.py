@@ -16,6 +16,7 @@ from gateway.cli.options import Assignments, user_errors
 from gateway.config import layers
 from gateway.config.settings import ENV_PREFIX, Settings
 from gateway.pricing.profile import Profile
+from gateway.storage.config_file import load as load_settings
 from gateway.storage.state_file import StateFile
 from loadtest.calibration import measure
 from loadtest.calibration.measure import LONGEST, Target
@@ -146,8 +147,8 @@ def _settings(upstream: str, assignments: list[str], chosen: Sequence[Variant]) 
     environ = {name: os.environ[name]} if name in os.environ else {}
     given = {"upstream": upstream, **layers.assigned(assignments)}
     for variant in chosen:
-        layers.load(None, environ, given | variant.settings)
-    return layers.load(None, environ, given)[0]
+        load_settings(None, environ, given | variant.settings)
+    return load_settings(None, environ, given)[0]
 
 
 def _find(console: Console, settings: Settings) -> Target:

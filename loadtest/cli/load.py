@@ -2,8 +2,6 @@
 
 import re
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -12,8 +10,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from gateway import from_settings
+from gateway.cli.options import user_errors
 from gateway.config import layers
-from gateway.pricing.profile import load as load_cost_profile
+from gateway.storage.config_file import load as load_settings
+from gateway.storage.profile_file import load as load_cost_profile
 from loadtest.client.probe import served_model
 from loadtest.fitting import fit
 from loadtest.fitting.accuracy import accuracies
@@ -138,7 +139,7 @@ def simulate_workload(
 
     Direct, or through the gateway's own admission and policies.
     """
-    with user_errors():
+    with user_errors(RuntimeError, ImportError):
         machine = load_profile(profile).with_flags(
             max_num_batched_tokens=max_num_batched_tokens,
             max_num_seqs=max_num_seqs,
@@ -189,7 +190,7 @@ def run_workload(
     as_json: AsJson = False,
 ) -> None:
     """Run a workload at any OpenAI server, in real time. Ctrl-C ends it; what was measured is kept."""
-    with user_errors():
+    with user_errors(RuntimeError, ImportError):
         wanted = read_load(workload, seed, users, duration, requests, max_concurrency, dataset, slo)
         target = Target(
             base_url=base_url,
@@ -218,7 +219,7 @@ def compare_runs(
     as_json: Annotated[bool, typer.Option("--json", help="Print the comparison alone, as JSON.")] = False,
 ) -> None:
     """Put runs side by side: ratios to the first, with 95 % bootstrap intervals; with --html as a page."""
-    with user_errors():
+    with user_errors(RuntimeError, ImportError):
         groups = load_apart(folders)
         compared = comparison.compare(groups)
         if as_json:
@@ -252,7 +253,7 @@ def run_suite(
 
     Stopped and started again, it goes on where it was.
     """
-    with user_errors():
+    with user_errors(RuntimeError, ImportError):
         console = Console(stderr=True)
         machine = load_profile(profile).with_flags(long_prefill_token_threshold=long_prefill_token_threshold)
         names = [label] if base_url else policy or ["direct"]
@@ -292,7 +293,7 @@ def fit_machine(
 
     Tests I and J stay out of the fit: their figures are predictions.
     """
-    with user_errors():
+    with user_errors(RuntimeError, ImportError):
         console = Console(stderr=True)
         if measured not in measurements():
             raise ValueError(f"nothing was measured on {measured!r}: name one of {', '.join(measurements())}")
@@ -325,14 +326,22 @@ def front(
     engine = {
         "engine.step_tokens": machine.max_num_batched_tokens,
         "engine.long_prefill_threshold": machine.long_prefill_token_threshold,
-        "engine.max_num_seqs": min(machine.max_num_seqs, layers.load()[0].engine.max_num_seqs),
+        "engine.max_num_seqs": min(machine.max_num_seqs, load_settings()[0].engine.max_num_seqs),
     }
     if machine.kv_cache_tokens is not None:
         engine["engine.kv_tokens"] = machine.kv_cache_tokens
     given = layers.assigned(assignments or [])
-    settings, _ = layers.load(flags=engine | given)
+    settings, _ = load_settings(flags=engine | given)
     cost = load_cost_profile(settings.profile) if "profile" in given else cost_profile(machine)
-    return Deployment(name, cost, settings.limits(cost), settings.queue_timeout, seats, pricing, settings.slices())
+    return Deployment(
+        name,
+        cost,
+        from_settings.limits(settings, cost),
+        settings.queue_timeout,
+        seats,
+        pricing,
+        from_settings.slicing(settings),
+    )
 
 
 def read_load(
@@ -422,12 +431,3 @@ def _show(results: list[Result], out: Path | None, as_json: bool) -> None:
 
 def _write_vllm_json(file: Path, result: Result) -> None:
     file.write_bytes(msgspec.json.encode(vllm_json.bench(result.summary, result.rows)))
-
-
-@contextmanager
-def user_errors() -> Iterator[None]:
-    """What a person got wrong, or a server that is not there, is told in a line."""
-    try:
-        yield
-    except (ValueError, OSError, RuntimeError, ImportError) as error:
-        raise typer.BadParameter(str(error)) from error

@@ -10,7 +10,7 @@ import uvicorn
 from rich.console import Console
 
 from gateway.cli import main as gateway_commands
-from gateway.pricing.profile import load as load_cost_profile
+from gateway.storage.profile_file import load as load_cost_profile
 from loadtest import demo as demonstration
 from loadtest.cli import bench as bench_commands
 from loadtest.cli import load as load_commands

@@ -16,10 +16,12 @@ from gateway.cli.options import Assignments, ConfigFile, user_errors
 from gateway.config import layers
 from gateway.config.settings import Settings
 from gateway.pricing.cost_model import CostModel
-from gateway.pricing.profile import Profile, shipped
-from gateway.pricing.profile import load as load_profile
+from gateway.pricing.profile import Profile
 from gateway.pricing.snapshot import CostSnapshot
 from gateway.pricing.token_estimator import Estimator
+from gateway.storage.config_file import load as load_settings
+from gateway.storage.profile_file import load as load_profile
+from gateway.storage.profile_file import shipped
 from gateway.storage.state_file import StateFile, chosen_path
 from loadtest.calibration import measure
 from loadtest.calibration.samples import Calibration
@@ -99,7 +101,7 @@ def show(
         if name and (upstream or state_file):
             raise ValueError("a profile has no samples: name it, or give --upstream or --state-file")
         settings = _settings(config_file, {"upstream": upstream}, assignments)
-        path = state_file or chosen_path(settings)
+        path = state_file or chosen_path(settings.state_file, settings.base_url)
         learned = None if name else _read(path, must_exist=state_file is not None)
         if learned is None or path is None:
             named = name or settings.profile
@@ -187,7 +189,7 @@ def _tell(console: Console, settings: Settings, calibration: Calibration) -> Non
 
 def _keep(console: Console, settings: Settings, calibration: Calibration, engine: str, out: Path | None) -> None:
     """Raises OSError for a file that cannot be written."""
-    path = chosen_path(settings)
+    path = chosen_path(settings.state_file, settings.base_url)
     if path is None:
         console.print("state_file is off: the gateway will not know of it, unless as a --profile of --out")
     else:
@@ -240,7 +242,7 @@ def _settings(file: Path | None, flags: dict[str, Any], assignments: list[str] |
     given["insecure"] = (
         True  # nobody is let in here, so that its keys, which a service may have elsewhere, can be absent
     )
-    return layers.load(file, os.environ, given | layers.assigned(assignments or []))[0]
+    return load_settings(file, os.environ, given | layers.assigned(assignments or []))[0]
 
 
 def cost_model(settings: Settings, learned: CostSnapshot | None = None) -> CostModel:

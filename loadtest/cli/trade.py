@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
+from gateway.cli.options import user_errors
 from loadtest.cli import load
 from loadtest.report import trade_curve
 from loadtest.simulation.tradeoff import SHARES, Point, at_most, best_threshold, sweep, ways
@@ -37,7 +38,7 @@ def trade(
 
     Simulated: the gateway at each `long_share`, and the engine alone with each long-prefill threshold; means of seeds.
     """
-    with load.user_errors():
+    with user_errors(RuntimeError, ImportError):
         machine = load_profile(profile).with_flags(enable_prefix_caching=True)
         plans = [
             (seed, load.read_load(workload, seed, users, duration, None, None, None, load.DEFAULT_SLO).plan)

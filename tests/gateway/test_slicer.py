@@ -8,8 +8,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from gateway.pricing.cost_model import CostModel
-from gateway.pricing.profile import Profile, load
+from gateway.pricing.profile import Profile
 from gateway.slicing.planner import GROWTH, MOST_PAUSE, SLACK, TEN, WORTH, SlicePlan, Slicer, Slicing
+from gateway.storage.profile_file import load
 
 STEP_S = 0.05
 SPARK = load("gemma-4-26b-nvfp4")

@@ -22,9 +22,10 @@ from typer.testing import CliRunner
 from gateway.engine import monitor as gateway_engine
 from gateway.pricing.cost_model import CostModel
 from gateway.pricing.curves import Prefill
-from gateway.pricing.profile import Profile, load
+from gateway.pricing.profile import Profile
 from gateway.pricing.prompt import Prompt, Size
 from gateway.pricing.snapshot import CostSnapshot
+from gateway.storage.profile_file import load
 from loadtest.calibration import ladder, measure
 from loadtest.calibration.samples import Calibration
 from loadtest.cli.main import app

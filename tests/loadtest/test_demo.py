@@ -12,10 +12,10 @@ import pytest
 from rich.console import Console
 
 from gateway.pricing.cost_model import CostModel
-from gateway.pricing.profile import load as load_cost_profile
 from gateway.scheduling.admission import Admission
 from gateway.scheduling.limits import Limits
 from gateway.slicing.planner import Slicer, Slicing
+from gateway.storage.profile_file import load as load_cost_profile
 from loadtest.demo import DEPLOY_THRESHOLD, NOISE, STALL_S, Demo, Runs, figures, gateway_settings, sentence, table
 from loadtest.simulation.simulation import Simulation
 from loadtest.spark.engine import Engine

@@ -17,9 +17,9 @@ import pytest
 from gateway.forecasting.simulation import Eta, forecast
 from gateway.forecasting.speed import EngineSpeed
 from gateway.pricing.cost_model import CostModel
-from gateway.pricing.profile import load as load_cost_profile
 from gateway.scheduling.admission import Admission
 from gateway.scheduling.limits import Limits
+from gateway.storage.profile_file import load as load_cost_profile
 from loadtest.plan.plan import Request
 from loadtest.results.records import percentile
 from loadtest.simulation.simulation import Simulation

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from gateway.pricing.profile import load as load_cost_profile
+from gateway.storage.profile_file import load as load_cost_profile
 from loadtest.plan.plan import Plan, Request
 from loadtest.simulation.simulation import Simulation
 from loadtest.spark.engine import Engine

@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from gateway.config import layers
+from gateway.storage.config_file import load as load_settings
 from loadtest.preempt import shape as shaping
 from loadtest.preempt.advice import Advice, Bounds, advise
 from loadtest.preempt.counters import Slices
@@ -109,8 +110,8 @@ def test_direct_is_always_among_them_and_first() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_usual_ones_are_settings_that_the_gateway_takes(name: str) -> None:
-    layers.load(flags=variant(name).settings)
-    layers.load(flags=layers.assigned(variant(name).assignments))
+    load_settings(flags=variant(name).settings)
+    load_settings(flags=layers.assigned(variant(name).assignments))
 
 
 # The gateway's counters.

@@ -19,11 +19,11 @@ import pytest
 
 from gateway.pricing.cost_model import CostModel
 from gateway.pricing.curves import PrefillObservation
-from gateway.pricing.profile import load as load_cost_profile
 from gateway.pricing.prompt import Prompt, Size
 from gateway.pricing.usage import PromptDetails, Usage
 from gateway.scheduling.admission import Admission
 from gateway.scheduling.limits import Limits
+from gateway.storage.profile_file import load as load_cost_profile
 from loadtest.plan.plan import Request
 from loadtest.results.records import percentile
 from loadtest.simulation.simulation import Simulation

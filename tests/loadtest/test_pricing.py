@@ -10,11 +10,11 @@ from typer.testing import CliRunner
 
 from gateway.pricing.cost_model import CostModel, Counts, Price
 from gateway.pricing.curves import PrefillObservation
-from gateway.pricing.profile import load as load_cost_profile
 from gateway.pricing.prompt import PrefixHash, Prompt, Size
 from gateway.pricing.usage import PromptDetails, Usage
 from gateway.scheduling.admission import Admission
 from gateway.scheduling.limits import Limits
+from gateway.storage.profile_file import load as load_cost_profile
 from loadtest.cli.load import app, front
 from loadtest.plan.plan import Plan, Request
 from loadtest.simulation.deployment import Deployment

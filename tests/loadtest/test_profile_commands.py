@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 
 from gateway.pricing.cost_model import CostModel
 from gateway.pricing.curves import Prefill
-from gateway.pricing.profile import load, shipped
 from gateway.pricing.prompt import Size
 from gateway.pricing.snapshot import CostSnapshot
+from gateway.storage.profile_file import load, shipped
 from gateway.storage.state_file import default_path
 from loadtest.cli.main import app
 from loadtest.report import braille

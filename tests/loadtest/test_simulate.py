@@ -5,9 +5,9 @@ import itertools
 import pytest
 
 from gateway.pricing.cost_model import CostModel
-from gateway.pricing.profile import load as load_cost_profile
 from gateway.scheduling.admission import Admission
 from gateway.scheduling.limits import Limits
+from gateway.storage.profile_file import load as load_cost_profile
 from loadtest.plan.plan import Plan, Request
 from loadtest.results.records import Outcome, Record
 from loadtest.simulation.simulation import Agenda, Simulation
