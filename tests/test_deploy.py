@@ -20,8 +20,8 @@ from dotenv import dotenv_values
 from gateway.config.layers import ConfigError, load
 from gateway.config.settings import Settings
 from gateway.pricing.profile import load as load_profile
+from tests.support.repository import ROOT
 
-ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"
 CONFIG = DEPLOY / "fairlane.toml"
 PROFILES = sorted((DEPLOY / "vllm").glob("*.yaml"))
