@@ -13,8 +13,8 @@ from loadtest.cli.main import app
 from loadtest.fitting import accuracy
 from loadtest.results.summary import Lag, PointSummary, Row, Stat, Summary, UserSummary
 from policies import POLICIES
+from tests.support.repository import ROOT
 
-ROOT = Path(__file__).parents[1]
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "deploy" / "README.md"]
 
 

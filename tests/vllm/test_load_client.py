@@ -17,7 +17,7 @@ from loadtest.client.probe import latency, measure, served_model, server_version
 from loadtest.plan.plan import Plan, Request
 from loadtest.results.records import Outcome, Record
 from loadtest.runs.process import running
-from tests.vllm.conftest import ENVIRONMENT, HERE, MODEL, Vllm
+from tests.support.vllm import ENVIRONMENT, MODEL, SCRIPTS, Vllm
 
 fresh_seed = count(1)
 
@@ -93,7 +93,7 @@ def bench(vllm: Vllm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Benc
     """`vllm bench serve`, with other prompts each time, for vLLM would find the same ones in its cache."""
     folder = tmp_path_factory.mktemp("bench")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | ENVIRONMENT
-    command = [os.path.abspath(os.environ["FAIRLANE_VLLM_PYTHON"]), str(HERE / "bench_serve.py")]
+    command = [os.path.abspath(os.environ["FAIRLANE_VLLM_PYTHON"]), str(SCRIPTS / "bench_serve.py")]
     with (folder / "bench.log").open("w") as log:
         process = subprocess.Popen(
             command, env=environment, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True

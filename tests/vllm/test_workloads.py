@@ -22,7 +22,7 @@ from loadtest.workloads.open_loops import (
 )
 from loadtest.workloads.sharegpt import BURSTINESS, COUNT, RATE, replay
 from loadtest.workloads.workload import Options
-from tests.vllm.conftest import ENVIRONMENT, HERE
+from tests.support.vllm import ENVIRONMENT, SCRIPTS
 
 SEEDS = (42, 7)
 LOOPS = {
@@ -62,7 +62,7 @@ def traces(conversations: Path) -> dict[tuple[str, int], Trace]:
         runs["sharegpt-replay", seed] = {**how, "seed": seed}
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | ENVIRONMENT
     done = subprocess.run(
-        [os.path.abspath(python), HERE / "bench_trace.py"],
+        [os.path.abspath(python), SCRIPTS / "bench_trace.py"],
         input=json.dumps(list(runs.values())),
         env=environment,
         cwd=conversations.parent,
