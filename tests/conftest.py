@@ -32,8 +32,9 @@ from gateway.app import Gateway, create_gateway
 from gateway.config.settings import Settings
 from gateway.pricing.profile import Profile
 from gateway.server.server import Server
-from loadtest.spark.profile import load_profile
+from loadtest.spark_server.options import ServerOptions
 from loadtest.spark_server.server import create_app
+from loadtest.storage.engine_profiles import load_profile
 
 # How long an example takes says more of what else the machine does than of the code; pytest has a time limit.
 hypothesis.settings.register_profile("fairlane", deadline=None)
@@ -303,7 +304,7 @@ def engine(_scripted_engine: ScriptedEngine) -> Iterator[ScriptedEngine]:
 @pytest.fixture(scope="session")
 def spark() -> Iterator[str]:
     """The URL of a simulated Spark, fast and without noise."""
-    with serve(create_app(load_profile("gemma-4-26b-bf16"), speed=SPARK_SPEED, noise=0.0)) as url:
+    with serve(create_app(load_profile("gemma-4-26b-bf16"), ServerOptions(speed=SPARK_SPEED, noise=0.0))) as url:
         yield url
 
 

@@ -14,13 +14,16 @@ from gateway.pricing.profile import load as load_cost_profile
 from loadtest import demo as demonstration
 from loadtest.cli import bench as bench_commands
 from loadtest.cli import load as load_commands
+from loadtest.cli import load_options
 from loadtest.cli import profile as profile_commands
 from loadtest.cli import trade as trade_commands
 from loadtest.simulation import policy_table
 from loadtest.simulation.replay import Divergence
 from loadtest.simulation.replay import replay as replay_log
-from loadtest.spark.profile import EngineProfile, load_profile
+from loadtest.spark.profile import EngineProfile
+from loadtest.spark_server.options import ServerOptions
 from loadtest.spark_server.server import create_app as create_spark
+from loadtest.storage.engine_profiles import load_profile
 from policies import find, names
 
 BF16, NVFP4 = "gemma-4-26b-bf16", "gemma-4-26b-nvfp4"
@@ -47,7 +50,7 @@ def demo(
     policy: Annotated[str, typer.Option(help=f"The gateway's policy: {', '.join(names())}.")] = "fair",
     seed: Annotated[int, typer.Option(help="Seed of the load and of the machine's noise.")] = 1,
     speed: Annotated[float, typer.Option(min=0.1, max=20, help="How many times as fast as life.")] = 4.0,
-    assignments: load_commands.Assignments = None,
+    assignments: load_options.Assignments = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave gateway and engine running; print their URLs.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures only, as JSON.")] = False,
 ) -> None:
@@ -121,8 +124,7 @@ def sim(
         )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    server = create_spark(
-        engine,
+    options = ServerOptions(
         speed=speed,
         seed=seed,
         noise=noise,
@@ -131,6 +133,7 @@ def sim(
         max_num_queued_reqs=max_num_queued_reqs,
         max_num_queued_tokens=max_num_queued_tokens,
     )
+    server = create_spark(engine, options)
     print(f"simulated Spark, {engine.name}, {speed:g} times as fast as life: http://{host}:{port}/v1", file=sys.stderr)
     uvicorn.run(server, host=host, port=port, log_level="warning", timeout_graceful_shutdown=1)
 

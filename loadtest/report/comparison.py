@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Literal
 
 from loadtest.report import bootstrap
 from loadtest.report.differences import faults, notes
-from loadtest.report.figures import FAILED, GOODPUT, OF_A_PART, OF_A_RUN, OF_ALL, Figure, Measure, failed, good
-from loadtest.report.groups import Group, counted, long_kinds, same_plan
+from loadtest.results.figures import FAILED, GOODPUT, OF_A_PART, OF_A_RUN, OF_ALL, Figure, Measure, failed, good
+from loadtest.results.groups import Group, counted, long_kinds, same_plan
 from loadtest.results.records import percentile
 from loadtest.results.summary import Row
 

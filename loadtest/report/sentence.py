@@ -7,10 +7,10 @@ medians, from arrival, with failures as waits without an end.
 from collections.abc import Iterable, Sequence
 from math import inf
 
+from loadtest.charts.units import number, spoken
 from loadtest.report.comparison import LONG, SHORT, Cell, Comparison, Side
-from loadtest.report.groups import Group
-from loadtest.report.points import LIMITS_S, Batch, Rate, batches, capacity, rates
-from loadtest.report.units import number, spoken
+from loadtest.results.groups import Group
+from loadtest.results.points import LIMITS_S, Batch, Rate, batches, capacity, rates
 from policies import names
 
 SAME = 0.05  # of a ratio, what nobody notices

@@ -4,12 +4,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import isfinite
 
+from loadtest.charts.svg import SIDES
+from loadtest.charts.units import NOTHING, shown
 from loadtest.report.comparison import Comparison
-from loadtest.report.groups import Group
-from loadtest.report.points import LIMITS_S, batches, capacity, highest, rates
 from loadtest.report.sentence import called
-from loadtest.report.svg import SIDES
-from loadtest.report.units import shown
+from loadtest.results.groups import Group
+from loadtest.results.points import LIMITS_S, Rate, batches, capacity, rates
 
 WAIT = "Wait for the first word"
 ALONE = "side1"  # the class of whoever is compared with nobody; the first of several is grey
@@ -83,6 +83,14 @@ def _rate_strips(groups: Sequence[Group], compared: Comparison) -> Strips:
         return _strips_of(f"Requests a second with 95 of 100 first words within {limit:g} s (more is better)", bars)
     waits = [(f"at {rate.rps:g} a second", ALONE, rate.p95_s, shown(rate.p95_s, "s", 2)) for rate in rates(groups[0])]
     return _strips_of(f"{WAIT}: 95 of 100 within", waits)
+
+
+def highest(found: Sequence[Rate], limit_s: float) -> str:
+    """In signs; the highest rate that was tried may not be the highest there is."""
+    rps = capacity(found, limit_s)
+    if rps is None:
+        return f"< {found[0].rps:g} /s" if found else NOTHING
+    return f"{'≥ ' if rps == found[-1].rps else ''}{rps:g} /s"
 
 
 def _batch_strips(groups: Sequence[Group], compared: Comparison) -> Iterable[Strips]:

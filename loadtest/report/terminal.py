@@ -7,15 +7,15 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from loadtest.charts.units import shown, span, times
 from loadtest.report.comparison import Cell, Comparison
 from loadtest.report.differences import spoiled
-from loadtest.report.figures import FAILED, Figure
-from loadtest.report.units import shown, span, times
+from loadtest.results.figures import FAILED, Figure
 from loadtest.results.summary import PointSummary, Stat, Summary, UserSummary
 
 STATS = ("mean", "p50", "p90", "p95", "p99", "max")
 MOST_USERS = 12
-FEW = 3  # sides whose intervals have room
+MOST_WITH_INTERVALS = 3  # sides whose intervals have room
 FOREVER = Stat(inf, inf, inf, inf, inf, inf)
 
 
@@ -29,7 +29,7 @@ def comparison_table(compared: Comparison) -> RenderableType:
 
     Of two sides a ratio stands beside its figures, of more below each, and of many without its interval.
     """
-    beside, few = len(compared.sides) == 2, len(compared.sides) <= FEW
+    beside, few = len(compared.sides) == 2, len(compared.sides) <= MOST_WITH_INTERVALS
     table = _table("", *(side.name for side in compared.sides), *(["ratio (95 %)"] if beside else []))
     part = ""
     for line in compared.lines:

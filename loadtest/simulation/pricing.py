@@ -17,7 +17,7 @@ short prompts and documents are too cheap. `tokens` charges an output token what
 
 from gateway.pricing.cost_model import CostModel
 from gateway.pricing.profile import Profile
-from loadtest.spark.cost_fit import cost_profile
+from loadtest.simulation.cost_fit import cost_profile
 from loadtest.spark.profile import EngineProfile
 
 PRICINGS = ("learned", "true", "cold", "tokens", "requests")

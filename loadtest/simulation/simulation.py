@@ -18,10 +18,10 @@ from gateway.pricing.usage import PromptDetails, Usage
 from gateway.scheduling.admission import Admission
 from gateway.scheduling.events import Event, tell
 from gateway.slicing.planner import SlicePlan, Slicer
-from loadtest.plan.plan import Plan, Request, Segment
-from loadtest.plan.schedule import Schedule
 from loadtest.results.records import Outcome, Record
 from loadtest.spark.engine import Engine, Sequence, Step
+from loadtest.workloads.plan import Plan, Request, Segment
+from loadtest.workloads.schedule import Schedule
 from policies.base import Job
 
 

@@ -5,10 +5,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 
-from loadtest.client.texts import read_heading
-from loadtest.plan.plan import TextKind
 from loadtest.spark_server.body import bad, broken
 from loadtest.spark_server.tokens import Ids, Text, Tokens
+from loadtest.workloads.plan import TextKind
+from loadtest.workloads.texts import read_heading
 
 Int64 = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 TokenId = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]

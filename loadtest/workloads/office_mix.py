@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
-from loadtest.plan.plan import Plan, Request
+from loadtest.workloads.plan import Plan, Request
 from loadtest.workloads.workload import Options
 
 Span = tuple[int, int]  # tokens, from and to

@@ -8,8 +8,8 @@ questions keep their timetable whatever becomes of them, so what waits is not hi
 from itertools import cycle
 from random import Random
 
-from loadtest.plan.plan import Plan, Request
 from loadtest.workloads.office_mix import MOST_PEOPLE, name_of
+from loadtest.workloads.plan import Plan, Request
 from loadtest.workloads.workload import Options
 
 PEOPLE, PASTING = 10, 2

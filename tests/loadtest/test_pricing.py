@@ -15,14 +15,14 @@ from gateway.pricing.prompt import PrefixHash, Prompt, Size
 from gateway.pricing.usage import PromptDetails, Usage
 from gateway.scheduling.admission import Admission
 from gateway.scheduling.limits import Limits
-from loadtest.cli.load import app, front
-from loadtest.plan.plan import Plan, Request
+from loadtest.cli.load import GatewayOptions, app, deployment
+from loadtest.simulation.cost_fit import cost_profile
 from loadtest.simulation.deployment import Deployment
 from loadtest.simulation.pricing import PRICINGS, USUAL, cost_model
 from loadtest.simulation.simulation import Simulation
-from loadtest.spark.cost_fit import cost_profile
 from loadtest.spark.engine import Engine
-from loadtest.spark.profile import load_profile
+from loadtest.storage.engine_profiles import load_profile
+from loadtest.workloads.plan import Plan, Request
 from policies.fifo import Fifo
 
 MACHINE = load_profile("gemma-4-26b-bf16").with_flags(enable_prefix_caching=True)
@@ -147,7 +147,7 @@ def test_tokens_are_counted_for_the_true_price_alone() -> None:
     assert second == first
 
 
-def test_a_front_prices_as_it_is_told() -> None:
+def test_a_deployment_prices_as_it_is_told() -> None:
     """Where all cost the same, the shortest first is the first that came."""
     _, second, _, short = waits("true", 20_000, 20_000, 20_000, 3000)
     assert short < second
@@ -155,7 +155,7 @@ def test_a_front_prices_as_it_is_told() -> None:
     assert short > third
 
 
-def test_what_a_front_is_called() -> None:
+def test_what_a_deployment_is_called() -> None:
     assert Deployment("fair", OWN).title == "fair"
     assert Deployment("fair", OWN, pricing="tokens").title == "fair, tokens"
     assert Deployment("direct", pricing="tokens").title == "direct"  # nobody prices there
@@ -168,8 +168,10 @@ def test_an_unknown_pricing_is_refused() -> None:
 
 
 def test_a_gateway_may_be_told_that_it_stands_before_another_machine() -> None:
-    assert front("fair", MACHINE).cost == OWN
-    assert front("fair", MACHINE, ["profile=gemma-4-31b-bf16"]).cost == load_cost_profile("gemma-4-31b-bf16")
+    assert deployment("fair", MACHINE, GatewayOptions()).cost == OWN
+    assert deployment("fair", MACHINE, GatewayOptions(["profile=gemma-4-31b-bf16"])).cost == load_cost_profile(
+        "gemma-4-31b-bf16"
+    )
 
 
 def fairlane(*arguments: str, code: int = 0) -> str:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from loadtest.client.texts import Texts
 from loadtest.spark_server.answer import FINGERPRINT
+from loadtest.workloads.texts import Texts
 from tests.conftest import until
 from tests.loadtest.spark import BF16, CHAT, FLAT, TEXT, answered, asked, chat, metric, post, simulated_spark, streamed
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from loadtest.client.texts import Texts
+from loadtest.workloads.texts import Texts
 from tests.loadtest.spark import BF16, CHAT, TEXT, answered, chat, metric, post, simulated_spark, streamed
 
 CACHING = BF16.with_flags(enable_prefix_caching=True)
