@@ -11,7 +11,7 @@ from gateway.pricing.snapshot import CostSnapshot
 from gateway.pricing.usage import PromptDetails, Usage
 from loadtest.results.records import Record
 
-STRETCH = 8  # tokens of a stream that make a sample of the decode step, as in `gateway.forecasting.speed`
+TOKENS_PER_SAMPLE = 8  # tokens of a stream that make a sample of the decode step, as in `gateway.forecasting.speed`
 MIN_TOKENS = 4  # of a stream, to tell the length of a decode step
 
 
@@ -84,7 +84,7 @@ class Calibration:
         tokens = (len(instants) - 1) * (one.output_tokens or 0) / len(one.tokens)
         # All in one sample: several may come at the same instant, where something on the way was busy; or all of them.
         if tokens >= MIN_TOKENS and (seconds := (instants[-1] - instants[0]) / tokens) > PLAUSIBLE_S[0]:
-            for _ in range(max(1, round(tokens / STRETCH))):
+            for _ in range(max(1, round(tokens / TOKENS_PER_SAMPLE))):
                 self.model.step.saw(len(records), seconds)
             self._steps.setdefault(len(records), []).append(seconds)
 
@@ -95,8 +95,15 @@ class Calibration:
         for asked in sorted({trial.asked for trial in self.trials}):
             trials = [trial for trial in self.trials if trial.asked == asked]
             tokens, cached = fmean(trial.tokens for trial in trials), fmean(trial.cached for trial in trials)
-            said = start.prefill(tokens, cached), learned.prefill(tokens, cached)
-            found.append(Size(round(tokens), len(trials), median(trial.seconds for trial in trials), *said))
+            found.append(
+                Size(
+                    tokens=round(tokens),
+                    times=len(trials),
+                    seconds=median(trial.seconds for trial in trials),
+                    start_s=start.prefill(tokens, cached),
+                    learned_s=learned.prefill(tokens, cached),
+                )
+            )
         return found
 
     @property

@@ -19,13 +19,13 @@ from loadtest.runs.probe import ServerError, measure
 from loadtest.workloads.plan import Plan, Request
 from loadtest.workloads.texts import Texts
 
-LONGEST = 32_768  # prompt, where the engine does not tell what it takes
-SHORTEST = 1024  # context from which a curve can be told
-LEFT_OVER = 64  # tokens of the context that no prompt gets: an answer, and a tokenizer that cuts this text finer
-PROMPTS = 0.65  # of the time; the rest is for streams
-STREAM = (32, 25)  # tokens of its prompt and its answer
+DEFAULT_CONTEXT = 32_768  # prompt, where the engine does not tell what it takes
+MIN_CONTEXT = 1024  # context from which a curve can be told
+RESERVED_TOKENS = 64  # tokens of the context that no prompt gets: an answer, and a tokenizer that cuts this text finer
+PROMPT_SHARE = 0.65  # of the time; the rest is for streams
+STREAM_TOKENS = (32, 25)  # tokens of its prompt and its answer
 WARM_UP_S = 600.0  # an engine may compile at its first prompt
-PATIENCE = 3.0  # times the whole time, after which a prompt is given up
+TIMEOUT_FACTOR = 3.0  # times the whole time, after which a prompt is given up
 
 Say = Callable[[str], None]
 
@@ -48,13 +48,13 @@ class Target:
     @property
     def longest(self) -> int:
         """Tokens that a prompt may have. Raises ServerError."""
-        length = self.served.max_model_len or LONGEST
-        if length < SHORTEST:
+        length = self.served.max_model_len or DEFAULT_CONTEXT
+        if length < MIN_CONTEXT:
             raise ServerError(
                 f"{self.base_url} takes {length} tokens at the most: too few to tell what they cost; start vLLM with a "
-                f"--max-model-len of {SHORTEST} or more"
+                f"--max-model-len of {MIN_CONTEXT} or more"
             )
-        return int(0.97 * length) - LEFT_OVER
+        return int(0.97 * length) - RESERVED_TOKENS
 
 
 async def find(base_url: str, api_key: str | None) -> Target:
@@ -92,7 +92,7 @@ async def calibrate(
     say("warm-up: an engine may compile at its first prompt, so this one does not count")
     await probe.warm_up()
     end = perf_counter() + seconds
-    await _measure_prompts(probe, prompts, calibration, end - (1 - PROMPTS) * seconds, say)
+    await _measure_prompts(probe, prompts, calibration, end - (1 - PROMPT_SHARE) * seconds, say)
     if not calibration.trials:
         raise ServerError(
             f"nothing can be learned from {target.base_url}: it counts no tokens in `usage`, or others' prompts were "
@@ -123,7 +123,7 @@ async def _measure_streams(
     """Several answers at once, until the end."""
 
     def expected(sequences: int) -> float:
-        prompt, answer = STREAM
+        prompt, answer = STREAM_TOKENS
         return calibration.model.profile.prefill(prompt * sequences) + answer * calibration.model.step.at(sequences)
 
     done: list[int] = []
@@ -142,7 +142,7 @@ class EngineProbe:
     def __init__(self, target: Target, seconds: float) -> None:
         self._target = target
         self._model = target.model
-        self._timeout = PATIENCE * seconds
+        self._timeout = TIMEOUT_FACTOR * seconds
         self._texts = Texts()
 
     async def get_ready(self) -> None:
@@ -151,9 +151,9 @@ class EngineProbe:
 
     async def warm_up(self) -> None:
         """Raises ServerError, if it does not answer."""
-        _, (record,) = await self._send([_request(ladder.FIRST, 2)], WARM_UP_S)
+        _, (record,) = await self._send([_request(ladder.FIRST_TOKENS, 2)], WARM_UP_S)
         if not record.completed:
-            self._give_up(ladder.FIRST, record)
+            self._give_up(ladder.FIRST_TOKENS, record)
 
     async def prompt(self, tokens: int) -> tuple[tuple[Prompt, ...], Record]:
         client, (record,) = await self._send([_request(tokens, 1)], self._timeout)
@@ -161,13 +161,13 @@ class EngineProbe:
         return CHAT.parse(wire.partition(b"\r\n\r\n")[2]).prompts, record
 
     async def streams(self, many: int) -> list[Record]:
-        _, records = await self._send([_request(*STREAM)] * many, self._timeout)
+        _, records = await self._send([_request(*STREAM_TOKENS)] * many, self._timeout)
         return records
 
     def check_goes_on(self, tokens: int, record: Record) -> None:
         """A prompt that was too long, or took too long, is an answer, too. Raises ServerError for anything else."""
         too_long = record.outcome is Outcome.HTTP_ERROR and record.detail.startswith(("400", "413"))
-        if not (too_long or record.outcome is Outcome.TIMEOUT) or tokens <= ladder.FIRST:
+        if not (too_long or record.outcome is Outcome.TIMEOUT) or tokens <= ladder.FIRST_TOKENS:
             self._give_up(tokens, record)
 
     async def _send(self, requests: list[Request], timeout: float) -> tuple[LoadClient, list[Record]]:

@@ -6,14 +6,14 @@ least first, so that no one bad moment of the engine is all that is known of a s
 
 from collections.abc import Callable, Sequence
 
-FIRST = 128  # tokens: less, and the template and the heading are half of it
+FIRST_TOKENS = 128  # tokens: less, and the template and the heading are half of it
 GROWTH = 4
-TIMES = 4  # that a size is measured, at the most
-ROOM = 3.0  # times that the largest must fit into what is left: once more, and as long for the others
-LESS = 0.75  # of a size that does not fit
-WORTH = 1.5  # times the last size, below which another teaches nothing
-MOST_STREAMS = 64
-STREAM_TIMES = 3
+REPEATS = 4  # that a size is measured, at the most
+HEADROOM = 3.0  # times that the largest must fit into what is left: once more, and as long for the others
+SHRINK = 0.75  # of a size that does not fit
+MIN_GROWTH = 1.5  # times the last size, below which another teaches nothing
+MAX_STREAMS = 64
+STREAM_REPEATS = 3
 
 
 class Prompts:
@@ -27,16 +27,16 @@ class Prompts:
     def next(self, left_s: float, predict: Callable[[float], float]) -> int | None:
         """Its tokens; None when there is nothing more to learn in that time."""
         if not self._seen:
-            return min(FIRST, self._most)
+            return min(FIRST_TOKENS, self._most)
         if self._grows:
             top = max(self._seen)
             size = min(top * GROWTH, self._most)
-            while size >= WORTH * top:
-                if ROOM * self._expected(size, predict) <= left_s:
+            while size >= MIN_GROWTH * top:
+                if HEADROOM * self._expected(size, predict) <= left_s:
                     return size
-                size = int(LESS * size)
+                size = int(SHRINK * size)
             self._grows = False
-        again = sorted((len(seen), -size) for size, seen in self._seen.items() if len(seen) < TIMES)
+        again = sorted((len(seen), -size) for size, seen in self._seen.items() if len(seen) < REPEATS)
         return next((-size for _, size in again if self._expected(-size, predict) <= left_s), None)
 
     def took(self, size: int, seconds: float) -> None:
@@ -63,6 +63,6 @@ def streams(done: Sequence[int], left_s: float, most: int, expected: Callable[[i
     if not done:
         return 1
     size = GROWTH * max(done)
-    if size > min(most, MOST_STREAMS) or expected(size) > left_s:
+    if size > min(most, MAX_STREAMS) or expected(size) > left_s:
         size = min(set(done), key=lambda each: (done.count(each), each))
-    return size if done.count(size) < STREAM_TIMES and expected(size) <= left_s else None
+    return size if done.count(size) < STREAM_REPEATS and expected(size) <= left_s else None

@@ -8,7 +8,7 @@ from loadtest.workloads.plan import Plan, Request
 
 LONG, SHORT = "long", "short"
 LONG_TOKENS, RATE = 24_000, 5.0  # where the engine allows them
-PROBES, ALONE = 5, 2  # prompts, short and long, one after the other, for what they take unloaded
+SHORT_PROBES, LONG_PROBES = 5, 2  # prompts, short and long, one after the other, for what they take unloaded
 
 MAX_ALONE_S = 10.0  # that a long prompt may take alone, or a run would take minutes
 ROUND_TO = 100  # tokens
@@ -46,13 +46,13 @@ class Shape:
     def unloaded(self) -> Plan:
         """Short prompts, each when the one before has ended; the first is a warm-up."""
         short = Request(0.0, "asker", SHORT, self.short_tokens, self.short_answer)
-        return Plan(tuple(replace(short, after=(n - 1,) if n else ()) for n in range(PROBES + 1)))
+        return Plan(tuple(replace(short, after=(n - 1,) if n else ()) for n in range(SHORT_PROBES + 1)))
 
     def alone(self) -> Plan:
         """Long prompts, one by one; a short one before them meets whatever is slow the first time."""
         short = Request(0.0, "asker", SHORT, self.short_tokens, 2)
         long = Request(0.0, "paster", LONG, self.long_tokens, 2)
-        return Plan((short, *(replace(long, after=(number,)) for number in range(ALONE))))
+        return Plan((short, *(replace(long, after=(number,)) for number in range(LONG_PROBES))))
 
     @property
     def text(self) -> str:

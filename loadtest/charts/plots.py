@@ -11,7 +11,7 @@ from textwrap import wrap
 from typing import TYPE_CHECKING, Any, Literal
 
 from loadtest.charts.axis import Axis
-from loadtest.charts.svg import FAINT, HEIGHT, INK, LETTERS, PAPER, STAGES, WIDTH, by_itself, drawn, side
+from loadtest.charts.svg import FAINT, FONT_SIZE, HEIGHT, INK, PAPER, STAGES, WIDTH, by_itself, drawn, side
 from loadtest.charts.units import seconds, shown
 from loadtest.results.points import LIMITS_S, Rate
 from loadtest.results.records import percentile
@@ -39,7 +39,7 @@ TICKS_S = {
     14_400: "4 h",
     86_400: "24 h",
 }
-MOST_STEPS = 200  # of a distribution
+MAX_STEPS = 200  # of a distribution
 LONGEST_NAME = 16
 TITLE = 48  # letters in a line of it
 PIXELS = (600, 360)  # dots that fall on the same of these are one
@@ -105,7 +105,7 @@ def distribution(key: str, label: str, waits: Sequence[tuple[int, Sequence[float
         for number, each in waits:
             ordered = sorted(max(wait, SHORTEST_S) for wait in each)
             count = sum(map(isfinite, ordered))
-            places = sorted({round(step * (count - 1) / MOST_STEPS) for step in range(MOST_STEPS + 1)}) if count else []
+            places = sorted({round(step * (count - 1) / MAX_STEPS) for step in range(MAX_STEPS + 1)}) if count else []
             shares = [100 * (place + 1) / len(ordered) for place in places]
             axes.step([ordered[place] for place in places], shares, where="post", color=side(number), ls=dash(number))
         for q in (50, 95):
@@ -267,7 +267,7 @@ def prices(
                 style = {"ms": 5, "mec": INK, "mew": 1, "mfc": INK if alone else "none", "zorder": 3}
                 axes.plot(*zip(*points, strict=True), "o", color=INK, alpha=0.65, label=what, **style)
         axes.set_xlabel("tokens of the prompt")
-        axes.set_title("\n".join(wrap(label, TITLE)), loc="left", size=LETTERS)
+        axes.set_title("\n".join(wrap(label, TITLE)), loc="left", size=FONT_SIZE)
         # Above a curve that rises to the right there is room.
         axes.legend(loc="upper left", framealpha=1, facecolor=PAPER, edgecolor=PAPER, handlelength=1.8, borderpad=0.2)
 
@@ -301,11 +301,11 @@ def _marked(axes: "Axes", share: float, found: Sequence[tuple[float, int]]) -> N
 def _named_at_their_ends(axes: "Axes", curves: Sequence[Curve]) -> None:
     """One above the other, with room for each."""
     height = HEIGHT * 72 * 0.75  # of the axes, about
-    below = -LETTERS
+    below = -FONT_SIZE
     for curve in sorted(curves, key=lambda curve: curve.points[-1][1]):
         x, y = curve.points[-1]
         at = height * float(axes.transAxes.inverted().transform(axes.transData.transform((x, y)))[1])
-        above = max(at, below + LETTERS)
+        above = max(at, below + FONT_SIZE)
         below = above
         axes.annotate(
             curve.name, (x, y), (6, above - at), textcoords="offset points", va="center", color=side(curve.side)

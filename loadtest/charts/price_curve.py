@@ -19,11 +19,11 @@ from loadtest.results.records import percentile
 SIZES = (256, 1000, 4000, 16_000, 25_000)  # tokens of the prompts whose seconds are told
 DRAWN = (64, 32_768)  # at the least
 POINTS = 160  # of a curve
-ROOM = 1.3  # around what is drawn
+MARGIN = 1.3  # around what is drawn
 
 TOKENS = {
     tick: f"{tick // 1000}k" if tick >= 1000 else str(tick)
-    for tick in (*(10, 30, 100, 300, 1000, 3000, 10_000, 30_000), *(100_000, 300_000, 1_000_000))
+    for tick in (10, 30, 100, 300, 1000, 3000, 10_000, 30_000, 100_000, 300_000, 1_000_000)
 }
 
 
@@ -63,7 +63,9 @@ class PriceCurve:
     def span(self) -> tuple[float, float]:
         """Tokens from and to which it is drawn."""
         tokens = [dot.tokens for dot in self.dots]
-        return min([DRAWN[0], *(each / ROOM for each in tokens)]), max([DRAWN[1], *(each * ROOM for each in tokens)])
+        return min([DRAWN[0], *(each / MARGIN for each in tokens)]), max(
+            [DRAWN[1], *(each * MARGIN for each in tokens)]
+        )
 
     @property
     def lines(self) -> list[plots.Priced]:
@@ -75,7 +77,7 @@ class PriceCurve:
         """On a terminal of 80 columns."""
         lines = self.lines
         heights = [at for line in lines for _, at in line.points] + [dot.seconds for dot in self.dots]
-        y = min(heights) / ROOM, max(heights) * ROOM
+        y = min(heights) / MARGIN, max(heights) * MARGIN
         ticks = {at: text for at, text in plots.TICKS_S.items() if y[0] <= at <= y[1]}
         shown = braille.chart(
             [

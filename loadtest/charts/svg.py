@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 WIDTH, HEIGHT = 4.6, 2.9  # inches of 72 units: a phone's width at a legible size of letters
-LETTERS = 10.0
+FONT_SIZE = 10.0
 
 SIDES = 8
 INK, FAINT, GRID, PAPER = "#010101", "#020202", "#030303", "#040404"
@@ -55,7 +55,7 @@ _SETTINGS: Any = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # a user may be called $ada$
     "font.family": "DejaVu Sans",  # which measures; the page's own letters are drawn, and are narrower
-    "font.size": LETTERS,
+    "font.size": FONT_SIZE,
     "text.color": INK,
     "axes.edgecolor": GRID,
     "axes.labelcolor": FAINT,

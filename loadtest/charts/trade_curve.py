@@ -36,7 +36,7 @@ DRAWN = {
     "short_tpot_p50_ms": "short prompts: ms a token, median",
 }
 ACROSS = "long prompts: first token, median, s"
-ROOM = 1.1  # around what is drawn
+MARGIN = 1.1  # around what is drawn
 BETWEEN = 32  # points drawn from one of a curve to the next
 TICKS = {tick: f"{tick:g}" for tick in (0.1, 0.2, 0.5, 1, 2, 3, 5, 10, 20, 30, 50, 75, 100, 150, 200, 300, 500, 1000)}
 
@@ -166,4 +166,4 @@ def _close(curve: Pairs) -> Pairs:
 
 
 def _span(values: Sequence[float]) -> tuple[float, float]:
-    return min(values) / ROOM, max(values) * ROOM
+    return min(values) / MARGIN, max(values) * MARGIN

@@ -19,7 +19,7 @@ from gateway.storage.state_file import StateFile
 from loadtest.benchmark import shape as shaping
 from loadtest.benchmark.advice import Advice, Bounds, Prefer, advise
 from loadtest.benchmark.calibration import Calibration
-from loadtest.benchmark.engine_probe import LONGEST, Target
+from loadtest.benchmark.engine_probe import DEFAULT_CONTEXT, Target
 from loadtest.benchmark.figures import Measured, Trial, figures
 from loadtest.benchmark.findings import Findings
 from loadtest.benchmark.shape import LongPrompts, Shape
@@ -97,7 +97,7 @@ def preempt(
         settings = _settings(upstream, given, chosen)
         _check_empty(out)
         target = find_engine(console, settings, "it will show.")
-        most = min(target.served.max_model_len or LONGEST, target.longest)
+        most = min(target.served.max_model_len or DEFAULT_CONTEXT, target.longest)
         if short_tokens + short_answer > most:
             raise ValueError(f"this model takes {most} tokens: --short-tokens {most - short_answer} at the most")
         sizes = LongPrompts(long_tokens, most, long_answer, settings.long_prompt_tokens)

@@ -126,9 +126,9 @@ def simulate_workload(
         gateway = GatewayOptions(assignments, seats)
         compared = _deployments(policy or ["direct"], pricing or ["learned"], machine, gateway)
         results = []
-        for title, deployment in compared.items():
+        for title, each in compared.items():
             folder = out if out is None or len(compared) == 1 else out / title.replace(", ", "-")
-            run = simulate(load, deployment, machine, noise=noise, label=label).with_provenance(provenance())
+            run = simulate(load, each, machine, noise=noise, label=label).with_provenance(provenance())
             results.append(_keep(run, folder))
         _show(results, out, as_json)
         if vllm_json_file:
@@ -362,7 +362,7 @@ def read_load(wanted: LoadOptions) -> Load:
     if wanted.requests is not None:
         plan = plan.first(wanted.requests)
     if wanted.max_concurrency is not None:
-        plan = plan.capped(wanted.max_concurrency or None)
+        plan = plan.capped(wanted.max_concurrency if wanted.max_concurrency else None)
     if not plan.requests:
         raise ValueError(f"nothing of {workload.name} is left: it begins later, or has no requests")
     return Load(workload, asked, plan, read_slo(wanted.slo))

@@ -10,6 +10,7 @@ import uvicorn
 from rich.console import Console
 
 from gateway.cli import main as gateway_commands
+from gateway.cli.options import user_errors
 from gateway.pricing.profile import load as load_cost_profile
 from loadtest import demo as demonstration
 from loadtest.cli import bench as bench_commands
@@ -20,7 +21,6 @@ from loadtest.cli import trade as trade_commands
 from loadtest.simulation import policy_table
 from loadtest.simulation.replay import Divergence
 from loadtest.simulation.replay import replay as replay_log
-from loadtest.spark.profile import EngineProfile
 from loadtest.spark_server.options import ServerOptions
 from loadtest.spark_server.server import create_app as create_spark
 from loadtest.storage.engine_profiles import load_profile
@@ -59,12 +59,12 @@ def demo(
     Takes about 340 / SPEED seconds. Nothing but this machine is needed. The gateway's idea of what work costs is
     on purpose that of the model's other precision.
     """
-    _check_policy(policy)
-    engine = _engine(profile)
-    cost = load_cost_profile(BF16 if engine.name == NVFP4 else NVFP4)
-    console = Console(stderr=as_json)
-    wanted = demonstration.Demo(profile, engine, cost, policy, seed, speed, tuple(assignments or ()))
-    try:
+    with user_errors(RuntimeError):
+        find(policy)
+        engine = load_profile(profile)
+        cost = load_cost_profile(BF16 if engine.name == NVFP4 else NVFP4)
+        console = Console(stderr=as_json)
+        wanted = demonstration.Demo(profile, engine, cost, policy, seed, speed, tuple(assignments or ()))
         with demonstration.show(wanted, console) as shown:
             rows = demonstration.figures(shown.runs)
             if as_json:
@@ -74,8 +74,6 @@ def demo(
                 console.print(demonstration.sentence(shown.runs))
             if keep:
                 demonstration.hold(console, shown)
-    except (RuntimeError, ValueError) as error:
-        raise typer.BadParameter(str(error)) from error
     if any(row["failed"] for row in rows.values()):
         raise typer.Exit(1)
 
@@ -110,9 +108,8 @@ def sim(
     """Serve a simulated DGX Spark: an OpenAI server that takes as long as vLLM would there."""
     if scheduling_policy not in ("fcfs", "priority"):
         raise typer.BadParameter(f"--scheduling-policy is fcfs or priority, not {scheduling_policy!r}")
-    engine = _engine(profile)
-    try:
-        engine = engine.with_flags(
+    with user_errors():
+        engine = load_profile(profile).with_flags(
             max_num_batched_tokens=max_num_batched_tokens,
             max_num_seqs=max_num_seqs,
             long_prefill_token_threshold=long_prefill_token_threshold,
@@ -122,8 +119,6 @@ def sim(
             block_size=block_size,
             max_model_len=max_model_len,
         )
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
     options = ServerOptions(
         speed=speed,
         seed=seed,
@@ -143,13 +138,11 @@ def replay(
     policy: Annotated[str | None, typer.Option(help="Decide by this policy instead of the log's own.")] = None,
 ) -> None:
     """Take a gateway's decisions again, from its decision log, and say whether they are the same."""
-    if policy is not None:
-        _check_policy(policy)
     try:
-        with log.open() as lines:
+        with user_errors(), log.open() as lines:
+            if policy is not None:
+                find(policy)
             events = replay_log(lines, policy)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
     except Divergence as error:
         print(f"{log}: {error}")
         raise typer.Exit(1) from error
@@ -161,23 +154,10 @@ def policies(
     seeds: Annotated[int, typer.Option(min=1, help="How many seeded office minutes each policy gets.")] = 3,
 ) -> None:
     """Compare all policies on the same office minutes, simulated; prints a Markdown table in a few seconds."""
-    engine = _engine(profile).with_flags(long_prefill_token_threshold=demonstration.DEPLOY_THRESHOLD)
+    with user_errors():
+        engine = load_profile(profile).with_flags(long_prefill_token_threshold=demonstration.DEPLOY_THRESHOLD)
     cost = load_cost_profile(BF16 if engine.name == NVFP4 else NVFP4)
     print(policy_table.markdown(policy_table.table(engine, cost, names(), range(1, seeds + 1))))
-
-
-def _check_policy(name: str) -> None:
-    try:
-        find(name)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-
-
-def _engine(name: str) -> EngineProfile:
-    try:
-        return load_profile(name)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
 
 
 app = create_app()

@@ -16,7 +16,7 @@ from loadtest.results.points import batches, rates
 from loadtest.results.records import percentile
 from loadtest.results.summary import Row
 
-MOST_PEOPLE = 14
+MAX_PEOPLE = 14
 BINS = 60  # of a run, of its throughput
 
 
@@ -147,7 +147,7 @@ def _people(sides: Sequence[Drawn]) -> Iterable[Chart]:
                 each.append((side.number, percentile(waits, 50), percentile(waits, 95)))
         found.append((user, each))
     found.sort(key=lambda person: -max(p95 for _, _, p95 in person[1]))
-    shown = found[:MOST_PEOPLE]
+    shown = found[:MAX_PEOPLE]
     more = f" The {len(shown)} who waited longest, of {len(found)}." if len(found) > len(shown) else ""
     yield Chart(
         "Person by person",

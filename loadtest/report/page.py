@@ -28,7 +28,7 @@ BATCH_MEASURES: tuple[tuple[str, str, str, Unit], ...] = (
     ("prefill_tps", "Prompts read, words a second", "prefill", "/s"),
 )
 FACTOR_FROM = 1.2  # below which a ratio is told in percent
-SAME = 0.005  # of a ratio: what is written as the same figure
+ROUNDING = 0.005  # of a ratio: what is written as the same figure
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def change(figure: Figure, cell: Cell) -> str:
     ratio = cell.ratio
     if ratio is None or cell.value == inf or cell.value == 0 == ratio - 1:
         return ""
-    if abs(ratio - 1) < SAME:
+    if abs(ratio - 1) < ROUNDING:
         return "the same"
     if cell.in_doubt:
         return "no clear difference"

@@ -4,7 +4,7 @@ It behaves as vLLM does. A stream's headers leave on accept, its role chunk with
 chunk a token, the last with its finish_reason. A client that leaves takes its sequences out of the engine at
 once. What it says is filler, the same in every answer.
 
-An answer is as long as its prompt's heading says (loadtest/client/texts.py) and ends there with "stop", unless
+An answer is as long as its prompt's heading says (loadtest/workloads/texts.py) and ends there with "stop", unless
 `max_tokens` comes first, with "length"; `ignore_eos` goes on to max_tokens. A prompt without a heading is answered
 up to max_tokens; a chat that names none, with 256 tokens.
 

@@ -23,7 +23,7 @@ from loadtest.workloads.workload import Dataset, Options
 COUNT, RATE, BURSTINESS = 250, 0.3, 0.7
 
 BYTES_PER_TOKEN = 4.0
-LEAST_TOKENS, MOST_PROMPT_TOKENS, MOST_TOKENS = 4, 1024, 2048
+MIN_TOKENS, MAX_PROMPT_TOKENS, MAX_TOKENS = 4, 1024, 2048
 
 # (share, tokens): so many have at most so many; linear in between.
 PROMPT_QUANTILES = ((0.0, 4), (0.25, 20), (0.5, 75), (0.75, 316), (0.9, 720), (0.95, 860), (1.0, 1024))
@@ -89,7 +89,7 @@ def synthetic(count: int, seed: int) -> Lengths:
 
 
 def _fits(prompt: int, answer: int) -> bool:
-    return min(prompt, answer) >= LEAST_TOKENS and prompt <= MOST_PROMPT_TOKENS and prompt + answer <= MOST_TOKENS
+    return min(prompt, answer) >= MIN_TOKENS and prompt <= MAX_PROMPT_TOKENS and prompt + answer <= MAX_TOKENS
 
 
 def _quantile(quantiles: tuple[tuple[float, int], ...], share: float) -> int:

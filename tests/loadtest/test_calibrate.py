@@ -154,7 +154,7 @@ def test_it_stops_at_what_the_model_takes(quick: str) -> None:
         said = measured_by(url, calibration, 1.0)
     largest = calibration.sizes[-1]
     assert 3600 < largest.tokens <= 4096
-    assert largest.times == ladder.TIMES
+    assert largest.times == ladder.REPEATS
     assert said[1].startswith("warm-up")
     assert [step.sequences for step in calibration.steps] == [1, 4]
 
@@ -225,11 +225,11 @@ def test_a_prediction_of_a_much_faster_machine_does_not_take_all_the_time() -> N
 def test_a_fast_machine_is_done_early() -> None:
     sizes = climb(30_000, 1e6, lambda size: 1e-6 * size, lambda size: 1e-6 * size)
     assert max(sizes) == 30_000
-    assert all(sizes.count(size) == ladder.TIMES for size in sizes)
+    assert all(sizes.count(size) == ladder.REPEATS for size in sizes)
 
 
 def test_there_is_one_prompt_however_slow_it_is() -> None:
-    assert climb(30_000, 0.1, lambda size: 100.0, lambda size: 100.0) == [ladder.FIRST]
+    assert climb(30_000, 0.1, lambda size: 100.0, lambda size: 100.0) == [ladder.FIRST_TOKENS]
 
 
 def test_what_was_refused_is_not_asked_again() -> None:
@@ -248,7 +248,7 @@ def test_streams_grow_while_there_is_time_then_come_again() -> None:
     assert done[:4] == [1, 4, 16, 64]
     assert done[4:] == [1, 4]
     assert ladder.streams([1, 4], 20.0, 4, lambda sequences: 1.0) == 1
-    assert ladder.streams([1, 4] * ladder.STREAM_TIMES, 20.0, 2, lambda sequences: 1.0) is None
+    assert ladder.streams([1, 4] * ladder.STREAM_REPEATS, 20.0, 2, lambda sequences: 1.0) is None
     assert ladder.streams([], -1.0, 256, lambda sequences: 1.0) == 1
 
 

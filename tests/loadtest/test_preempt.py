@@ -16,7 +16,7 @@ from loadtest.benchmark import shape as shaping
 from loadtest.benchmark.advice import Advice, Bounds, advise
 from loadtest.benchmark.figures import Figures, Measured, Trial, figures, ratios
 from loadtest.benchmark.findings import Findings
-from loadtest.benchmark.shape import ALONE, LONG, LONG_TOKENS, PROBES, RATE, SHORT, LongPrompts, Shape
+from loadtest.benchmark.shape import LONG, LONG_PROBES, LONG_TOKENS, RATE, SHORT, SHORT_PROBES, LongPrompts, Shape
 from loadtest.benchmark.slice_counters import SliceCounters
 from loadtest.benchmark.table import table
 from loadtest.benchmark.variant import DIRECT, GATED, NAMES, SLICED, Variant, variant, variants
@@ -45,11 +45,11 @@ def test_the_same_seed_is_the_same_load() -> None:
 
 def test_probes_are_alone() -> None:
     short = Shape().unloaded().requests
-    assert len(short) == PROBES + 1
-    assert [request.after for request in short[1:]] == [(number,) for number in range(PROBES)]
+    assert len(short) == SHORT_PROBES + 1
+    assert [request.after for request in short[1:]] == [(number,) for number in range(SHORT_PROBES)]
     first, *long = Shape().alone().requests
     assert first.kind == SHORT
-    assert [(request.kind, request.after) for request in long] == [(LONG, (number,)) for number in range(ALONE)]
+    assert [(request.kind, request.after) for request in long] == [(LONG, (number,)) for number in range(LONG_PROBES)]
 
 
 def test_a_long_prompt_is_as_long_as_the_engine_prefills_in_ten_seconds() -> None:

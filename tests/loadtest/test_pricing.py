@@ -18,7 +18,7 @@ from gateway.scheduling.limits import Limits
 from loadtest.cli.load import GatewayOptions, app, deployment
 from loadtest.simulation.cost_fit import cost_profile
 from loadtest.simulation.deployment import Deployment
-from loadtest.simulation.pricing import PRICINGS, USUAL, cost_model
+from loadtest.simulation.pricing import PRICINGS, TYPICAL_TOKENS, cost_model
 from loadtest.simulation.simulation import Simulation
 from loadtest.spark.engine import Engine
 from loadtest.storage.engine_profiles import load_profile
@@ -29,7 +29,7 @@ MACHINE = load_profile("gemma-4-26b-bf16").with_flags(enable_prefix_caching=True
 OWN = cost_profile(MACHINE)
 TOLD = OWN.scaled(2)
 
-LENGTHS = (100, 2000, USUAL, 25_000)
+LENGTHS = (100, 2000, TYPICAL_TOKENS, 25_000)
 DOCUMENTS = [Request(0.0, "ida", "long", 20_000, 20) for _ in range(8)]
 
 
@@ -111,15 +111,15 @@ def test_all_learn_how_many_tokens_a_text_has(pricing: str) -> None:
 
 def test_a_token_is_a_token() -> None:
     priced = model("tokens")
-    rate = OWN.prefill(USUAL) / USUAL
+    rate = OWN.prefill(TYPICAL_TOKENS) / TYPICAL_TOKENS
     assert [seconds(priced, tokens) for tokens in LENGTHS] == pytest.approx([rate * tokens for tokens in LENGTHS])
     assert priced.true_cost(Counts(1000, 0, 300)) == pytest.approx(1000 * rate + OWN.decode(300))
 
 
 def test_a_request_is_a_request() -> None:
     priced = model("requests")
-    assert {seconds(priced, tokens) for tokens in LENGTHS} == {OWN.prefill(USUAL)}
-    assert priced.true_cost(Counts(25_000, 0, 3000)) == OWN.prefill(USUAL)
+    assert {seconds(priced, tokens) for tokens in LENGTHS} == {OWN.prefill(TYPICAL_TOKENS)}
+    assert priced.true_cost(Counts(25_000, 0, 3000)) == OWN.prefill(TYPICAL_TOKENS)
 
 
 @pytest.mark.parametrize("pricing", PRICINGS)
