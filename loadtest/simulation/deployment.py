@@ -14,12 +14,13 @@ from gateway.pricing.profile import Profile
 from gateway.lifecycle.core import Core
 from gateway.scheduling.limits import Limits
 from gateway.slicing.planner import Slicing
-from loadtest.plan.plan import Plan
+from gateway.slicing.planner import Slicer, Slicing
 from loadtest.results.records import Record
 from loadtest.simulation.pricing import check_pricing, cost_model
 from loadtest.simulation.simulation import Options, Simulation
 from loadtest.spark.engine import Engine
 from loadtest.spark.profile import EngineProfile
+from loadtest.workloads.plan import Plan
 from policies import find, names
 from policies.fifo import Fifo
 
@@ -37,9 +38,8 @@ def deployments() -> list[str]:
 @dataclass(frozen=True)
 class Deployment:
     """`cost` is what the gateway is told of the machine, `pricing` who prices by it (`loadtest.simulation.pricing`);
-    `limits`,
-    `queue_timeout` and `slicing` are the gateway's, too, and `seats` the semaphore's. Slices need an engine that has a
-    prefix cache; on others there are none.
+    `limits`, `queue_timeout` and `slicing` are the gateway's, too, and `seats` the semaphore's. Slices need an engine
+    that has a prefix cache; on others there are none.
 
     Raises ValueError for an unknown name.
     """

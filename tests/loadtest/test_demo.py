@@ -17,10 +17,10 @@ from gateway.scheduling.limits import Limits
 from gateway.slicing.planner import Slicer, Slicing
 from gateway.storage.profile_file import load as load_cost_profile
 from loadtest.demo import DEPLOY_THRESHOLD, NOISE, STALL_S, Demo, Runs, figures, gateway_settings, sentence, table
+from loadtest.results.office_minute import documents_before_second_paster
 from loadtest.simulation.simulation import Simulation
 from loadtest.spark.engine import Engine
-from loadtest.spark.profile import load_profile
-from loadtest.workloads.office import documents_before_second_paster
+from loadtest.storage.engine_profiles import load_profile
 from policies import POLICIES
 from tests.support.repository import ROOT
 

@@ -26,19 +26,20 @@ from gateway.pricing.profile import Profile
 from gateway.pricing.prompt import Prompt, Size
 from gateway.pricing.snapshot import CostSnapshot
 from gateway.storage.profile_file import load
-from loadtest.calibration import ladder, measure
-from loadtest.calibration.samples import Calibration
+from loadtest.benchmark import engine_probe, ladder
+from loadtest.benchmark.calibration import Calibration
 from loadtest.cli.main import app
-from loadtest.client.probe import ServerError
-from loadtest.plan.plan import Request
 from loadtest.results.records import Outcome, Record
+from loadtest.runs.probe import ServerError
 from loadtest.spark.engine import prefill_alone
-from loadtest.spark.profile import load_profile
+from loadtest.spark_server.options import ServerOptions
 from loadtest.spark_server.server import create_app
 from tests.support.running_gateway import StartGateway
 from tests.support.servers import serve
 from tests.support.waiting import wait_until
 from tests.support.wire import chat
+from loadtest.storage.engine_profiles import load_profile
+from loadtest.workloads.plan import Request
 
 BF16, NVFP4 = "gemma-4-26b-bf16", "gemma-4-26b-nvfp4"
 SPEED = 5.0  # at a greater one what our own sockets take would be a good part of a short prompt
@@ -55,14 +56,14 @@ def _own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def bf16() -> Iterator[str]:
     """A Spark as noisy as a real one is at its worst."""
-    with serve(create_app(load_profile(BF16), speed=SPEED, noise=0.1)) as url:
+    with serve(create_app(load_profile(BF16), ServerOptions(speed=SPEED, noise=0.1))) as url:
         yield url
 
 
 @pytest.fixture
 def quick() -> Iterator[str]:
     """Another that is done with anything at once."""
-    with serve(create_app(load_profile(BF16), speed=200.0, noise=0.0)) as url:
+    with serve(create_app(load_profile(BF16), ServerOptions(speed=200.0, noise=0.0))) as url:
         yield url
 
 
@@ -94,7 +95,7 @@ def test_a_start_that_is_twice_off_is_put_right(machine: str, factor: float, tmp
     start.write_text(load(machine).scaled(factor / SPEED).toml("start"))
     assert off(load(str(start)), machine) > 0.4
     state = tmp_path / "learned.json"
-    with serve(create_app(load_profile(machine), speed=SPEED, noise=0.1)) as url:
+    with serve(create_app(load_profile(machine), ServerOptions(speed=SPEED, noise=0.1))) as url:
         said = calibrate(
             *("--upstream", url, "--profile", str(start), "--seconds", str(SECONDS)),
             *("--state-file", str(state), "--out", str(out)),
@@ -105,7 +106,7 @@ def test_a_start_that_is_twice_off_is_put_right(machine: str, factor: float, tmp
     assert off(load(str(out)), machine) < 0.15
     engine = load_profile(machine)
     # A step is short at this speed, and what else this machine does is in it.
-    true = {many: engine.step_s(decoding=many, context=50 * many) / SPEED for many in (1, 2, 5, 10)}
+    true = {many: engine.step_s(engine.mixed_work(decoding=many, context=50 * many)) / SPEED for many in (1, 2, 5, 10)}
     assert median(abs((load(str(out)).step(many) or 0.0) / step - 1) for many, step in true.items()) < 0.35
     assert f"Kept in {state}" in said
     assert "answers at once" in said
@@ -131,7 +132,7 @@ def test_a_gateway_is_right_from_its_first_request(bf16: str, start_gateway: Sta
 def test_prompts_are_new_to_a_prefix_cache() -> None:
     machine = load_profile(BF16).with_flags(enable_prefix_caching=True)
     calibration = Calibration(CostModel(load(BF16).scaled(1 / 50)))
-    with serve(create_app(machine, speed=50.0, noise=0.0)) as url:
+    with serve(create_app(machine, ServerOptions(speed=50.0, noise=0.0))) as url:
         for _ in range(2):
             measured_by(url, calibration, 1.0)
         hits = [line for line in httpx.get(f"{url}/metrics").text.splitlines() if "prefix_cache_hits_total{" in line]
@@ -143,8 +144,8 @@ def measured_by(url: str, calibration: Calibration, seconds: float) -> list[str]
     said: list[str] = []
 
     async def run() -> None:
-        target = await measure.find(url, None)
-        await measure.calibrate(target, calibration, seconds, most_streams=4, say=said.append)
+        target = await engine_probe.find(url, None)
+        await engine_probe.calibrate(target, calibration, seconds, most_streams=4, say=said.append)
 
     anyio.run(run)
     return said
@@ -153,11 +154,11 @@ def measured_by(url: str, calibration: Calibration, seconds: float) -> list[str]
 def test_it_stops_at_what_the_model_takes(quick: str) -> None:
     machine = load_profile(BF16).with_flags(max_model_len=4096)
     calibration = Calibration(CostModel(load(BF16).scaled(1 / 200)))
-    with serve(create_app(machine, speed=200.0, noise=0.0)) as url:
+    with serve(create_app(machine, ServerOptions(speed=200.0, noise=0.0))) as url:
         said = measured_by(url, calibration, 1.0)
     largest = calibration.sizes[-1]
     assert 3600 < largest.tokens <= 4096
-    assert largest.times == ladder.TIMES
+    assert largest.times == ladder.REPEATS
     assert said[1].startswith("warm-up")
     assert [step.sequences for step in calibration.steps] == [1, 4]
 
@@ -228,11 +229,11 @@ def test_a_prediction_of_a_much_faster_machine_does_not_take_all_the_time() -> N
 def test_a_fast_machine_is_done_early() -> None:
     sizes = climb(30_000, 1e6, lambda size: 1e-6 * size, lambda size: 1e-6 * size)
     assert max(sizes) == 30_000
-    assert all(sizes.count(size) == ladder.TIMES for size in sizes)
+    assert all(sizes.count(size) == ladder.REPEATS for size in sizes)
 
 
 def test_there_is_one_prompt_however_slow_it_is() -> None:
-    assert climb(30_000, 0.1, lambda size: 100.0, lambda size: 100.0) == [ladder.FIRST]
+    assert climb(30_000, 0.1, lambda size: 100.0, lambda size: 100.0) == [ladder.FIRST_TOKENS]
 
 
 def test_what_was_refused_is_not_asked_again() -> None:
@@ -251,7 +252,7 @@ def test_streams_grow_while_there_is_time_then_come_again() -> None:
     assert done[:4] == [1, 4, 16, 64]
     assert done[4:] == [1, 4]
     assert ladder.streams([1, 4], 20.0, 4, lambda sequences: 1.0) == 1
-    assert ladder.streams([1, 4] * ladder.STREAM_TIMES, 20.0, 2, lambda sequences: 1.0) is None
+    assert ladder.streams([1, 4] * ladder.STREAM_REPEATS, 20.0, 2, lambda sequences: 1.0) is None
     assert ladder.streams([], -1.0, 256, lambda sequences: 1.0) == 1
 
 
@@ -429,7 +430,7 @@ def test_no_such_profile(quick: str) -> None:
 
 
 def test_too_little_time_tells_no_curve() -> None:
-    with serve(create_app(load_profile(BF16), speed=0.5, noise=0.0)) as url:
+    with serve(create_app(load_profile(BF16), ServerOptions(speed=0.5, noise=0.0))) as url:
         assert "give it more --seconds" in calibrate("--upstream", url, "--seconds", "1", code=2)
 
 
@@ -437,22 +438,22 @@ def test_an_engine_that_takes_less_than_it_says_is_measured_up_to_there() -> Non
     """vLLM refuses a prompt that is too long with 400."""
     machine = load_profile(BF16).with_flags(max_model_len=4096)
     calibration = Calibration(CostModel(load(BF16).scaled(1 / 200)))
-    with serve(create_app(machine, speed=200.0, noise=0.0)) as url:
+    with serve(create_app(machine, ServerOptions(speed=200.0, noise=0.0))) as url:
 
         async def run() -> None:
-            found = await measure.find(url, None)
+            found = await engine_probe.find(url, None)
             served = type(found.served)(found.served.name, dict.fromkeys(found.served.lengths))
-            await measure.calibrate(measure.Target(url, None, served), calibration, 1.0, most_streams=1)
+            await engine_probe.calibrate(engine_probe.Target(url, None, served), calibration, 1.0, most_streams=1)
 
         anyio.run(run)
     assert calibration.sizes[-1].tokens < 4096
 
 
 def test_a_failure_that_is_no_length_ends_it() -> None:
-    target = measure.Target("http://127.0.0.1:9", None, gateway_engine.Served("m", {"m": None}))
+    target = engine_probe.Target("http://127.0.0.1:9", None, gateway_engine.Served("m", {"m": None}))
     record = Record(Request(0.0, "u", "k", 512, 1), outcome=Outcome.UNAVAILABLE, detail="full")
     with pytest.raises(ServerError, match="does not answer a prompt of 512 tokens: unavailable, full"):
-        measure.Bench(target, 1.0).check_goes_on(512, record)
+        engine_probe.EngineProbe(target, 1.0).check_goes_on(512, record)
 
 
 def test_interrupted_it_shows_what_it_has_and_keeps_nothing(bf16: str, tmp_path: Path) -> None:

@@ -20,11 +20,11 @@ from gateway.pricing.cost_model import CostModel
 from gateway.scheduling.admission import Admission
 from gateway.scheduling.limits import Limits
 from gateway.storage.profile_file import load as load_cost_profile
-from loadtest.plan.plan import Request
 from loadtest.results.records import percentile
 from loadtest.simulation.simulation import Simulation
 from loadtest.spark.engine import Engine
-from loadtest.spark.profile import load_profile
+from loadtest.storage.engine_profiles import load_profile
+from loadtest.workloads.plan import Request
 from policies import POLICIES
 from policies.base import Job
 

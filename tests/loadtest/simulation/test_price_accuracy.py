@@ -24,11 +24,12 @@ from gateway.pricing.usage import PromptDetails, Usage
 from gateway.scheduling.admission import Admission
 from gateway.scheduling.limits import Limits
 from gateway.storage.profile_file import load as load_cost_profile
-from loadtest.plan.plan import Request
 from loadtest.results.records import percentile
 from loadtest.simulation.simulation import Simulation
 from loadtest.spark.engine import Engine, prefill_alone
-from loadtest.spark.profile import EngineProfile, load_profile
+from loadtest.spark.profile import EngineProfile
+from loadtest.storage.engine_profiles import load_profile
+from loadtest.workloads.plan import Request
 from policies import POLICIES
 
 SEEDS = range(1, 6)

@@ -16,20 +16,21 @@ from gateway.scheduling.admission import Admission
 from gateway.scheduling.limits import Limits
 from gateway.storage.profile_file import load as load_cost_profile
 from loadtest.cli.load import app, front
-from loadtest.plan.plan import Plan, Request
+from loadtest.cli.load import GatewayOptions, app, deployment
+from loadtest.simulation.cost_fit import cost_profile
 from loadtest.simulation.deployment import Deployment
-from loadtest.simulation.pricing import PRICINGS, USUAL, cost_model
+from loadtest.simulation.pricing import PRICINGS, TYPICAL_TOKENS, cost_model
 from loadtest.simulation.simulation import Simulation
-from loadtest.spark.cost_fit import cost_profile
 from loadtest.spark.engine import Engine
-from loadtest.spark.profile import load_profile
+from loadtest.storage.engine_profiles import load_profile
+from loadtest.workloads.plan import Plan, Request
 from policies.fifo import Fifo
 
 MACHINE = load_profile("gemma-4-26b-bf16").with_flags(enable_prefix_caching=True)
 OWN = cost_profile(MACHINE)
 TOLD = OWN.scaled(2)
 
-LENGTHS = (100, 2000, USUAL, 25_000)
+LENGTHS = (100, 2000, TYPICAL_TOKENS, 25_000)
 DOCUMENTS = [Request(0.0, "ida", "long", 20_000, 20) for _ in range(8)]
 
 
@@ -111,15 +112,15 @@ def test_all_learn_how_many_tokens_a_text_has(pricing: str) -> None:
 
 def test_a_token_is_a_token() -> None:
     priced = model("tokens")
-    rate = OWN.prefill(USUAL) / USUAL
+    rate = OWN.prefill(TYPICAL_TOKENS) / TYPICAL_TOKENS
     assert [seconds(priced, tokens) for tokens in LENGTHS] == pytest.approx([rate * tokens for tokens in LENGTHS])
     assert priced.true_cost(Counts(1000, 0, 300)) == pytest.approx(1000 * rate + OWN.decode(300))
 
 
 def test_a_request_is_a_request() -> None:
     priced = model("requests")
-    assert {seconds(priced, tokens) for tokens in LENGTHS} == {OWN.prefill(USUAL)}
-    assert priced.true_cost(Counts(25_000, 0, 3000)) == OWN.prefill(USUAL)
+    assert {seconds(priced, tokens) for tokens in LENGTHS} == {OWN.prefill(TYPICAL_TOKENS)}
+    assert priced.true_cost(Counts(25_000, 0, 3000)) == OWN.prefill(TYPICAL_TOKENS)
 
 
 @pytest.mark.parametrize("pricing", PRICINGS)
@@ -147,7 +148,7 @@ def test_tokens_are_counted_for_the_true_price_alone() -> None:
     assert second == first
 
 
-def test_a_front_prices_as_it_is_told() -> None:
+def test_a_deployment_prices_as_it_is_told() -> None:
     """Where all cost the same, the shortest first is the first that came."""
     _, second, _, short = waits("true", 20_000, 20_000, 20_000, 3000)
     assert short < second
@@ -155,7 +156,7 @@ def test_a_front_prices_as_it_is_told() -> None:
     assert short > third
 
 
-def test_what_a_front_is_called() -> None:
+def test_what_a_deployment_is_called() -> None:
     assert Deployment("fair", OWN).title == "fair"
     assert Deployment("fair", OWN, pricing="tokens").title == "fair, tokens"
     assert Deployment("direct", pricing="tokens").title == "direct"  # nobody prices there
@@ -168,8 +169,10 @@ def test_an_unknown_pricing_is_refused() -> None:
 
 
 def test_a_gateway_may_be_told_that_it_stands_before_another_machine() -> None:
-    assert front("fair", MACHINE).cost == OWN
-    assert front("fair", MACHINE, ["profile=gemma-4-31b-bf16"]).cost == load_cost_profile("gemma-4-31b-bf16")
+    assert deployment("fair", MACHINE, GatewayOptions()).cost == OWN
+    assert deployment("fair", MACHINE, GatewayOptions(["profile=gemma-4-31b-bf16"])).cost == load_cost_profile(
+        "gemma-4-31b-bf16"
+    )
 
 
 def fairlane(*arguments: str, code: int = 0) -> str:

@@ -8,12 +8,12 @@ from gateway.pricing.cost_model import CostModel
 from gateway.scheduling.admission import Admission
 from gateway.scheduling.limits import Limits
 from gateway.storage.profile_file import load as load_cost_profile
-from loadtest.plan.plan import Plan, Request
 from loadtest.results.records import Outcome, Record
 from loadtest.simulation.simulation import Agenda, Simulation
 from loadtest.spark.engine import Engine, prefill_alone
-from loadtest.spark.profile import load_profile
+from loadtest.storage.engine_profiles import load_profile
 from loadtest.workloads.office import office
+from loadtest.workloads.plan import Plan, Request
 from policies import POLICIES
 
 PROFILE = load_profile("gemma-4-26b-bf16")

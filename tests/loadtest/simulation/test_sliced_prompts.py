@@ -10,15 +10,16 @@ from gateway.scheduling.admission import Admission
 from gateway.scheduling.events import Event
 from gateway.scheduling.limits import Limits
 from gateway.slicing.planner import Slicer, Slicing
-from loadtest.plan.plan import Plan, Request
+from loadtest.results.office_minute import figures
 from loadtest.results.records import Record
+from loadtest.simulation.cost_fit import cost_profile
 from loadtest.simulation.deployment import Deployment
 from loadtest.simulation.pricing import cost_model
 from loadtest.simulation.simulation import Simulation
-from loadtest.spark.cost_fit import cost_profile
 from loadtest.spark.engine import Engine
-from loadtest.spark.profile import load_profile
-from loadtest.workloads import office
+from loadtest.storage.engine_profiles import load_profile
+from loadtest.workloads.office import office
+from loadtest.workloads.plan import Plan, Request
 from policies import POLICIES
 from policies.base import Job
 from policies.fifo import Fifo
@@ -33,12 +34,12 @@ Figures = dict[str, float]
 
 def simulate(slicing: Slicing | None, *requests: Request, policy: str = "fair", machine: str = NVFP4) -> list[Record]:
     engine = load_profile(machine).with_flags(enable_prefix_caching=True)
-    front = Deployment(policy, cost_profile(engine), slicing=slicing)
-    return front.simulate(Plan(tuple(sorted(requests, key=lambda request: request.at))), engine)
+    deployment = Deployment(policy, cost_profile(engine), slicing=slicing)
+    return deployment.simulate(Plan(tuple(sorted(requests, key=lambda request: request.at))), engine)
 
 
 def minute(slicing: Slicing | None, policy: str = "fair") -> Figures:
-    return office.figures(simulate(slicing, *office.office(0), policy=policy))
+    return figures(simulate(slicing, *office(0), policy=policy))
 
 
 class Watched(Simulation):
@@ -72,7 +73,7 @@ def test_slices_let_short_prompts_in(policy: str) -> None:
 
 def test_better_than_the_engines_best_flag_and_no_later_for_long_prompts() -> None:
     flagged = MACHINE.with_flags(long_prefill_token_threshold=512)
-    flag = office.figures(Deployment("direct").simulate(Plan(tuple(office.office(0))), flagged))
+    flag = figures(Deployment("direct").simulate(Plan(tuple(office(0))), flagged))
     paced = minute(Slicing(long_share=0.9))
     assert paced["long_ttft_p50_s"] < flag["long_ttft_p50_s"]
     assert paced["short_ttft_p95_s"] < flag["short_ttft_p95_s"] / 4
