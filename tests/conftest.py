@@ -17,10 +17,6 @@ from tests.support.running_gateway import RunningGateway, StartGateway, run_gate
 from tests.support.scripted_engine import ScriptedEngine
 from tests.support.servers import serve
 from tests.support.simulated_spark import simulated_spark
-from gateway.server.server import Server
-from loadtest.spark_server.options import ServerOptions
-from loadtest.spark_server.server import create_app
-from loadtest.storage.engine_profiles import load_profile
 
 # How long an example takes depends on what else the machine does; pytest has a time limit for a whole test.
 hypothesis.settings.register_profile("fairlane", deadline=None)

@@ -14,12 +14,12 @@ import pytest
 from loadtest.simulation.replay import Divergence, replay
 from loadtest.spark_server.options import ServerOptions
 from loadtest.spark_server.server import create_app
+from loadtest.storage.engine_profiles import load_profile
 from tests.support.client import PendingRequest
 from tests.support.running_gateway import RunningGateway, StartGateway
 from tests.support.servers import serve
 from tests.support.waiting import wait_until
 from tests.support.wire import CHAT, TEXT
-from loadtest.storage.engine_profiles import load_profile
 
 Event = dict[str, Any]
 

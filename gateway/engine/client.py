@@ -4,7 +4,6 @@ What httpx raises is mapped to `gateway.errors` here and nowhere else.
 """
 
 import logging
-import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +14,6 @@ import httpx
 
 from gateway.config.settings import Settings
 from gateway.errors import BadUpstream, UpstreamDown, UpstreamTimeout
-from gateway.identity.keys import KEY_PATTERN
 from gateway.tcp import PROBES
 from gateway.types import Headers
 
@@ -35,7 +33,7 @@ _BROKEN = (httpx.ReadError, httpx.WriteError, httpx.CloseError, httpx.RemoteProt
 _UNREACHABLE = (httpx.ConnectError, httpx.ConnectTimeout)
 
 # Hop by hop (RFC 9110 section 7.6.1), or about this connection and not the message.
-_HOP_BY_HOP = {
+HOP_BY_HOP = {
     b"connection",
     b"keep-alive",
     b"proxy-authenticate",
@@ -46,34 +44,7 @@ _HOP_BY_HOP = {
     b"transfer-encoding",
     b"upgrade",
 }
-# The engine's order is the gateway's to decide, and so is which web pages may ask: an engine that is told no origin
-# lets none in. And what comes back must not be compressed, for its chunks pass as they are.
-_NOT_FORWARDED = _HOP_BY_HOP | {
-    b"accept-encoding",
-    b"content-length",
-    b"expect",
-    b"host",
-    b"origin",
-    b"traceparent",
-    b"tracestate",
-    b"x-api-key",
-    b"x-request-id",
-    b"x-vllm-priority",
-}
-# The client's key is for the gateway, not for vLLM, in whatever header it was sent: Authorization, X-Api-Key, Api-Key,
-# Cookie, one that another proxy reads. vLLM asks for none but the first, which the gateway sets itself.
-_SECRET = re.compile(rb"key|token|auth|secret|cookie|credential|password")
-
-_NOT_RETURNED = _HOP_BY_HOP | {b"date", b"server", b"x-request-id"}
-
-
-def forwarded(headers: dict[bytes, bytes]) -> Headers:
-    not_forwarded = _NOT_FORWARDED | {name.strip().lower() for name in headers.get(b"connection", b"").split(b",")}
-    return [
-        (name, value)
-        for name, value in headers.items()
-        if name not in not_forwarded and not _SECRET.search(name) and not KEY_PATTERN.search(value)
-    ]
+_NOT_RETURNED = HOP_BY_HOP | {b"date", b"server", b"x-request-id"}
 
 
 def returned(response: httpx.Response) -> Headers:

@@ -203,8 +203,8 @@ class Lifecycle:
         """So many chunks of the answer have come, which are about a token each."""
         self.chunks = self._progress.tokens = count
         if count % PROGRESS_CHUNKS == 0:
-            cost_s, kv_tokens = self._core.cost_model.growth(self.job, self.request.price, count)
-            self._apply(Progressed(self.job, cost_s, kv_tokens))
+            cost_s, kv_tokens = self._core.cost_model.growth(self.request.price, count)
+            self._apply(Progressed(self.job, cost_s, max(self.job.kv_tokens, kv_tokens)))
 
     # The end.
 

@@ -9,12 +9,12 @@ from gateway.api.base import InferenceRequest
 from gateway.api.priority import with_priority
 from gateway.api.sse import EventStream
 from gateway.config.settings import Settings
-from gateway.engine.client import EngineClient, EngineRequest, forwarded
+from gateway.engine.client import EngineClient, EngineRequest
 from gateway.lifecycle.lifecycle import Lifecycle, SliceResult
 from gateway.outcome import Outcome
 from gateway.proxy.call import Call
 from gateway.proxy.keepalive import Keepalives
-from gateway.proxy.relay import relay_stream, relay_whole
+from gateway.proxy.relay import forwarded, relay_stream, relay_whole
 from gateway.proxy.sliced_prefill import SliceBodies, SlicedPrefill
 from gateway.proxy.waiting_room import WaitingRoom
 from gateway.telemetry.tracing import EngineCall, RequestTrace
@@ -50,16 +50,23 @@ class Dispatcher:
             tasks.start_soon(self._keepalives.send, call)
         async with self._waiting.admitted(life):
             try:
-                engine = EngineCall(
-                    self._engine.base_url, request.model, request.stream, request.max_tokens, life.dispatched_at
-                )
-                headers = [*forwarded(call.client.headers), *trace.call_engine(engine)]
+                headers = [*forwarded(call.client.headers), *trace.call_engine(self._engine_call(call, request))]
                 if bodies:
                     await self._slices.run(life, bodies, self._order, headers)
                 await self._ask(call, request, headers, tasks)
             finally:
                 life.settle(call.said, perf_counter())
         self._learn(call, life)
+
+    def _engine_call(self, call: Call, request: InferenceRequest) -> EngineCall:
+        return EngineCall(
+            call.route.api.operation,
+            self._engine.base_url,
+            request.model,
+            request.stream,
+            request.max_tokens,
+            call.dispatched_at,
+        )
 
     async def _ask(self, call: Call, request: InferenceRequest, headers: Headers, tasks: TaskGroup) -> None:
         """The request itself."""

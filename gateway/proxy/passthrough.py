@@ -9,10 +9,11 @@ from starlette.types import Receive, Scope, Send
 from gateway.api.base import NOTHING
 from gateway.api.routes import Passed, shape
 from gateway.api.sse import EventStream
-from gateway.engine.client import EngineClient, EngineRequest, forwarded
+from gateway.engine.client import EngineClient, EngineRequest
 from gateway.errors import GatewayError, InternalError, NotFound
 from gateway.proxy.client_connection import ClientConnection
 from gateway.proxy.reception import Reception
+from gateway.proxy.relay import forwarded
 
 logger = logging.getLogger("fairlane")
 

@@ -1,14 +1,44 @@
-"""The engine's answer, passed on: a stream as it comes, chunk by chunk, or an answer in one piece."""
+"""What is passed on: a request's headers to the engine, and its answer back, chunk by chunk or in one piece."""
 
 import json
+import re
 from time import perf_counter
 from typing import Any
 
-from gateway.engine.client import EngineResponse
+from gateway.engine.client import HOP_BY_HOP, EngineResponse
 from gateway.errors import BadUpstream
+from gateway.identity.keys import KEY_PATTERN
 from gateway.lifecycle.lifecycle import Lifecycle
 from gateway.lifecycle.settlement import Answer
 from gateway.proxy.call import Call
+from gateway.types import Headers
+
+# The engine's order is the gateway's to decide, and so is which web pages may ask: an engine that is told no origin
+# lets none in. And what comes back must not be compressed, for its chunks pass as they are.
+_NOT_FORWARDED = HOP_BY_HOP | {
+    b"accept-encoding",
+    b"content-length",
+    b"expect",
+    b"host",
+    b"origin",
+    b"traceparent",
+    b"tracestate",
+    b"x-api-key",
+    b"x-request-id",
+    b"x-vllm-priority",
+}
+# The client's key is for the gateway, not for vLLM, in whatever header it was sent: Authorization, X-Api-Key, Api-Key,
+# Cookie, one that another proxy reads. vLLM asks for none but the first, which the gateway sets itself.
+_SECRET = re.compile(rb"key|token|auth|secret|cookie|credential|password")
+
+
+def forwarded(headers: dict[bytes, bytes]) -> Headers:
+    not_forwarded = _NOT_FORWARDED | {name.strip().lower() for name in headers.get(b"connection", b"").split(b",")}
+    return [
+        (name, value)
+        for name, value in headers.items()
+        if name not in not_forwarded and not _SECRET.search(name) and not KEY_PATTERN.search(value)
+    ]
 
 
 async def relay_stream(call: Call, life: Lifecycle, response: EngineResponse) -> None:

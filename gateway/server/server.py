@@ -19,7 +19,6 @@ import anyio
 import uvicorn
 
 from gateway.app import Gateway
-from gateway.config.settings import Settings
 from gateway.server.connection import Bounds, bounded
 from gateway.tcp import PROBES, unacknowledged_for
 
@@ -72,9 +71,10 @@ class Server(uvicorn.Server):
         self,
         gateway: Gateway,
         on_start: Callable[[int], None] | None = None,
-        read_settings: Callable[[], Settings] | None = None,
+        reload: Callable[[], None] | None = None,
     ) -> None:
-        """`on_start` is told the port when connections are accepted; `read_settings` is asked at SIGHUP.
+        """`on_start` is told the port when connections are accepted; `reload` is called at SIGHUP,
+        and may raise ValueError or OSError if nothing was changed.
 
         Raises ValueError if the TLS certificate cannot be used.
         """
@@ -89,7 +89,7 @@ class Server(uvicorn.Server):
         logging.getLogger("uvicorn.error").addFilter(_news)
         self._gateway = gateway
         self._on_start = on_start
-        self._read_settings = read_settings
+        self._reload = reload
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         _allow_files(2 * self._gateway.settings.max_connections)
@@ -111,7 +111,7 @@ class Server(uvicorn.Server):
         # A handler may run between any two instructions: what it does to the gateway waits for the loop's next turn.
         self._loop = asyncio.get_running_loop()
         previous = {number: signal.signal(number, self.handle_exit) for number in SIGNALS}
-        if self._read_settings:
+        if self._reload:
             previous[signal.SIGHUP] = signal.signal(
                 signal.SIGHUP, lambda *_: self._loop.call_soon_threadsafe(self._reconfigure)
             )
@@ -127,9 +127,9 @@ class Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
     def _reconfigure(self) -> None:
-        assert self._read_settings
+        assert self._reload
         try:
-            self._gateway.reconfigure(self._read_settings())
+            self._reload()
             self._watch_over_listeners()
         except (ValueError, OSError) as error:
             logger.error("SIGHUP: nothing changed: %s", error)

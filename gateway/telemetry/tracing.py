@@ -31,7 +31,6 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
 
-from gateway.api.routes import QUEUED
 from gateway.identity.callers import hashed
 from gateway.lifecycle.settlement import FinishedSlice
 from gateway.telemetry import semconv
@@ -39,15 +38,15 @@ from gateway.telemetry.record import RequestRecord
 from gateway.types import Headers
 
 _propagator = TraceContextTextMapPropagator()
-_OPERATIONS = {route.path: route.api.operation for route in QUEUED}
 
 # The SDK waits for up to 30 s at shutdown for a collector that does not answer; the gateway does not.
 SHUTDOWN_TIMEOUT = 3.0
 
 
 class EngineCall(NamedTuple):
-    """What is sent to the engine, as its CLIENT span tells it."""
+    """What is sent to the engine, as its CLIENT span tells it. `operation` is its gen_ai.operation.name."""
 
+    operation: str
     base_url: str
     model: str | None
     stream: bool
@@ -60,7 +59,6 @@ class RequestTrace:
 
     def __init__(self, tracer: trace.Tracer, route: str, arrived_at: float, headers: dict[bytes, bytes]) -> None:
         self._tracer = tracer
-        self._route = route
         # Span times are wall-clock nanoseconds; the timeline's are seconds on a monotonic clock.
         self._epoch_ns = time.time_ns() - int(time.perf_counter() * 1e9)
         carrier = {
@@ -80,9 +78,8 @@ class RequestTrace:
     def call_engine(self, call: EngineCall) -> Headers:
         """Begin the CLIENT span; the headers that make the engine's spans its children."""
         engine = urlsplit(call.base_url)
-        operation = _OPERATIONS[self._route]
         attributes: dict[str, AttributeValue | None] = {
-            semconv.OPERATION: operation,
+            semconv.OPERATION: call.operation,
             semconv.PROVIDER: "vllm",
             semconv.REQUEST_MODEL: call.model,
             semconv.REQUEST_STREAM: call.stream,
@@ -91,7 +88,7 @@ class RequestTrace:
             semconv.SERVER_PORT: engine.port,
         }
         self._client = self._tracer.start_span(
-            f"{operation} {call.model or ''}".strip(),
+            f"{call.operation} {call.model or ''}".strip(),
             context=self._context,
             kind=SpanKind.CLIENT,
             start_time=self._ns(call.started_at),

@@ -1,7 +1,6 @@
 """`fairlane load`: workloads on either clock, and what came of them."""
 
 import re
-import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,9 +11,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from gateway import from_settings
 from gateway.cli.options import user_errors
 from gateway.config import layers
-from gateway import from_settings
 from gateway.storage.config_file import load as load_settings
 from gateway.storage.profile_file import load as load_cost_profile
 from loadtest.cli import load_options as options

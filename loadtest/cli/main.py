@@ -10,9 +10,8 @@ import uvicorn
 from rich.console import Console
 
 from gateway.cli import main as gateway_commands
-from gateway.storage.profile_file import load as load_cost_profile
 from gateway.cli.options import user_errors
-from gateway.pricing.profile import load as load_cost_profile
+from gateway.storage.profile_file import load as load_cost_profile
 from loadtest import demo as demonstration
 from loadtest.cli import bench as bench_commands
 from loadtest.cli import load as load_commands
@@ -20,12 +19,12 @@ from loadtest.cli import load_options
 from loadtest.cli import profile as profile_commands
 from loadtest.cli import trade as trade_commands
 from loadtest.simulation import policy_table
+from loadtest.simulation.deployment import check_policy, policy_names
 from loadtest.simulation.replay import Divergence
 from loadtest.simulation.replay import replay as replay_log
 from loadtest.spark_server.options import ServerOptions
 from loadtest.spark_server.server import create_app as create_spark
 from loadtest.storage.engine_profiles import load_profile
-from policies import find, names
 
 BF16, NVFP4 = "gemma-4-26b-bf16", "gemma-4-26b-nvfp4"
 
@@ -48,7 +47,7 @@ def create_app() -> typer.Typer:
 
 def demo(
     profile: EngineName = BF16,
-    policy: Annotated[str, typer.Option(help=f"The gateway's policy: {', '.join(names())}.")] = "fair",
+    policy: Annotated[str, typer.Option(help=f"The gateway's policy: {', '.join(policy_names())}.")] = "fair",
     seed: Annotated[int, typer.Option(help="Seed of the load and of the machine's noise.")] = 1,
     speed: Annotated[float, typer.Option(min=0.1, max=20, help="How many times as fast as life.")] = 4.0,
     assignments: load_options.Assignments = None,
@@ -61,7 +60,7 @@ def demo(
     on purpose that of the model's other precision.
     """
     with user_errors(RuntimeError):
-        find(policy)
+        check_policy(policy)
         engine = load_profile(profile)
         cost = load_cost_profile(BF16 if engine.name == NVFP4 else NVFP4)
         console = Console(stderr=as_json)
@@ -141,8 +140,6 @@ def replay(
     """Take a gateway's decisions again, from its decision log, and say whether they are the same."""
     try:
         with user_errors(), log.open() as lines:
-            if policy is not None:
-                find(policy)
             events = replay_log(lines, policy)
     except Divergence as error:
         print(f"{log}: {error}")
@@ -158,7 +155,7 @@ def policies(
     with user_errors():
         engine = load_profile(profile).with_flags(long_prefill_token_threshold=demonstration.DEPLOY_THRESHOLD)
     cost = load_cost_profile(BF16 if engine.name == NVFP4 else NVFP4)
-    print(policy_table.markdown(policy_table.table(engine, cost, names(), range(1, seeds + 1))))
+    print(policy_table.markdown(policy_table.table(engine, cost, policy_names(), range(1, seeds + 1))))
 
 
 app = create_app()

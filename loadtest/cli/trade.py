@@ -9,10 +9,6 @@ from rich.console import Console
 from rich.progress import track
 
 from gateway.cli.options import user_errors
-from loadtest.cli import load
-from loadtest.report import trade_curve
-from loadtest.simulation.tradeoff import SHARES, Point, at_most, best_threshold, sweep, ways
-from loadtest.spark.profile import load_profile
 from loadtest.charts import trade_curve
 from loadtest.cli import load_options as options
 from loadtest.cli.load import GatewayOptions, LoadOptions, deployment, read_load

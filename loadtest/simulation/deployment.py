@@ -9,12 +9,11 @@ POLICY     the gateway
 from dataclasses import asdict, dataclass
 from math import inf
 
+from gateway.lifecycle.core import Core
 from gateway.pricing.cost_model import CostModel
 from gateway.pricing.profile import Profile
-from gateway.lifecycle.core import Core
 from gateway.scheduling.limits import Limits
 from gateway.slicing.planner import Slicing
-from gateway.slicing.planner import Slicer, Slicing
 from loadtest.results.records import Record
 from loadtest.simulation.pricing import check_pricing, cost_model
 from loadtest.simulation.simulation import Options, Simulation
@@ -29,6 +28,15 @@ WITHOUT_GATEWAY = ("direct", "priority", "semaphore")
 NO_LIMIT = 1 << 40
 DEFAULT_LIMITS = Limits()
 DEFAULT_SLICING = Slicing()
+
+
+def policy_names() -> list[str]:
+    return names()
+
+
+def check_policy(name: str) -> None:
+    """Raises ValueError, which names those there are."""
+    find(name)
 
 
 def deployments() -> list[str]:

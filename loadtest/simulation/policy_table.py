@@ -7,9 +7,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from statistics import fmean
 
+from gateway.lifecycle.core import Core
 from gateway.pricing.cost_model import CostModel
 from gateway.pricing.profile import Profile
-from gateway.lifecycle.core import Core
 from gateway.scheduling.limits import Limits
 from loadtest.results.office_minute import figures
 from loadtest.results.records import Record

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from math import ceil
 
 from gateway.pricing.prompt import PrefixHash, Prompt, Size
-from loadtest.plan.plan import Plan, Segment
+from loadtest.workloads.plan import Plan, Segment
 
 
 class Prompts:

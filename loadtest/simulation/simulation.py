@@ -14,14 +14,11 @@ from gateway.pricing.cost_model import Price
 from gateway.pricing.prompt import Prompt
 from gateway.pricing.usage import PromptDetails, Usage
 from gateway.scheduling.events import Event
-from gateway.scheduling.admission import Admission
-from gateway.scheduling.events import Event, tell
-from gateway.slicing.planner import SlicePlan, Slicer
 from loadtest.results.records import Outcome, Record
 from loadtest.simulation.agenda import Agenda
 from loadtest.simulation.prompts import Prompts
 from loadtest.spark.engine import Engine, Sequence, Step
-from loadtest.workloads.plan import Plan, Request, Segment
+from loadtest.workloads.plan import Plan, Request
 from loadtest.workloads.schedule import Schedule
 from policies.base import Job
 

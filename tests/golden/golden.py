@@ -22,10 +22,8 @@ from unittest.mock import patch
 from gateway.scheduling.admission import Admission
 from gateway.scheduling.events import Event
 from gateway.telemetry.decision_log import DecisionLog
-from loadtest.cli.load import DEFAULT_SLO, front, read_load
+from loadtest.cli.load import read_load
 from loadtest.results.records import Record
-from loadtest.spark.profile import load_profile
-from loadtest.workloads import WORKLOADS
 from policies.base import Job
 
 Entry = dict[str, int | float | str]

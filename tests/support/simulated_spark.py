@@ -10,10 +10,10 @@ import httpx
 from loadtest.spark.profile import KINDS, EngineProfile
 from loadtest.spark_server.options import ServerOptions
 from loadtest.spark_server.server import create_app
+from loadtest.storage.engine_profiles import load_profile
 from tests.support.servers import serve
 from tests.support.waiting import wait_until
 from tests.support.wire import CHAT, TEXT
-from loadtest.storage.engine_profiles import load_profile
 
 BF16 = load_profile("gemma-4-26b-bf16")
 

@@ -18,10 +18,9 @@ from loadtest.results.records import Record
 from loadtest.runs.load_client import Endpoint, LoadClient
 from loadtest.runs.probe import measure
 from loadtest.runs.process import running
+from loadtest.workloads.plan import Plan, Request
 from tests.support.tiny_model import words
 from tests.support.vllm import Vllm, becomes_true, metric
-from loadtest.workloads.plan import Plan, Request
-from tests.vllm.conftest import Vllm, metric, wait_until
 
 # What vLLM was started with (conftest.py).
 ENGINE = ("--set", "engine.step_tokens=512", "--set", "engine.long_prefill_threshold=256")

@@ -16,9 +16,8 @@ from loadtest.results.records import Outcome, Record
 from loadtest.runs.load_client import Endpoint, LoadClient
 from loadtest.runs.probe import latency, measure, served_model, server_version
 from loadtest.runs.process import running
-from tests.support.vllm import ENVIRONMENT, MODEL, SCRIPTS, Vllm
 from loadtest.workloads.plan import Plan, Request
-from tests.vllm.conftest import ENVIRONMENT, HERE, MODEL, Vllm
+from tests.support.vllm import ENVIRONMENT, MODEL, SCRIPTS, Vllm
 
 fresh_seed = count(1)
 

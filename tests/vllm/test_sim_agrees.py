@@ -15,13 +15,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from loadtest.spark_server.options import ServerOptions
 from loadtest.spark_server.server import create_app
+from loadtest.storage.engine_profiles import load_profile
 from tests.support.servers import serve
 from tests.support.tiny_model import POSITIONS
 from tests.support.vllm import MODEL, Vllm
 from tests.support.vllm_requests import BROKEN, CHAT, COMPLETION, JSON, TIMEOUT, USAGE, chat, completion
-from loadtest.storage.engine_profiles import load_profile
-from tests.vllm.conftest import MODEL, Vllm
-from tests.vllm.test_engine_facts import BROKEN, CHAT, COMPLETION, JSON, TIMEOUT, USAGE, chat, completion
 
 CONTINUOUS = {"stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
 LONG = " baba" * (POSITIONS + 100)

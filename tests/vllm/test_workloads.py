@@ -21,10 +21,8 @@ from loadtest.workloads.open_loops import (
 )
 from loadtest.workloads.plan import Plan
 from loadtest.workloads.sharegpt import BURSTINESS, COUNT, RATE, replay
-from loadtest.workloads.workload import Options
-from tests.support.vllm import ENVIRONMENT, SCRIPTS
 from loadtest.workloads.workload import Dataset, Options
-from tests.vllm.conftest import ENVIRONMENT, HERE
+from tests.support.vllm import ENVIRONMENT, SCRIPTS
 
 SEEDS = (42, 7)
 LOOPS = {

@@ -17,12 +17,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from loadtest.spark_server.options import ServerOptions
 from loadtest.spark_server.server import create_app
+from loadtest.storage.engine_profiles import load_profile
 from tests.support.process import Process
 from tests.support.running_gateway import BUDGETS
 from tests.support.servers import serve
 from tests.support.waiting import wait_until
 from tests.support.wire import CHAT, TEXT
-from loadtest.storage.engine_profiles import load_profile
 
 MODEL = "gemma-4-26b-bf16"
 STAY_S = 3.0  # nobody who leaves early stays longer

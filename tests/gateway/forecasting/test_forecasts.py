@@ -11,12 +11,10 @@ from time import process_time
 
 import pytest
 
-from gateway.forecasting.simulation import MAX_RETRY_S, MIN_RETRY_S, Outlook, Run, forecast, meets, retry_after
 from gateway.forecasting.speed import EngineSpeed
 from gateway.pricing.curves import PrefillObservation
 from gateway.pricing.estimators import FEW, WINDOW, Errors, Lengths, Ratio
 from gateway.scheduling.admission import Admission
-from gateway.scheduling.ledger import Slice
 from gateway.scheduling.limits import Limits
 from policies import POLICIES
 from policies.base import LANES, Job, Lane

@@ -12,7 +12,7 @@ from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
 
 from gateway.errors import Draining, GatewayError, QueueTimeout
-from gateway.proxy.waiting_room import Permit, WaitingRoom
+from gateway.proxy.waiting_room import WaitingRoom
 from gateway.scheduling.admission import Admission
 from gateway.scheduling.events import Event
 from gateway.scheduling.limits import Limits

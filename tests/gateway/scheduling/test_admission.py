@@ -10,7 +10,6 @@ from itertools import count
 import pytest
 
 from gateway.scheduling.admission import Admission
-from gateway.scheduling.ledger import Slice
 from gateway.scheduling.limits import Limits
 from policies import POLICIES
 from policies.base import LANES, Job, Lane, Policy

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from gateway.scheduling.admission import Admission
-from gateway.scheduling.ledger import Slice
 from gateway.scheduling.limits import Limits
 from gateway.scheduling.queue import MUCH_SHORTER
 from policies import POLICIES

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from gateway.outcome import Outcome
 from gateway.scheduling.admission import Admission
-from gateway.scheduling.ledger import Slice
 from gateway.scheduling.limits import Limits
 from policies import POLICIES
 from policies.base import LANES, Job, Lane, Policy

@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.types import Receive, Scope, Send
 
-from gateway.scheduling.events import Correction
 from gateway.scheduling.reconciler import AGREEING, LEAST_SCALE, EngineState, Reconciler
 from tests.support.running_gateway import RunningGateway, StartGateway
 from tests.support.scripted_engine import ScriptedEngine

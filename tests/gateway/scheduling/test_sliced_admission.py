@@ -6,7 +6,6 @@ from itertools import count
 import pytest
 
 from gateway.scheduling.admission import Admission
-from gateway.scheduling.ledger import Slice
 from gateway.scheduling.limits import Limits
 from policies import POLICIES
 from policies.base import Job, Lane, Policy

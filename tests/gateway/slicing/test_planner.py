@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from gateway.pricing.cost_model import CostModel
 from gateway.pricing.profile import Profile
-from gateway.slicing.planner import GROWTH, MOST_PAUSE, SLACK, TEN, WORTH, SlicePlan, Slicer, Slicing
+from gateway.slicing.planner import SlicePlan, Slicer, Slicing
 from gateway.storage.profile_file import load
 
 STEP_S = 0.05

@@ -34,12 +34,12 @@ from loadtest.runs.probe import ServerError
 from loadtest.spark.engine import prefill_alone
 from loadtest.spark_server.options import ServerOptions
 from loadtest.spark_server.server import create_app
+from loadtest.storage.engine_profiles import load_profile
+from loadtest.workloads.plan import Request
 from tests.support.running_gateway import StartGateway
 from tests.support.servers import serve
 from tests.support.waiting import wait_until
 from tests.support.wire import chat
-from loadtest.storage.engine_profiles import load_profile
-from loadtest.workloads.plan import Request
 
 BF16, NVFP4 = "gemma-4-26b-bf16", "gemma-4-26b-nvfp4"
 SPEED = 5.0  # at a greater one what our own sockets take would be a good part of a short prompt

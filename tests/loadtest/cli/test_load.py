@@ -16,11 +16,10 @@ from loadtest.cli.main import app
 from loadtest.results.summary import Slo
 from loadtest.spark_server.options import ServerOptions
 from loadtest.spark_server.server import create_app
-from loadtest.workloads import PRESETS, WORKLOADS
-from tests.support.servers import serve
-from tests.support.waiting import wait_until
 from loadtest.storage.engine_profiles import load_profile
 from loadtest.workloads.catalogue import PRESETS, WORKLOADS
+from tests.support.servers import serve
+from tests.support.waiting import wait_until
 
 BF16 = "gemma-4-26b-bf16"
 FEW = ["--requests", "6"]

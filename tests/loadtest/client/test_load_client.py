@@ -30,13 +30,13 @@ from loadtest.results.records import Outcome, Record, percentile
 from loadtest.runs.load_client import Endpoint, LoadClient
 from loadtest.runs.probe import ServerError, latency, measure, served_model, server_version
 from loadtest.runs.process import running
+from loadtest.runs.streamed_answer import StreamedAnswer
+from loadtest.workloads.plan import Plan, Request
+from loadtest.workloads.texts import Texts, read_heading
 from tests.support.scripted_engine import ReceivedRequest, ScriptedEngine
 from tests.support.servers import run_in_thread, serve
 from tests.support.waiting import wait_until
 from tests.support.wire import DONE, sse, token, usage
-from loadtest.runs.streamed_answer import StreamedAnswer
-from loadtest.workloads.plan import Plan, Request
-from loadtest.workloads.texts import Texts, read_heading
 
 ROLE = sse({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]})
 

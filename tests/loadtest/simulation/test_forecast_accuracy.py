@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import pytest
 
-from gateway.forecasting.simulation import Eta, forecast
 from gateway.forecasting.speed import EngineSpeed
 from gateway.pricing.cost_model import CostModel
 from gateway.scheduling.admission import Admission

@@ -15,7 +15,6 @@ from gateway.pricing.usage import PromptDetails, Usage
 from gateway.scheduling.admission import Admission
 from gateway.scheduling.limits import Limits
 from gateway.storage.profile_file import load as load_cost_profile
-from loadtest.cli.load import app, front
 from loadtest.cli.load import GatewayOptions, app, deployment
 from loadtest.simulation.cost_fit import cost_profile
 from loadtest.simulation.deployment import Deployment

@@ -9,7 +9,7 @@ from gateway.scheduling.admission import Admission
 from gateway.scheduling.limits import Limits
 from gateway.storage.profile_file import load as load_cost_profile
 from loadtest.results.records import Outcome, Record
-from loadtest.simulation.simulation import Agenda, Simulation
+from loadtest.simulation.simulation import Simulation
 from loadtest.spark.engine import Engine, prefill_alone
 from loadtest.storage.engine_profiles import load_profile
 from loadtest.workloads.office import office

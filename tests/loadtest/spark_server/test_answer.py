@@ -8,11 +8,20 @@ from typing import Any
 import pytest
 
 from loadtest.spark_server.answer import FINGERPRINT
-from tests.support.simulated_spark import ( BF16, FLAT, chat, metric, post, post_for_json, request_in_engine, simulated_spark, stream_chunks, )
+from loadtest.workloads.texts import Texts
+from tests.support.simulated_spark import (
+    BF16,
+    FLAT,
+    chat,
+    metric,
+    post,
+    post_for_json,
+    request_in_engine,
+    simulated_spark,
+    stream_chunks,
+)
 from tests.support.waiting import wait_until
 from tests.support.wire import CHAT, TEXT
-from loadtest.workloads.texts import Texts
-from tests.loadtest.spark import BF16, CHAT, FLAT, TEXT, answered, asked, chat, metric, post, simulated_spark, streamed
 
 USAGE = {"stream_options": {"include_usage": True}}
 HEADED = Texts(nonce="n").message(3, "random", answer_tokens=30, size=200)

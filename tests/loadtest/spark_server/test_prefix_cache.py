@@ -5,10 +5,9 @@ from typing import Any
 
 import pytest
 
+from loadtest.workloads.texts import Texts
 from tests.support.simulated_spark import BF16, chat, metric, post, post_for_json, simulated_spark, stream_chunks
 from tests.support.wire import CHAT, TEXT
-from loadtest.workloads.texts import Texts
-from tests.loadtest.spark import BF16, CHAT, TEXT, answered, chat, metric, post, simulated_spark, streamed
 
 CACHING = BF16.with_flags(enable_prefix_caching=True)
 TEXTS = Texts(nonce="cache")

@@ -7,7 +7,6 @@ from itertools import pairwise
 import pytest
 
 from gateway.storage.profile_file import load as load_cost_profile
-from gateway.pricing.profile import load as load_cost_profile
 from loadtest.simulation.simulation import Simulation
 from loadtest.spark.engine import Engine
 from loadtest.storage.engine_profiles import load_profile
