@@ -1,8 +1,8 @@
 """The composition root: settings in, an ASGI application out. Nothing else creates these objects."""
 
 import logging
-from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Protocol
@@ -117,6 +117,28 @@ def create_gateway(settings: Settings, profile: Profile | None = None) -> Gatewa
     monitor = EngineMonitor(settings, core, engine, waiting.apply, metrics.engine_seen)
     status = Status(engine, waiting, access, metrics)
 
+    queued = [
+        Route(each.path, InferenceEndpoint(each, reception, dispatcher, telemetry), methods=["POST"]) for each in QUEUED
+    ]
+    passed = [Route(each.path, Passthrough(each, reception, engine), methods=[each.method]) for each in PASSED]
+    app = Starlette(
+        routes=[*queued, *passed, *status.routes()],
+        exception_handlers=EXCEPTION_HANDLERS,
+        middleware=_cors(settings.cors_origins),
+        lifespan=_lifespan(monitor, access, engine, telemetry, files),
+    )
+    components = (waiting, engine, reception, dispatcher, keepalives, monitor)
+    return Gateway(settings, app, core, waiting, access, telemetry, components)
+
+
+Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
+
+
+def _lifespan(
+    monitor: EngineMonitor, access: Access, engine: EngineClient, telemetry: Telemetry, files: ExitStack
+) -> Lifespan:
+    """What runs beside the requests, and what is closed behind the last one."""
+
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         with files:
@@ -129,21 +151,7 @@ def create_gateway(settings: Settings, profile: Profile | None = None) -> Gatewa
         await engine.aclose()
         await anyio.to_thread.run_sync(telemetry.tracing.shutdown)
 
-    app = Starlette(
-        routes=[
-            *(
-                Route(each.path, InferenceEndpoint(each, reception, dispatcher, telemetry), methods=["POST"])
-                for each in QUEUED
-            ),
-            *(Route(each.path, Passthrough(each, reception, engine), methods=[each.method]) for each in PASSED),
-            *status.routes(),
-        ],
-        exception_handlers=EXCEPTION_HANDLERS,
-        middleware=_cors(settings.cors_origins),
-        lifespan=lifespan,
-    )
-    components = (waiting, engine, reception, dispatcher, keepalives, monitor)
-    return Gateway(settings, app, core, waiting, access, telemetry, components)
+    return lifespan
 
 
 def _core(settings: Settings, profile: Profile) -> Core:

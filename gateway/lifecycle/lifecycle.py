@@ -7,6 +7,7 @@ driver's `apply`, and answers what to do. In order:
     dispatched                       what is due goes to the engine: a slice, or the request itself
       slice_answered, slice_failed   how long to pause before the next slice
       requeue                        it waits for its next slice; `dispatched` follows
+    scheduled                        the engine has scheduled all that it was sent: the lane is free
     first_token, chunk               its answer begins, and goes on
     settle                           what it came to
     end                              its permit comes back, once, from wherever it was
@@ -22,13 +23,13 @@ import msgspec
 from gateway.forecasting.progress import JobProgress
 from gateway.lifecycle.core import Core
 from gateway.lifecycle.settlement import Answer, FinishedSlice, Settlement
+from gateway.lifecycle.slice_review import CacheReuse, SliceResult, SliceReview
 from gateway.pricing.cost_model import PROGRESS_CHUNKS, Price
 from gateway.pricing.curves import PrefillObservation
 from gateway.pricing.prompt import Prompt
 from gateway.pricing.usage import PromptDetails, Usage
-from gateway.scheduling.events import Arrived, Event, Finished, FirstToken, Left, Progressed, SliceDone
+from gateway.scheduling.events import Arrived, Event, Finished, FirstToken, Left, Progressed, Scheduled, SliceDone
 from gateway.scheduling.ticket import Ticket
-from gateway.slicing.circuit_breaker import cache_hit, cache_hit_by_time
 from gateway.slicing.planner import SlicePlan
 from policies.base import Job
 
@@ -49,26 +50,6 @@ class PricedRequest:
     max_tokens: int | None = None
     plan: SlicePlan | None = None
     streamed: bool = True
-
-
-class CacheReuse(NamedTuple):
-    """Tokens that the slices before had prefilled, and those of them that the engine found in its cache."""
-
-    done: int
-    found: int
-
-
-class SliceResult(NamedTuple):
-    """What to do after a slice, and what was learned from it.
-
-    pause_s  seconds to leave the engine to those who decode
-    tripped  why the circuit breaker has just switched slicing off for this model; empty if it has not
-    reuse    None of a first slice, and where the engine does not tell
-    """
-
-    pause_s: float = 0.0
-    tripped: str = ""
-    reuse: CacheReuse | None = None
 
 
 class Learned(NamedTuple):
@@ -103,11 +84,11 @@ class Lifecycle:
         self._driver_apply = apply
         self._ended = False
         self._progress = JobProgress()
+        self._review = SliceReview(core, request.model, request.plan) if request.plan else None
         self._sent_at = 0.0
-        self._now = 0.0  # when something was last told of
-        # Of the slice that was sent last: is it done, did it find those before it, was somebody else here meanwhile.
+        self._ended_at = 0.0
+        # Of the slice that was sent last: is it done, and was somebody else here meanwhile.
         self._slice_done = False
-        self._missed = False
         self._contended = False
 
     # Before the engine.
@@ -146,31 +127,28 @@ class Lifecycle:
 
     def slice_answered(self, answer: Answer, now: float, *, first_attempt: bool = True) -> SliceResult:
         """The slice is prefilled. One that an engine answered which had been away teaches nothing."""
-        plan, core = self._plan, self._core
-        self._now = now
+        plan, review = self._sliced
         observation = self._progress.observation(now) if first_attempt else None
         cached = answer.usage.cached if answer.usage else None
         done = FinishedSlice(self._sent_at, now, plan.done, plan.end, plan.slice.cost_s, cached, first=not self.slices)
         self.slices.append(done)
         self._slice_done = True
-        result = self._judge(plan.end, answer, observation, first=done.first)
-        self._contended = core.speed.is_contended(self.job)
-        if self._missed:
+        result = review.judge(plan.end, answer, observation, now, first=done.first)
+        self._contended = self._core.speed.is_contended(self.job)
+        if review.missed:
             return result
-        return result._replace(pause_s=plan.pause(now - self._sent_at, core.speed.sequences))
+        return result._replace(pause_s=plan.pause(now - self._sent_at, self._core.speed.sequences))
 
     def slice_failed(self, now: float, *, refused: str = "") -> SliceResult:
         """The slice was not done. `refused` says how the engine refused it; the request itself will meet any other
         fault, too, and tell its client."""
-        if not refused:
-            return SliceResult()
-        self._now = now
-        return SliceResult(tripped=self._tell_breaker(False, f"the engine refuses slices ({refused})"))
+        _, review = self._sliced
+        return review.refused(refused, now) if refused else SliceResult()
 
     def requeue(self, now: float) -> None:
         """Wait for the next slice: others go in between."""
-        plan, speed = self._plan, self._core.speed
-        if self._slice_done and not self._missed:
+        (plan, review), speed = self._sliced, self._core.speed
+        if self._slice_done and not review.missed:
             contended = self._contended or speed.is_contended(self.job)
             following = plan.advance(now, contended=contended, sequences=speed.sequences)
         else:
@@ -178,6 +156,10 @@ class Lifecycle:
         self._apply(SliceDone(self.job, following, observed=self._slice_done))
 
     # The answer.
+
+    def scheduled(self) -> None:
+        """The engine has scheduled all that it was sent, before the first token: its lane is free for others."""
+        self._apply(Scheduled(self.job))
 
     def first_token(self, now: float) -> None:
         """It was seen to come in the stream."""
@@ -211,7 +193,7 @@ class Lifecycle:
     def settle(self, answer: Answer, now: float) -> Settlement:
         """What it came to. Told before `end`, whether the answer came to its end or not."""
         model, request = self._core.cost_model, self.request
-        self._now = now
+        self._ended_at = now
         observation = self._observation(answer)
         usage = self._own_usage(answer.usage) if answer.usage else None
         if usage is None:
@@ -241,8 +223,9 @@ class Lifecycle:
         observation, last = self.settlement.observation, SliceResult()
         if self.slices:
             # The request itself was the last slice.
-            if not self._missed:
-                last = self._judge(answer.usage.prompt_tokens, answer, observation, first=False)
+            _, review = self._sliced
+            if not review.missed:
+                last = review.judge(answer.usage.prompt_tokens, answer, observation, self._ended_at, first=False)
             observation = None
         curve = model.learn(request.prompts, request.price, usage, observation, answer.queue_s)
         return Learned(curve, last.tripped, last.reuse)
@@ -255,49 +238,11 @@ class Lifecycle:
             self._driver_apply(event)
 
     @property
-    def _plan(self) -> SlicePlan:
+    def _sliced(self) -> tuple[SlicePlan, SliceReview]:
         plan = self.request.plan
         assert plan is not None, "a prompt that goes whole has no slices"
-        return plan
-
-    def _judge(
-        self, tokens: int, answer: Answer, observation: PrefillObservation | None, *, first: bool
-    ) -> SliceResult:
-        """Learn from a slice that ended at `tokens`, if it found what those before it had done."""
-        model, start = self._core.cost_model, self._plan.done
-        cached = answer.usage.cached if answer.usage else None
-        found = True if first else self._found(tokens, cached, observation)
-        if found:
-            known = cached if cached is not None or first else start
-            model.learn_slice(tokens, known, observation, answer.queue_s)
-        self._missed = found is False
-        if first:
-            return SliceResult()
-        reuse = None if cached is None else CacheReuse(start, min(start, cached))
-        return SliceResult(0.0, "" if found is None else self._observe_hit(found, start, cached), reuse)
-
-    def _found(self, tokens: int, cached: int | None, observation: PrefillObservation | None) -> bool | None:
-        """Whether a slice found what those before it had done; None where that cannot be told."""
-        model, start = self._core.cost_model, self._plan.done
-        if cached is not None:
-            return cache_hit(start, cached, model.prefixes.block)
-        model.prefixes.expect(start)
-        if observation is None or observation.others:
-            return None
-        profile = model.profile
-        return cache_hit_by_time(observation.seconds, profile.prefill(tokens, start), profile.prefill(tokens))
-
-    def _observe_hit(self, hit: bool, start: int, cached: int | None) -> str:
-        few = "few" if cached is None else cached
-        return self._tell_breaker(
-            hit,
-            f"slices do not find in the engine's cache what was done before them ({few} of {start} tokens); "
-            "is --enable-prefix-caching on, and the cache large enough?",
-        )
-
-    def _tell_breaker(self, hit: bool, why: str) -> str:
-        tripped = self._core.circuit_breaker.observe(self.request.model, hit=hit, now=self._now)
-        return why if tripped else ""
+        assert self._review is not None
+        return plan, self._review
 
     def _observation(self, answer: Answer) -> PrefillObservation | None:
         """Its prefill, if that can be told from others' work, and from waiting for an engine that was away."""
@@ -307,7 +252,7 @@ class Lifecycle:
         if self.request.streamed or answer.generation_s is None:
             return self._progress.observation()
         # Nobody saw the first token come; but the engine tells how long before the end that was.
-        return self._progress.observation(self._now - answer.generation_s)
+        return self._progress.observation(self._ended_at - answer.generation_s)
 
     def _own_usage(self, usage: Usage) -> Usage:
         """What the client's request says of itself, with the tokens that were cached before its first slice was sent:

@@ -10,7 +10,8 @@ from gateway.api.priority import with_priority
 from gateway.api.sse import EventStream
 from gateway.config.settings import Settings
 from gateway.engine.client import EngineClient, EngineRequest
-from gateway.lifecycle.lifecycle import Lifecycle, SliceResult
+from gateway.lifecycle.lifecycle import Lifecycle
+from gateway.lifecycle.slice_review import SliceResult
 from gateway.outcome import Outcome
 from gateway.proxy.call import Call
 from gateway.proxy.keepalive import Keepalives

@@ -15,8 +15,9 @@ from gateway.api.openai import read
 from gateway.api.priority import Order, with_priority
 from gateway.engine.client import EngineClient, EngineRequest
 from gateway.errors import GatewayError
-from gateway.lifecycle.lifecycle import Lifecycle, SliceResult
+from gateway.lifecycle.lifecycle import Lifecycle
 from gateway.lifecycle.settlement import Answer
+from gateway.lifecycle.slice_review import SliceResult
 from gateway.proxy.waiting_room import WaitingRoom
 from gateway.telemetry.metrics import Metrics
 from gateway.tokenizers.engine import Ids
