@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from gateway.api.chat import parse
+from gateway.engine.client import EngineClient
+from gateway.engine.monitor import Served
 from gateway.pricing.cost_model import CostModel
 from gateway.pricing.prompt import text_size
 from gateway.storage.profile_file import load
@@ -152,7 +154,7 @@ def test_what_is_counted_teaches(engine: ScriptedEngine, counting: RunningGatewa
 def test_a_prompt_that_was_counted_too_long_is_told_so_at_once(
     engine: ScriptedEngine, counting: RunningGateway
 ) -> None:
-    wait_until(lambda: counting.gateway.parts.max_model_len)
+    wait_until(lambda: counting.gateway.core.max_model_len)
     asked = counting.ask(chat(NOVEL * 3))
     engine.asked().answer(200, {"count": 32_769, "max_model_len": 32_768, "tokens": []})
     assert asked.status == 400
@@ -277,7 +279,7 @@ def state(tmp_path: Path) -> Path:
 
 def learn(gateway: RunningGateway, engine: ScriptedEngine, times: int = 6) -> list[float]:
     """The gateway finds the engine, and that it has half as many bytes to a token; its coefficients then."""
-    wait_until(lambda: gateway.gateway.parts.engine)
+    wait_until(lambda: gateway.gateway.core.max_model_len)
     for number in range(times):
         text = f"{number} " + "x" * 400 * (number + 1)
         turn(gateway, engine, said(text), counts(text_size(text.encode()).text_bytes // 2, 2, cached=0))
@@ -329,23 +331,26 @@ def test_another_version_starts_anew(engine: ScriptedEngine, start_gateway: Star
     assert kept["engine"] == "scripted on vLLM scripted"
     state.write_text(json.dumps(kept | {"engine": "scripted on vLLM 0.1"}))
     second = start_gateway(engine.url, state_file=state)
-    wait_until(lambda: second.gateway.parts.engine)
+    wait_until(lambda: second.gateway.core.max_model_len)
     turn(second, engine, said("Hello"), counts(9))
     assert second.metric("fairlane_bytes_per_token") == pytest.approx(4.0, rel=0.1)
 
 
 def test_an_engine_that_comes_back_as_another_is_learned_anew(
-    engine: ScriptedEngine, start_gateway: StartGateway
+    engine: ScriptedEngine, start_gateway: StartGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def metrics(started: float) -> bytes:
         return b'vllm:num_requests_running{engine="0"} 0\nprocess_start_time_seconds %f\n' % started
+
+    async def another(client: EngineClient) -> Served:
+        return Served("another on vLLM 0.1", {"another": 32_768})
 
     engine.metrics = metrics(1e9)
     gateway = start_gateway(engine.url)
     wait_until(lambda: gateway.metric("fairlane_engine_metrics_up") == 1)
     learn(gateway, engine)
     assert gateway.metric("fairlane_bytes_per_token") == pytest.approx(2.0, rel=0.1)
-    gateway.gateway.parts.engine = "another on vLLM 0.1"
+    monkeypatch.setattr("gateway.engine.monitor.served", another)
     engine.metrics = metrics(2e9)
     wait_until(lambda: gateway.metric("fairlane_bytes_per_token") == 4.0)
     assert gateway.metric("fairlane_samples") == 0
@@ -357,7 +362,7 @@ def test_a_step_that_is_slower_than_the_profile_says_lowers_the_seats(
     monkeypatch.setattr("gateway.engine.monitor.RELIMIT", 0.05)
     gateway = start_gateway(engine.url, tpot_target=0.15)
     assert gateway.metric("fairlane_seats_limit") == 25
-    step = gateway.gateway.parts.cost_model.step
+    step = gateway.gateway.core.cost_model.step
     for sequences in (1, 2, 4, 8):
         for _ in range(5):
             gateway.call(partial(step.saw, sequences, 0.12 * sequences**0.4))

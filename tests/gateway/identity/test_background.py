@@ -204,7 +204,7 @@ def test_nobody_gets_ahead_by_being_background(engine: ScriptedEngine, start_gat
     for n, (wish, head_start) in enumerate([("600", -30.0), ("0", -30.0), ("-90", -90.0)], start=1):
         gateway.ask(chat(TITLE), headers={"authorization": "Bearer k", "x-fairlane-priority": wish})
         call = engine.asked()
-        (job,) = gateway.gateway.parts.waiting.admission._prefill
+        (job,) = gateway.jobs()
         assert job.head_start == head_start
         call.answer()
         gateway.wait_ended("completed", n)
@@ -230,6 +230,6 @@ def test_other_rules_are_in_force_at_once(engine: ScriptedEngine, start_gateway:
     gateway.call(lambda: gateway.gateway.reconfigure(settings))
     gateway.ask(chat(user="ann"))
     engine.asked()
-    (job,) = gateway.gateway.parts.waiting.admission._prefill
+    (job,) = gateway.jobs()
     assert job.head_start == -settings.background_delay
     gateway.leave_all()
