@@ -16,7 +16,7 @@ import pytest
 from tests.support.running_gateway import RunningGateway, StartGateway
 from tests.support.scripted_engine import ReceivedRequest, ScriptedEngine
 from tests.support.servers import serve
-from tests.support.waiting import wait_until
+from tests.support.waiting import DEADLINE, wait_until
 from tests.support.wire import DONE, chat, sse, token
 
 SOON: dict[str, Any] = {"silent_grace": 0.05, "comment_interval": 0.05}
@@ -80,7 +80,10 @@ def test_a_fault(
     outcome: str,
 ) -> None:
     spans = tmp_path / "spans.jsonl"
-    gateway = start_gateway(engine.url, **ONE_SEAT, **(SOON if waited else {}), upstream_timeout=0.5, trace_file=spans)
+    # Only the engine that falls silent may run into the timeout, however slow the machine is.
+    timeout = 0.5 if fault is fall_silent else DEADLINE
+    soon = SOON if waited else {}
+    gateway = start_gateway(engine.url, **ONE_SEAT, **soon, upstream_timeout=timeout, trace_file=spans)
     asked = gateway.ask(chat(stream=True))
     call = engine.asked()
     if waited:
@@ -271,16 +274,17 @@ def test_the_lane_is_held_while_the_engine_is_away(start_gateway: StartGateway) 
 
 
 def test_an_engine_that_does_not_come_back(start_gateway: StartGateway) -> None:
-    gateway = start_gateway(f"http://127.0.0.1:{free_port()}", **ONE_SEAT, engine_grace=1.0)
+    grace = 3.0
+    gateway = start_gateway(f"http://127.0.0.1:{free_port()}", **ONE_SEAT, engine_grace=grace)
     start = time.perf_counter()
     first, second = (gateway.ask(chat(stream=True)) for _ in range(2))
     assert (first.status, second.status) == (503, 503)
     assert first.json()["error"]["code"] == "engine_down"
-    # The grace is the engine's, and not every request's.
-    assert 0.3 < time.perf_counter() - start < 3.0
+    # The grace belongs to the engine: requests neither wait for it one after the other, nor once it is over.
+    assert 0.3 * grace < time.perf_counter() - start < 2 * grace
     start = time.perf_counter()
     assert gateway.post(chat()).status_code == 503
-    assert time.perf_counter() - start < 1.0
+    assert time.perf_counter() - start < grace
     gateway.wait_ended("engine_down", 3)
 
 
@@ -325,7 +329,7 @@ def test_who_leaves_while_the_engine_is_away_gives_the_seat_back(start_gateway: 
     asked = gateway.ask(chat(stream=True))
     wait_until(lambda: gateway.seats() == 1)
     asked.leave()
-    wait_until(lambda: gateway.seats() == 0, 2.0)
+    wait_until(lambda: gateway.seats() == 0)
     gateway.wait_ended("client_left")
 
 

@@ -229,9 +229,9 @@ def test_a_novel_does_not_stall_a_stream() -> None:
 
 def fastest(work: Callable[[], object]) -> float:
     def once() -> float:
-        start = time.perf_counter()
+        start = time.thread_time()  # what other processes take is not in it
         work()
-        return time.perf_counter() - start
+        return time.thread_time() - start
 
     return min(once() for _ in range(30))
 

@@ -22,7 +22,7 @@ from tests.support.client import PendingRequest
 from tests.support.process import COMMAND, Process
 from tests.support.scripted_engine import ScriptedEngine
 from tests.support.servers import serve
-from tests.support.waiting import wait_until
+from tests.support.waiting import DEADLINE, wait_until
 from tests.support.wire import DONE, chat, token
 
 Start = Callable[..., Process]
@@ -56,7 +56,7 @@ def ask() -> Iterator[Callable[..., PendingRequest]]:
 
 def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*COMMAND, *arguments], capture_output=True, text=True, timeout=30, env=dict(os.environ) | environ
+        [*COMMAND, *arguments], capture_output=True, text=True, timeout=50, env=dict(os.environ) | environ
     )
 
 
@@ -141,11 +141,11 @@ def test_a_drain_is_bounded(engine: ScriptedEngine, start: Start, ask: Callable[
     call.start()
     call.send(token())
     runs.event()
-    process.signal(signal.SIGTERM)
     begun = time.perf_counter()
-    assert process.exit_code(5.0) == 0
-    assert time.perf_counter() - begun > 0.8
-    assert call.left.wait(1.0)
+    process.signal(signal.SIGTERM)
+    assert process.exit_code() == 0
+    assert time.perf_counter() - begun >= 1.0
+    assert call.left.wait(DEADLINE)
     told = runs.read()  # that this is not all, and why
     assert b'"code": "draining"' in told
     assert told.endswith(b"data: [DONE]\n\n")

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from gateway.config.settings import Settings
 from tests.support.client import PendingRequest
 from tests.support.running_gateway import RunningGateway, StartGateway
 from tests.support.scripted_engine import ReceivedRequest, ScriptedEngine
-from tests.support.waiting import wait_until
+from tests.support.waiting import DEADLINE, wait_until
 from tests.support.wire import CHAT, DONE, TEXT, chat, token, usage
 
 # Waits are told of soon and often, so that the tests are quick; what the defaults are is said in one of them.
@@ -92,9 +93,12 @@ def test_how_long_it_waited_is_in_the_comment_that_stands_for_the_headers(
 def test_within_the_grace_nothing_is_told_and_errors_keep_their_status(
     engine: ScriptedEngine, start_gateway: StartGateway
 ) -> None:
-    gateway = start_gateway(engine.url, **ONE_SEAT, queue_timeout=0.2)
+    impatient = start_gateway(engine.url, **ONE_SEAT, queue_timeout=0.2)
+    _, call = occupied(engine, impatient)
+    assert impatient.post(chat(stream=True)).status_code == 429
+    call.end(DONE)
+    gateway = start_gateway(engine.url, **ONE_SEAT, silent_grace=DEADLINE)
     _, call = occupied(engine, gateway)
-    assert gateway.post(chat(stream=True)).status_code == 429
     waits = gateway.ask(chat(stream=True))
     gateway.wait_queued(1)
     call.end(DONE)
@@ -102,15 +106,22 @@ def test_within_the_grace_nothing_is_told_and_errors_keep_their_status(
     assert waits.status == 400
 
 
-def test_the_grace_is_three_seconds_and_the_interval_five(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
-    gateway = start_gateway(engine.url, **ONE_SEAT)
+def test_the_grace_is_three_seconds_and_the_interval_five_by_default() -> None:
+    assert (Settings().silent_grace, Settings().comment_interval) == (3.0, 5.0)
+
+
+def test_comments_come_after_the_grace_and_then_once_an_interval(
+    engine: ScriptedEngine, start_gateway: StartGateway
+) -> None:
+    grace, interval = 0.4, 0.6
+    gateway = start_gateway(engine.url, **ONE_SEAT, silent_grace=grace, comment_interval=interval)
     _, call = occupied(engine, gateway)
     start = time.perf_counter()
     waits = gateway.ask(chat(stream=True))
     assert QUEUED.fullmatch(line(waits))
-    assert 2.9 <= time.perf_counter() - start < 5.0
+    assert time.perf_counter() - start >= grace
     assert QUEUED.fullmatch(line(waits))
-    assert 7.9 <= time.perf_counter() - start < 10.0
+    assert time.perf_counter() - start >= grace + interval
     call.end(DONE)
     engine.asked().stream(token(), DONE)
     assert waits.read().endswith(token() + DONE)
@@ -146,13 +157,14 @@ def test_the_engines_own_silence_is_filled_until_the_first_byte_and_no_longer(
     call.send(b'data: {"choices":[{"index":0,"delta":{"content":"hal')
     # Half an event is held back. From then on there are no comments, for the other half may come at any moment.
     start = time.perf_counter()
-    wait_until(lambda: time.perf_counter() - start > 0.3)
+    wait_until(lambda: time.perf_counter() - start > 1.0)
+    due = (time.perf_counter() - start) / SOON["comment_interval"]
     call.send(b'f"}}]}\n\n')
     call.end(DONE)
     told = asked.read()
     comments, _, answer = told.partition(b"data: ")
     assert answer == b'{"choices":[{"index":0,"delta":{"content":"half"}}]}\n\n' + DONE
-    assert len(comments.splitlines()) <= 2  # those that were under way
+    assert len(comments.splitlines()) < due / 2  # only those that were sent before the half event arrived
 
 
 def test_a_slow_stream_has_no_comments_in_it(engine: ScriptedEngine, start_gateway: StartGateway) -> None:

@@ -19,7 +19,7 @@ from gateway.server import connection
 from gateway.tcp import PROBES
 from tests.support.running_gateway import RunningGateway, StartGateway
 from tests.support.scripted_engine import ScriptedEngine
-from tests.support.waiting import wait_until
+from tests.support.waiting import DEADLINE, wait_until
 from tests.support.wire import CHAT, DONE, chat, token
 
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
@@ -31,7 +31,7 @@ class Raw:
 
     def __init__(self, url: str) -> None:
         address = httpx.URL(url)
-        self.socket = socket.create_connection((address.host, address.port or 0), timeout=10)
+        self.socket = socket.create_connection((address.host, address.port or 0), timeout=DEADLINE)
 
     def send(self, data: bytes) -> None:
         self.socket.sendall(data)
@@ -194,14 +194,14 @@ def test_who_goes_on_sending_a_refused_body_is_cut_off(
 def test_a_connection_whose_body_was_refused_and_came_whole_serves_on(
     engine: ScriptedEngine, start_gateway: StartGateway, raw: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "LINGER", 0.2)
+    monkeypatch.setattr(connection, "LINGER", 1.0)
     gateway = start_gateway(engine.url, max_body=1000)
     client = raw(gateway)
     client.send(HEAD + b"content-length: 2000\r\n\r\n")
     assert client.answer()[0] == 413
     client.send(b"x" * 2000)
     start = time.perf_counter()
-    wait_until(lambda: time.perf_counter() - start > 0.4)
+    wait_until(lambda: time.perf_counter() - start > 1.2)
     client.send(HEAD + b"content-length: %d\r\n\r\n" % len(BODY) + BODY)
     engine.asked().answer()
     assert client.answer()[0] == 200

@@ -26,6 +26,7 @@ from tests.support.wire import CHAT, DONE, TEXT, chat, token, usage
 Span = dict[str, Any]
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT_ID = "00f067aa0ba902b7"
+SDK_SHUTDOWN_S = 30.0  # for how long the SDK itself would wait for a collector that does not answer
 CLOCKS = 1e-3  # what the wall clock may drift against the monotonic one during a test, and rounding
 
 
@@ -131,11 +132,12 @@ def test_a_trace_file_is_added_to(engine: ScriptedEngine, start_gateway: StartGa
 
 
 def test_times_are_those_of_the_phases(engine: ScriptedEngine, start_gateway: StartGateway, tmp_path: Path) -> None:
-    """A tenth of a second in each phase, seen from the outside, is a tenth of a second in its span."""
+    """Each span lasts at least as long as its phase did for the client and the engine, and they fill the request."""
     file = tmp_path / "spans.jsonl"
     gateway = start_gateway(engine.url, trace_file=file, engine={"max_num_seqs": 1})
     ahead = gateway.ask(chat(stream=True), headers={"x-request-id": "ahead"})
     call = engine.asked()
+    start = time.perf_counter()
     asked = gateway.ask(chat(stream=True), headers={"x-request-id": "asked"})
     gateway.wait_queued(1)
     queued = pause()
@@ -149,16 +151,17 @@ def test_times_are_those_of_the_phases(engine: ScriptedEngine, start_gateway: St
     call.end(DONE)
     asked.read()
     ahead.read()
+    whole = time.perf_counter() - start
     gateway.stop()
     spans = [json.loads(line) for line in file.read_text().splitlines()]
     (server,) = (span for span in spans if span["attributes"].get("fairlane.request.id") == "asked")
     phases = {span["name"]: span for span in spans if span["parent_id"] == server["span_id"]}
     took = {name: phases[name]["duration_s"] for name in ("queue", "prefill", "decode")}
-    assert queued <= took["queue"] < queued + 0.2
-    assert prefilled <= took["prefill"] < prefilled + 0.2
-    assert decoded <= took["decode"] < decoded + 0.2
+    assert queued <= took["queue"] <= whole - prefilled - decoded
+    assert prefilled <= took["prefill"] <= whole - queued - decoded
+    assert decoded <= took["decode"] <= whole - queued - prefilled
     # Before the queue there is only the reading of the body.
-    assert sum(took.values()) == pytest.approx(server["duration_s"], abs=0.02)
+    assert 0.8 * server["duration_s"] < sum(took.values()) <= server["duration_s"] + CLOCKS
 
 
 def pause(seconds: float = 0.1) -> float:
@@ -346,7 +349,7 @@ def test_a_collector_that_is_not_there(
         port = probe.getsockname()[1]
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{port}")
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "10")
-    check_that_nobody_notices(engine, start_gateway(engine.url), caplog)
+    check_that_nobody_notices(engine, start_gateway(engine.url), untraced(engine, start_gateway), caplog)
 
 
 def test_a_collector_that_answers_nothing(
@@ -362,22 +365,33 @@ def test_a_collector_that_answers_nothing(
     engine.asked().stream(token(), DONE)
     one.read()
     assert collector.asked.wait(5)
-    check_that_nobody_notices(engine, gateway, caplog)
+    check_that_nobody_notices(engine, gateway, untraced(engine, start_gateway), caplog)
+
+
+def untraced(engine: ScriptedEngine, start_gateway: StartGateway) -> RunningGateway:
+    with pytest.MonkeyPatch.context() as environ:
+        environ.setenv("OTEL_SDK_DISABLED", "true")
+        return start_gateway(engine.url)
 
 
 def check_that_nobody_notices(
-    engine: ScriptedEngine, gateway: RunningGateway, caplog: pytest.LogCaptureFixture
+    engine: ScriptedEngine, gateway: RunningGateway, untraced: RunningGateway, caplog: pytest.LogCaptureFixture
 ) -> None:
-    start = time.perf_counter()
-    for _ in range(30):
-        asked = gateway.ask(chat(stream=True, user="ann"))
-        engine.asked().stream(token(), DONE)
-        assert asked.read() == token() + DONE
-    assert time.perf_counter() - start < 2.0
+    def thirty_requests(at: RunningGateway) -> float:
+        start = time.perf_counter()
+        for _ in range(30):
+            asked = at.ask(chat(stream=True, user="ann"))
+            engine.asked().stream(token(), DONE)
+            assert asked.read() == token() + DONE
+        return time.perf_counter() - start
+
+    # Each request would wait for seconds if it waited for the collector. The faster of two rounds counts.
+    traced = [(thirty_requests(gateway), thirty_requests(untraced)) for _ in range(2)]
+    assert min(ours for ours, _ in traced) < 10 * max(plain for _, plain in traced)
     gateway.wait_ended("completed", int(gateway.ended("completed")))
     start = time.perf_counter()
     gateway.stop()
-    assert time.perf_counter() - start < 4.0
+    assert time.perf_counter() - start < SDK_SHUTDOWN_S / 2
     noise = [record for record in caplog.get_records("call") if record.levelno >= logging.WARNING]
     assert len(noise) <= 1, [record.getMessage() for record in noise]
 

@@ -137,7 +137,7 @@ def test_interrupted_it_tells_what_it_measured(tmp_path: Path) -> None:
             rows = out / "gated" / "1" / "results.jsonl"
             wait_until(lambda: rows.exists() and rows.read_bytes().count(b"\n") >= 2, 50)
             run.send_signal(signal.SIGINT)
-            said, _ = run.communicate(timeout=20)
+            said, _ = run.communicate(timeout=40)
     assert run.returncode == 130
     assert "interrupted: what was measured by then is told" in said
     told = json.loads((out / "summary.json").read_text())

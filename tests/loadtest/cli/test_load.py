@@ -167,7 +167,7 @@ def test_an_interrupted_run_keeps_what_it_measured(tmp_path: Path) -> None:
         rows = out / "results.jsonl"
         wait_until(lambda: rows.exists() and rows.read_bytes().count(b"\n") >= 2, 30)
         run.send_signal(signal.SIGINT)
-        said, _ = run.communicate(timeout=20)
+        said, _ = run.communicate(timeout=40)
     found = json.loads(said)
     assert found["completed"] >= 2
     assert found["interrupted"] > 0

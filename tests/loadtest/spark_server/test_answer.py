@@ -20,6 +20,7 @@ from tests.support.simulated_spark import (
     simulated_spark,
     stream_chunks,
 )
+from tests.support.timing import smallest
 from tests.support.waiting import wait_until
 from tests.support.wire import CHAT, TEXT
 
@@ -187,10 +188,14 @@ def test_times_are_those_of_the_steps() -> None:
     """Alone at an engine of 20 ms a step: a prefill of three steps, then four steps of decoding."""
     with simulated_spark(FLAT, speed=50.0) as url:
         body = {"prompt": [1] * 2500, "max_tokens": 5}
+
+        def queued() -> float:
+            return float(post_for_json(url, body, TEXT)["metrics"]["queue_time_ms"])
+
+        assert 0 <= smallest(queued, enough=10) < 10
         whole, last = post_for_json(url, body, TEXT)["metrics"], stream_chunks(url, body | USAGE, TEXT)[-1]["metrics"]
         one = post_for_json(url, body | {"max_tokens": 1}, TEXT)["metrics"]
     for metrics in (whole, last):
-        assert metrics["queue_time_ms"] == pytest.approx(0, abs=10)
         assert metrics["time_to_first_token_ms"] == pytest.approx(60, abs=0.01)
         assert metrics["generation_time_ms"] == pytest.approx(80, abs=0.01)
         assert metrics["mean_itl_ms"] == pytest.approx(20, abs=0.01)
@@ -209,7 +214,8 @@ def test_a_prefill_is_timed_from_when_it_is_composed(seats: int, asynchronous: b
         metrics = post_for_json(url, {"prompt": [1], "max_tokens": 1}, TEXT)["metrics"]
         first.join()
     assert metrics["time_to_first_token_ms"] == pytest.approx(50 * steps, abs=0.01)
-    assert (metrics["queue_time_ms"] > 50) == (seats == 1)
+    # The first has most of its 30 steps of 50 ms before it.
+    assert (metrics["queue_time_ms"] > 400) == (seats == 1)
 
 
 # Priority

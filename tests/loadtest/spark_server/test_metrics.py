@@ -67,8 +67,8 @@ def test_who_leaves_is_not_counted() -> None:
 
 
 def test_a_token_on_its_way_to_who_has_left_is_not_counted() -> None:
-    """Done in the engine after a second, while its first token is half a second away yet."""
-    with simulated_spark(replace(FLAT, to_s=60.0), speed=40.0) as url:
+    """The engine is done with it after a second; its first token would arrive two seconds later."""
+    with simulated_spark(replace(FLAT, to_s=120.0), speed=40.0) as url:
         with request_in_engine(url, tokens=40):
             wait_until(lambda: metric(url, "num_requests_running") == 0)
         post_for_json(url, {"prompt": [1], "max_tokens": 1}, TEXT)

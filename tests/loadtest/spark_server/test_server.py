@@ -12,7 +12,8 @@ import pytest
 from gateway.scheduling.reconciler import EngineState
 from loadtest.spark.engine import prefill_alone
 from tests.support.simulated_spark import BF16, HTTP, chat, post_for_json, simulated_spark
-from tests.support.waiting import wait_until
+from tests.support.timing import smallest
+from tests.support.waiting import DEADLINE, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -166,18 +167,22 @@ def test_headers_leave_at_once_and_tokens_in_their_time() -> None:
     last_token = first_token + 19 * BF16.step_s(decoding=1, context=4106) / speed
     with simulated_spark(speed=speed) as url, httpx.Client(base_url=url) as client:
         client.get("/health")
-        start = time.perf_counter()
-        with client.stream("POST", "/v1/completions", json=body) as response:
-            headers = time.perf_counter() - start
-            arrived = [time.perf_counter() - start for line in response.iter_lines() if line]
-    assert headers < first_token / 2
-    assert first_token - 0.002 < arrived[0] < first_token + 0.1
-    assert last_token - 0.002 < arrived[19] < last_token + 0.1
+
+        def lateness() -> float:
+            start = time.perf_counter()
+            with client.stream("POST", "/v1/completions", json=body) as response:
+                headers = time.perf_counter() - start
+                arrived = [time.perf_counter() - start for line in response.iter_lines() if line]
+            assert first_token - 0.002 < arrived[0]
+            assert last_token - 0.002 < arrived[19]
+            return max(arrived[0] / first_token, arrived[19] / last_token, headers / first_token + 0.5)
+
+        assert smallest(lateness, enough=1.25) < 1.25
 
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_takes_its_sequences_along(stream: bool) -> None:
-    """One in prefill and one that waits for its seat: both leave the engine within 100 ms, minutes early."""
+    """One in prefill and one that waits for its seat: both leave the engine long before they would be done."""
     body = json.dumps({"prompt": [1] * 100_000, "max_tokens": 1000, "stream": stream, "n": 1}).encode()
     head = (
         b"POST /v1/completions HTTP/1.1\r\nhost: spark\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
@@ -191,8 +196,9 @@ def test_a_client_that_leaves_takes_its_sequences_along(stream: bool) -> None:
             with socket.create_connection(address) as waits:
                 waits.sendall(request)
                 seconds_until(url, 1, 1)
-            assert seconds_until(url, 1, 0) < 0.1
-        assert seconds_until(url, 0, 0) < 0.1
+            seconds_until(url, 1, 0)
+        seconds_until(url, 0, 0)
+    assert prefill_alone(BF16, 100_000) > 3 * DEADLINE  # so neither of them was simply done
 
 
 def test_a_client_that_leaves_while_it_asks_is_forgotten(spark: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -209,12 +215,17 @@ def test_one_users_prefill_is_anothers_stall() -> None:
     prefill = BF16.step_s(decoding=1, context=1, prefilled=8000, attended=8000 * 4000) / speed
     with simulated_spark(speed=speed) as url, httpx.Client(base_url=url) as client:
         body = {"prompt": [1], "max_tokens": 40, "stream": True}
-        with client.stream("POST", "/v1/completions", json=body) as response:
-            lines = response.iter_lines()
-            next(lines)
-            start = time.perf_counter()
-            client.post("/v1/completions", json={"prompt": [1] * 8000, "max_tokens": 1})
-            for _ in lines:
-                pass
-            took = time.perf_counter() - start
-    assert decode - 0.01 < took - prefill < decode + 0.1
+
+        def lateness() -> float:
+            with client.stream("POST", "/v1/completions", json=body) as response:
+                lines = response.iter_lines()
+                start = time.perf_counter()
+                next(lines)
+                client.post("/v1/completions", json={"prompt": [1] * 8000, "max_tokens": 1})
+                for _ in lines:
+                    pass
+                took = time.perf_counter() - start
+            assert took > prefill + decode - 0.01
+            return took / (prefill + decode)
+
+        assert smallest(lateness, enough=1.25) < 1.25
