@@ -182,7 +182,7 @@ def test_a_second_signal_ends_it(engine: ScriptedEngine, start: Start, ask: Call
     process.signal(signal.SIGINT)
     process.says("draining")
     process.signal(signal.SIGINT)
-    process.exit_code(3.0)
+    process.exit_code()
 
 
 # Starting
