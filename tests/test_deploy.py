@@ -17,9 +17,10 @@ import pytest
 import yaml
 from dotenv import dotenv_values
 
-from gateway.config.layers import ConfigError, load
+from gateway.config.layers import ConfigError
 from gateway.config.settings import Settings
-from gateway.pricing.profile import load as load_profile
+from gateway.storage.config_file import load
+from gateway.storage.profile_file import load as load_profile
 from tests.support.repository import ROOT
 
 DEPLOY = ROOT / "deploy"

@@ -7,11 +7,13 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
-from gateway.config.layers import fields
+from gateway.config.fields import fields
 from loadtest.cli.load import app as load_app
 from loadtest.cli.main import app
-from loadtest.fitting import accuracy
 from loadtest.results.summary import Lag, PointSummary, Row, Stat, Summary, UserSummary
+from loadtest.simulation import accuracy
+from loadtest.storage.engine_profiles import load_profile
+from loadtest.storage.measurements import measurements
 from policies import POLICIES
 from tests.support.repository import ROOT
 
@@ -28,7 +30,8 @@ def test_the_table_of_policies_is_what_the_command_prints() -> None:
 
 def test_the_table_of_errors_is_what_the_machines_are_off_by() -> None:
     _, table, _ = re.split(r"<!-- table:(?:begin|end) -->\n", (ROOT / "docs" / "loadtest.md").read_text())
-    assert table == accuracy.markdown() + "\n"
+    machines = [(load_profile(name), tests) for name, tests in measurements().items()]
+    assert table == accuracy.markdown(machines) + "\n"
 
 
 @pytest.mark.parametrize("schema", [Summary, Row, PointSummary, UserSummary, Stat, Lag])
@@ -64,7 +67,7 @@ def test_commands_that_are_shown_exist(document: Path) -> None:
 
 
 def test_settings_that_are_shown_exist() -> None:
-    known = {key for key, _, _ in fields()}
+    known = {field.key for field in fields()}
     text = (ROOT / "docs" / "queueing.md").read_text()
     rows = re.findall(r"^\| (`[a-z_.`, ]+) \|", text, re.MULTILINE)
     shown = {key for row in rows for key in re.findall(r"`([a-z_.]+)`", row)}

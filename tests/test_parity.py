@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from loadtest.simulation.replay import Divergence, replay
-from loadtest.spark.profile import load_profile
+from loadtest.spark_server.options import ServerOptions
 from loadtest.spark_server.server import create_app
+from loadtest.storage.engine_profiles import load_profile
 from tests.support.client import PendingRequest
 from tests.support.running_gateway import RunningGateway, StartGateway
 from tests.support.servers import serve
@@ -78,7 +79,7 @@ def decisions(start_gateway: StartGateway, logs: dict[str, list[str]], tmp_path:
     def decisions(policy: str) -> list[str]:
         if policy not in logs:
             file = tmp_path / "decisions.jsonl"
-            with serve(create_app(load_profile(MODEL), speed=SPEED, seed=1)) as spark:
+            with serve(create_app(load_profile(MODEL), ServerOptions(speed=SPEED, seed=1))) as spark:
                 gateway = start_gateway(spark, policy=policy, decision_log=file, engine={"max_num_seqs": 4})
                 served(gateway, seed=1)
                 gateway.stop()

@@ -1,28 +1,26 @@
 """A conversation into a prompt, in the order in which templates render it."""
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
+from secrets import token_bytes
 from typing import Any
 
 import msgspec
 
 from gateway.api.base import utf8
 from gateway.pricing.prompt import Prompt, PromptReader
+from gateway.types import OPENING_CHARS
 
 # What a part that is no text (an image, a sound) costs in prompt tokens, whatever its size: Gemma's encoder makes 256
 # of an image. Its base64 is never counted, and what is behind its URL never fetched.
 MEDIA_TOKENS = 256
-
-# Characters of a last message that tell what kind of request it is.
-OPENING = 200
 
 # So many characters at either end of a first message tell conversations apart; a pasted novel need not be hashed whole.
 _SESSION_CHARS = 4096
 
 # A session's name can be seen in the decision log. Without the key, which ends with the process, nobody can guess texts
 # and compare.
-_SESSION_KEY = os.urandom(16)
+_SESSION_KEY = token_bytes(16)
 
 Turn = tuple[Any, Any]  # role and content, as the client wrote them
 
@@ -80,7 +78,7 @@ def session(turns: Sequence[Turn]) -> str:
 
 def opening(content: Any) -> str:
     """How a message begins."""
-    return next(_texts(content), "")[:OPENING].lstrip()
+    return next(_texts(content), "")[:OPENING_CHARS].lstrip()
 
 
 def _texts(content: Any) -> Iterator[str]:

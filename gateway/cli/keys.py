@@ -16,6 +16,7 @@ from rich.table import Table
 from gateway.cli.options import ConfigFile, user_errors
 from gateway.config import layers
 from gateway.identity.keys import KEY_PREFIX, Key, key_digest, with_key, without_key
+from gateway.storage.config_file import load as load_settings
 from gateway.storage.keys_file import change, read_keys_file
 
 app = typer.Typer(no_args_is_help=True, help="API keys: give one, list them, take one back.")
@@ -111,7 +112,7 @@ def revoke(
 
 def _path(file: Path | None, config_file: Path | None) -> Path:
     """Raises ConfigError."""
-    path = file or layers.load(config_file, os.environ)[0].keys_file
+    path = file or load_settings(config_file, os.environ)[0].keys_file
     if path is None:
         raise layers.ConfigError(
             'which file? Say --file FILE, or set keys_file = "/etc/fairlane/keys.jsonl" in the configuration, and name '

@@ -5,6 +5,7 @@ import os
 import socket
 import sys
 from importlib.metadata import version
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,13 +14,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from gateway import from_settings
 from gateway.app import create_gateway
 from gateway.cli import keys as key_commands
 from gateway.cli.options import Assignments, ConfigFile, user_errors
 from gateway.config import layers
+from gateway.config.fields import fields
 from gateway.config.settings import Settings
-from gateway.pricing.profile import load as load_profile
 from gateway.server.server import Server
+from gateway.storage.config_file import load as load_settings
+from gateway.storage.profile_file import load as load_profile
 from policies import names
 
 config_app = typer.Typer(no_args_is_help=True, help="Look at the settings.")
@@ -69,20 +73,13 @@ def serve(
     }
 
     def read_settings() -> Settings:
-        return layers.load(config_file, os.environ, _given(flags) | layers.assigned(assignments or []))[0]
+        return load_settings(config_file, os.environ, _given(flags) | layers.assigned(assignments or []))[0]
 
     with user_errors():
         settings = read_settings()
-        logging.basicConfig(
-            level=settings.log_level.upper(),
-            format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-            stream=sys.stderr,
-        )
-        # httpx tells of every request it sends, and uvicorn of each stage it is in; ours says it once, with more.
-        for name in ("httpx", "httpcore", "uvicorn"):
-            logging.getLogger(name).setLevel(logging.WARNING)
+        _start_logging(settings.log_level)
         gateway = create_gateway(settings)
-        server = Server(gateway, lambda bound: _greet(settings, bound), read_settings)
+        server = Server(gateway, lambda bound: _greet(settings, bound), lambda: gateway.reconfigure(read_settings()))
     server.run()
 
 
@@ -90,14 +87,8 @@ def serve(
 def show(config_file: ConfigFile = None, assignments: Assignments = None) -> None:
     """Print every setting: its value, its unit, where it comes from, what it is for."""
     with user_errors():
-        settings, sources = layers.load(config_file, os.environ, layers.assigned(assignments or []))
-    table = Table("setting", "value", "unit", "source", "what it is", box=None, pad_edge=False)
-    for key, unit, description in layers.fields():
-        value: Any = settings
-        for name in key.split("."):
-            value = getattr(value, name)
-        table.add_row(key, escape(_shown(value)), unit, sources.get(key, "default"), escape(description))
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+        settings, sources = load_settings(config_file, os.environ, layers.assigned(assignments or []))
+    Console(width=None if sys.stdout.isatty() else 160).print(_table(settings, sources))
 
 
 def main_options(
@@ -112,8 +103,25 @@ def main() -> None:
     create_app()()
 
 
+def _start_logging(level: str) -> None:
+    form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    logging.basicConfig(level=level.upper(), format=form, stream=sys.stderr)
+    # httpx logs every request that it sends, and uvicorn every stage that it is in; our own line says more.
+    for name in ("httpx", "httpcore", "uvicorn"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
 def _given(flags: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in flags.items() if value is not None}
+
+
+def _table(settings: Settings, sources: layers.Sources) -> Table:
+    table = Table("setting", "value", "unit", "source", "what it is", box=None, pad_edge=False)
+    for field in fields():
+        value = _shown(attrgetter(field.key)(settings))
+        description = f"{field.description} (takes a restart)" if field.restart else field.description
+        table.add_row(field.key, escape(value), field.unit, sources.get(field.key, "default"), escape(description))
+    return table
 
 
 def _shown(value: object) -> str:
@@ -127,7 +135,7 @@ def _shown(value: object) -> str:
 def _greet(settings: Settings, port: int) -> None:
     """What an admin wants to know first: the URLs to paste, and what rules are in force."""
     cost = load_profile(settings.profile)
-    limits = settings.limits(cost)
+    limits = from_settings.limits(settings, cost)
     local, scheme = settings.on_loopback, "https" if settings.tls_certificate else "http"
     closed = "not reachable: listen with --host 0.0.0.0 and keys (or --insecure)"
     lines = [

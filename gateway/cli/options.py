@@ -1,4 +1,4 @@
-"""What the gateway's commands share: options, and how they say what went wrong."""
+"""What all commands share: options, and how they tell users what they did wrong."""
 
 import sys
 from collections.abc import Iterator
@@ -20,13 +20,16 @@ Assignments = Annotated[
 
 @contextmanager
 def user_errors(*also: type[Exception]) -> Iterator[None]:
-    """What a person got wrong is told in plain lines and exit code 2, not in a traceback; and errors of these kinds."""
-    told: tuple[type[Exception], ...] = (ValueError, OSError, *also)
+    """Tell users what they did wrong, in plain lines and with exit code 2 instead of a traceback.
+
+    also  what else than ValueError and OSError is a user's mistake here: RuntimeError, where a server is not there
+    """
+    mistakes: tuple[type[Exception], ...] = (ValueError, OSError, *also)
     try:
         yield
     except typer.Exit:  # which is a RuntimeError
         raise
-    except told as error:
+    except mistakes as error:
         for line in str(error).splitlines():
             print(f"fairlane: {line}", file=sys.stderr)
         raise typer.Exit(2) from error

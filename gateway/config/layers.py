@@ -1,43 +1,44 @@
-"""Settings from where they are kept: one TOML file, the environment over it, the command line over both.
+"""Settings from several layers, of which a later one wins: a file, the environment, the command line.
 
-`load` keeps where each value came from, so that `fairlane config show` can say it, and answers what it does not
-know with what was probably meant.
+`merge` keeps where each value came from, so that `fairlane config show` can say it, and answers a key that it does not
+know with the one that was probably meant. `gateway.storage.config_file` reads the layers.
 """
 
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ValidationError
-from pydantic_settings import EnvSettingsSource
+from pydantic import ValidationError
 
-from gateway.config.settings import ENV_PREFIX, Settings, Unit
+from gateway.config.fields import fields
+from gateway.config.settings import Settings
 
 
 class ConfigError(ValueError):
     """What is wrong with the configuration, a line for each fault, each with its remedy."""
 
 
+class Layer(NamedTuple):
+    """
+    source  where the values come from, in words
+    values  tables inside of tables, as in TOML
+    """
+
+    source: str
+    values: dict[str, Any]
+
+
 Sources = dict[str, str]  # dotted key -> where its value came from
 
 
-def load(
-    file: Path | None = None, environ: Mapping[str, str] | None = None, flags: Mapping[str, Any] | None = None
-) -> tuple[Settings, Sources]:
+def merge(layers: Iterable[Layer]) -> tuple[Settings, Sources]:
     """Settings, and the source of each value that is not a default. Raises ConfigError."""
-    layers: list[tuple[str, dict[str, Any]]] = []
-    if file is not None:
-        layers.append((str(file), _read_file(file)))
-    layers.append(("environment", _read_environment(environ or {})))
-    layers.append(("command line", _nested(flags or {})))
-
     merged: dict[str, Any] = {}
     sources: Sources = {}
-    for source, layer in layers:
-        sources.update(dict.fromkeys(_dotted(layer), source))
-        _update(merged, layer)
+    for layer in layers:
+        sources.update(dict.fromkeys(_dotted(layer.values), layer.source))
+        _update(merged, layer.values)
     try:
         return Settings(**merged), sources
     except ValidationError as error:
@@ -55,6 +56,26 @@ def assigned(assignments: Iterable[str]) -> dict[str, Any]:
     return flags
 
 
+def nested(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Of dotted keys, tables inside of tables. Raises ConfigError."""
+    tables: dict[str, Any] = {}
+    for key, value in flags.items():
+        *parents, name = key.split(".")
+        table = tables
+        for parent in parents:
+            table = table.setdefault(parent, {})
+            if not isinstance(table, dict):
+                raise ConfigError(f"{parent} is a table: set {parent}.{name} alone, or the table")
+        table[name] = value
+    return tables
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """The known name that was probably meant, to be put behind the fault."""
+    close = get_close_matches(name, known, n=1, cutoff=0.5)
+    return f": did you mean {close[0]}?" if close else ": see `fairlane config show` for what there is"
+
+
 def _value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
@@ -62,67 +83,18 @@ def _value(text: str) -> Any:
         return text
 
 
-def fields(model: type[BaseModel] = Settings, prefix: str = "") -> Iterator[tuple[str, str, str]]:
-    """Every setting: its dotted key, its unit, its description."""
-    for name, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from fields(field.annotation, f"{prefix}{name}.")
-        else:
-            unit = next((str(item) for item in field.metadata if isinstance(item, Unit)), "")
-            yield f"{prefix}{name}", unit, field.description or ""
-
-
-def _read_file(file: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(file.read_text())
-    except OSError as error:
-        raise ConfigError(f"cannot read {file}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} is not valid TOML: {error}") from error
-
-
-def _read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
-    ours = {name: value for name, value in environ.items() if name.startswith(ENV_PREFIX)}
-    known = {ENV_PREFIX + key.upper().replace(".", "__") for key, _, _ in fields()} | {ENV_PREFIX + "CONFIG"}
-    if unknown := [f"unknown variable {name}{_suggestion(name, known)}" for name in ours if name not in known]:
-        raise ConfigError("\n".join(unknown))
-    source = EnvSettingsSource(Settings)
-    source.env_vars = {name.lower(): value for name, value in ours.items()}
-    try:
-        return source()
-    except ValueError as error:
-        raise ConfigError(f"environment: {error}: lists are written as JSON") from error
-
-
 def _faults(error: ValidationError, sources: Sources) -> Iterator[str]:
-    known = {key for key, _, _ in fields()} | {key.partition(".")[0] for key, _, _ in fields()}
+    keys = [field.key for field in fields()]
+    known = {*keys, *(key.partition(".")[0] for key in keys)}
     for fault in error.errors():
         key = ".".join(map(str, fault["loc"]))
         source = next((sources[each] for each in sources if each == key or each.startswith(f"{key}.")), None)
         where = f" ({source})" if source else ""
         if fault["type"] == "extra_forbidden":
-            yield f"unknown key {key}{where}{_suggestion(key, known)}"
+            yield f"unknown key {key}{where}{suggestion(key, known)}"
         else:
             message = fault["msg"].removeprefix("Value error, ")
             yield f"{key}{where}: {message}" if key else message
-
-
-def _suggestion(name: str, known: set[str]) -> str:
-    close = get_close_matches(name, known, n=1, cutoff=0.5)
-    return f": did you mean {close[0]}?" if close else ": see `fairlane config show` for what there is"
-
-
-def _nested(flags: Mapping[str, Any]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for key, value in flags.items():
-        *parents, name = key.split(".")
-        table = nested
-        for parent in parents:
-            table = table.setdefault(parent, {})
-            if not isinstance(table, dict):
-                raise ConfigError(f"{parent} is a table: set {parent}.{name} alone, or the table")
-        table[name] = value
-    return nested
 
 
 def _dotted(layer: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

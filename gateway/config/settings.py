@@ -1,8 +1,8 @@
 """Every setting: its name, its kind, its unit, its default, and what it is for."""
 
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import (
     AnyHttpUrl,
@@ -18,13 +18,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from gateway.api.conversation import OPENING
-from gateway.identity.background import Background, Rule
-from gateway.identity.callers import Network
-from gateway.identity.keys import Key, key_digest
-from gateway.pricing.profile import Profile
-from gateway.scheduling.limits import Limits
-from gateway.slicing.planner import Slicing
+from gateway.types import OPENING_CHARS
 from policies import POLICIES, find
 
 ENV_PREFIX = "FAIRLANE_"
@@ -34,6 +28,13 @@ class Unit(str):
     """The unit of a setting's value, as `config show` prints it."""
 
 
+class Restart:
+    """Marks a setting that is read once, at start, so that a change takes a restart."""
+
+
+T = TypeVar("T")
+
+ReadAtStart = Annotated[T, Restart()]
 Seconds = Annotated[PositiveFloat, Unit("s")]
 Tokens = Annotated[PositiveInt, Unit("tokens")]
 
@@ -91,21 +92,9 @@ class BackgroundSettings(BaseModel, extra="forbid", frozen=True):
     def _some_condition(self) -> "BackgroundSettings":
         if not any(self.model_dump().values()):
             raise ValueError("says nothing: give owner, user, model, header or text, or everything would be background")
-        if self.text and len(self.text) > OPENING:
-            raise ValueError(f"text is longer than the {OPENING} characters that are looked at")
+        if self.text and len(self.text) > OPENING_CHARS:
+            raise ValueError(f"text is longer than the {OPENING_CHARS} characters that are looked at")
         return self
-
-    @property
-    def rule(self) -> Rule:
-        name, _, value = (self.header or "").partition(":")
-        return Rule(
-            owner=self.owner,
-            user=self.user,
-            model=self.model,
-            header=name.strip().lower().encode(),
-            value=value.strip().encode(),
-            text=self.text or "",
-        )
 
 
 class Settings(BaseSettings):
@@ -118,18 +107,26 @@ class Settings(BaseSettings):
         allow_inf_nan=False,
     )
 
-    host: str = Field("127.0.0.1", description="address to listen on")
-    port: Annotated[int, Field(ge=0, le=65535)] = Field(8100, description="port to listen on; 0 takes a free one")
-    upstream: AnyHttpUrl = Field(AnyHttpUrl("http://127.0.0.1:8000"), description="where vLLM answers, without /v1")
-    upstream_key: SecretStr | None = Field(None, description="key for vLLM, if it was started with --api-key")
-    upstream_timeout: Seconds = Field(1800.0, description="silence of the engine after which a request fails")
+    host: ReadAtStart[str] = Field("127.0.0.1", description="address to listen on")
+    port: ReadAtStart[Annotated[int, Field(ge=0, le=65535)]] = Field(
+        8100, description="port to listen on; 0 takes a free one"
+    )
+    upstream: ReadAtStart[AnyHttpUrl] = Field(
+        AnyHttpUrl("http://127.0.0.1:8000"), description="where vLLM answers, without /v1"
+    )
+    upstream_key: ReadAtStart[SecretStr | None] = Field(
+        None, description="key for vLLM, if it was started with --api-key"
+    )
+    upstream_timeout: ReadAtStart[Seconds] = Field(
+        1800.0, description="silence of the engine after which a request fails"
+    )
     engine: EngineSettings = EngineSettings()
     profile: str = Field("gemma-4-26b-bf16", description="what work costs: a shipped profile or a .toml file")
-    tokenizer: Literal["engine", "off"] | Path = Field(
+    tokenizer: ReadAtStart[Literal["engine", "off"] | Path] = Field(
         "engine",
         description="who counts the tokens of long prompts: vLLM's /tokenize, a tokenizer.json, or nobody (off)",
     )
-    state_file: Literal["auto", "off"] | Path = Field(
+    state_file: ReadAtStart[Literal["auto", "off"] | Path] = Field(
         "auto", description="keeps what is learned of the engine from one start to the next; auto: in the state folder"
     )
     policy: str = Field("fair", description="who is next: " + ", ".join(POLICIES))
@@ -175,15 +172,17 @@ class Settings(BaseSettings):
     drain_timeout: Seconds = Field(60.0, description="after SIGTERM, running requests may go on for so long")
     body_timeout: Seconds = Field(60.0, description="a request body must have come whole by then, else 408")
     max_body: Annotated[PositiveInt, Unit("bytes")] = Field(64 << 20, description="largest request body")
-    max_headers: Annotated[PositiveInt, Unit("bytes")] = Field(64 << 10, description="largest head of a request")
-    max_connections: Annotated[PositiveInt, Unit("connections")] = Field(
+    max_headers: ReadAtStart[Annotated[PositiveInt, Unit("bytes")]] = Field(
+        64 << 10, description="largest head of a request"
+    )
+    max_connections: ReadAtStart[Annotated[PositiveInt, Unit("connections")]] = Field(
         2048, description="clients' connections at once; who comes then and asks for an answer gets 503"
     )
-    cors_origins: tuple[str, ...] = Field(
+    cors_origins: ReadAtStart[tuple[str, ...]] = Field(
         (), description='web pages that may use the gateway from a browser, such as "http://intranet"; "*" is any'
     )
-    tls_certificate: Path | None = Field(None, description="serve https with this certificate chain (PEM)")
-    tls_key: Path | None = Field(None, description="its private key, unless the certificate's file has it")
+    tls_certificate: ReadAtStart[Path | None] = Field(None, description="serve https with this certificate chain (PEM)")
+    tls_key: ReadAtStart[Path | None] = Field(None, description="its private key, unless the certificate's file has it")
     keys: tuple[KeySettings, ...] = Field((), description="API keys, each [[keys]] with key, owner, front_end")
     keys_file: Path | None = Field(
         None, description="more API keys, as hashes; `fairlane keys` changes it, and the gateway follows in a second"
@@ -199,9 +198,9 @@ class Settings(BaseSettings):
     )
     background_webui: bool = Field(True, description="Open WebUI's titles, tags and follow-ups are served last, too")
     background_delay: Seconds = Field(60.0, description="head start that all others have on what is served last")
-    insecure: bool = Field(False, description="listen beyond loopback although there are no keys")
-    trace_file: Path | None = Field(None, description="write finished spans there, a line of JSON each")
-    decision_log: Path | None = Field(None, description="write admission's events and decisions there")
+    insecure: ReadAtStart[bool] = Field(False, description="listen beyond loopback although there are no keys")
+    trace_file: ReadAtStart[Path | None] = Field(None, description="write finished spans there, a line of JSON each")
+    decision_log: ReadAtStart[Path | None] = Field(None, description="write admission's events and decisions there")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level logged")
 
     @classmethod
@@ -213,7 +212,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Nothing is read behind the caller's back; `load` reads each source by itself, to tell them apart."""
+        """Nothing is read behind the caller's back; each source is read by itself, to tell them apart."""
         return (init_settings,)
 
     @field_validator("policy")
@@ -271,40 +270,6 @@ class Settings(BaseSettings):
     def base_url(self) -> str:
         return str(self.upstream).rstrip("/").removesuffix("/v1")
 
-    def limits(self, profile: Profile) -> Limits:
-        """ValueError if the profile lacks what `tpot_target` needs."""
-        seats = self.engine.max_num_seqs
-        if self.tpot_target is not None:
-            seats = min(seats, profile.sequences(self.tpot_target))
-        return Limits(
-            long_prompt_tokens=self.long_prompt_tokens,
-            short_lane_tokens=self.short_lane_tokens or self.engine.step_tokens,
-            long_lane_jobs=self.long_lane_jobs,
-            max_num_seqs=seats,
-            kv_tokens=self.engine.kv_tokens,
-            flow_in_flight=self.flow_in_flight,
-            flow_queued=self.flow_queued,
-            max_queued=self.max_queued,
-            max_queued_s=self.max_queued_s,
-        )
-
-    def slices(self) -> Slicing | None:
-        """How long prompts are cut; None if they are not."""
-        if not self.slicing:
-            return None
-        step = self.engine.long_prefill_threshold or self.engine.step_tokens
-        return Slicing(self.max_stall, self.long_share, self.tpot_target, min(step, self.engine.step_tokens))
-
     @property
-    def api_keys(self) -> list[Key]:
-        return [
-            Key(digest=key_digest(key.key.get_secret_value()), **key.model_dump(exclude={"key"})) for key in self.keys
-        ]
-
-    @property
-    def background_rules(self) -> Background:
-        return Background(tuple(each.rule for each in self.background), self.background_webui)
-
-    @property
-    def front_end_networks(self) -> list[Network]:
+    def front_end_networks(self) -> list[IPv4Network | IPv6Network]:
         return [ip_network(network) for network in self.front_ends]

@@ -8,8 +8,8 @@ changed. Search queries and image prompts are tasks of the same kind, but somebo
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
-from gateway.api.base import InferenceRequest
 from gateway.identity.callers import Caller
 
 # How Open WebUI's prompts begin (backend/open_webui/config.py, DEFAULT_*_PROMPT_TEMPLATE, as of 2025). Not
@@ -32,6 +32,19 @@ OPEN_WEBUI_TASKS = {
 }
 
 
+class Request(Protocol):
+    """What a rule looks at of a request; `gateway.api.base.InferenceRequest` explains it."""
+
+    @property
+    def user(self) -> str | None: ...
+
+    @property
+    def model(self) -> str | None: ...
+
+    @property
+    def opening(self) -> str: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Rule:
     """Empty is any.
@@ -49,7 +62,7 @@ class Rule:
     value: bytes = b""
     text: str = ""
 
-    def takes(self, caller: Caller, request: InferenceRequest, headers: Mapping[bytes, bytes]) -> bool:
+    def takes(self, caller: Caller, request: Request, headers: Mapping[bytes, bytes]) -> bool:
         sent = headers.get(self.header, b"").strip()
         return (
             self.owner in (None, caller.name.partition(":")[2])
@@ -65,7 +78,7 @@ class Background:
     rules: tuple[Rule, ...] = ()
     open_webui: bool = True
 
-    def takes(self, caller: Caller, request: InferenceRequest, headers: Mapping[bytes, bytes]) -> bool:
+    def takes(self, caller: Caller, request: Request, headers: Mapping[bytes, bytes]) -> bool:
         """Whether the request is served last."""
         if self.open_webui and (
             request.opening.startswith(OPEN_WEBUI_TEXTS)

@@ -11,7 +11,6 @@ from gateway.pricing.profile import Profile
 from gateway.pricing.prompt import Prompt, Size
 from gateway.pricing.token_estimator import Estimator
 from gateway.pricing.usage import Usage
-from policies.base import Job
 
 # How often a stream's growth is told to admission, in chunks, which are about a token each.
 PROGRESS_CHUNKS = 64
@@ -124,9 +123,9 @@ class CostModel:
         """What a finished job is charged, its answer included. Never wall time, which the work of others inflates."""
         return self.true_prefill(counts, prompts) + self.profile.decode(counts.output)
 
-    def growth(self, job: Job, price: Price, chunks: int) -> tuple[float, int]:
+    def growth(self, price: Price, chunks: int) -> tuple[float, int]:
         """What a stream has come to after so many chunks: engine seconds, and cache until the next PROGRESS_CHUNKS."""
-        return job.cost + self.profile.decode(chunks), max(job.kv_tokens, price.tokens + chunks + PROGRESS_CHUNKS)
+        return price.seconds + self.profile.decode(chunks), price.tokens + chunks + PROGRESS_CHUNKS
 
     def partial_cost(self, predicted: float, *, elapsed: float, began: bool, chunks: int) -> float:
         """What a job is charged that ended without counts: its client left, or the engine broke off.

@@ -4,15 +4,11 @@ Prefill is linear in the tokens for the experts and quadratic for the attention.
 part is over half of a 25 000-token prompt, so a price by tokens alone is off by a fifth to a third.
 """
 
-import tomllib
 from bisect import bisect_right
-from importlib.resources import files
 from itertools import pairwise
 from math import inf
-from pathlib import Path
-from typing import Any
 
-from pydantic import BaseModel, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
+from pydantic import BaseModel, NonNegativeFloat, PositiveFloat, PositiveInt
 
 
 class Profile(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
@@ -62,7 +58,7 @@ class Profile(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         return fits
 
     def toml(self, name: str) -> str:
-        """As a table of that name, in a file that `load` reads."""
+        """A TOML table of that name, as `gateway.storage.profile_file` reads it."""
         lines = [f"{key} = {value}" for key, value in self if key != "decode_step_s"]
         steps = ", ".join(f"{sequences} = {seconds}" for sequences, seconds in self.decode_step_s.items())
         return "\n".join([f"[{name}]", *lines, f"decode_step_s = {{ {steps} }}", ""])
@@ -76,40 +72,3 @@ class Profile(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
             decode_s_per_token=self.decode_s_per_token * factor,
             decode_step_s={sequences: seconds * factor for sequences, seconds in self.decode_step_s.items()},
         )
-
-
-def shipped() -> list[str]:
-    """Their names."""
-    return list(_shipped())
-
-
-def load(name: str) -> Profile:
-    """A profile by its name among those shipped, or from the TOML file of that path, which holds one table.
-
-    Raises ValueError, with what can be done about it.
-    """
-    tables = _shipped()
-    if name in tables:
-        return _profile(name, tables[name])
-    if not name.endswith(".toml"):
-        raise ValueError(f"no profile {name!r}: choose {' or '.join(tables)}, or give the path of a .toml file")
-    try:
-        tables = tomllib.loads(Path(name).read_text())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ValueError(f"cannot read the profile {name}: {error}") from error
-    if len(tables) != 1 or not all(isinstance(table, dict) for table in tables.values()):
-        held = ", ".join(tables) or "nothing"
-        raise ValueError(f"{name} must hold one table ([some-name] and its keys); it holds {held}")
-    return _profile(name, *tables.values())
-
-
-def _shipped() -> dict[str, Any]:
-    return tomllib.loads((files("gateway.pricing") / "profiles.toml").read_text())
-
-
-def _profile(name: str, table: Any) -> Profile:
-    try:
-        return Profile.model_validate(table)
-    except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise ValueError(f"the profile {name} is wrong: {faults}") from error

@@ -8,8 +8,8 @@ import re
 import tempfile
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
-from gateway.config.settings import Settings
 from gateway.pricing.snapshot import MOST_BYTES, CostSnapshot
 
 logger = logging.getLogger("fairlane")
@@ -24,13 +24,13 @@ def default_path(base_url: str) -> Path:
     return folder / f"{re.sub(r'[^A-Za-z0-9.]+', '-', base_url.partition('://')[2]).strip('-')}.json"
 
 
-def chosen_path(settings: Settings) -> Path | None:
-    """Where the settings have it; None where nothing is kept."""
-    match settings.state_file:
+def chosen_path(state_file: Literal["auto", "off"] | Path, base_url: str) -> Path | None:
+    """Where the setting has it, for the engine of this URL; None where nothing is kept."""
+    match state_file:
         case "off":
             return None
         case "auto":
-            return default_path(settings.base_url)
+            return default_path(base_url)
         case path:
             return path
 

@@ -7,8 +7,10 @@ from typing import Any
 
 import httpx
 
-from loadtest.spark.profile import KINDS, EngineProfile, load_profile
+from loadtest.spark.profile import KINDS, EngineProfile
+from loadtest.spark_server.options import ServerOptions
 from loadtest.spark_server.server import create_app
+from loadtest.storage.engine_profiles import load_profile
 from tests.support.servers import serve
 from tests.support.waiting import wait_until
 from tests.support.wire import CHAT, TEXT
@@ -40,7 +42,7 @@ HTTP = httpx.Client(verify=False, trust_env=False, limits=httpx.Limits(max_keepa
 @contextmanager
 def simulated_spark(profile: EngineProfile = BF16, **options: Any) -> Iterator[str]:
     """A server's address."""
-    with serve(create_app(profile, **{"noise": 0.0, "speed": 50.0, **options})) as url:
+    with serve(create_app(profile, ServerOptions(**{"noise": 0.0, "speed": 50.0, **options}))) as url:
         yield url
 
 

@@ -14,11 +14,11 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from loadtest.client.load_client import LoadClient
-from loadtest.client.probe import measure
-from loadtest.plan.plan import Plan, Request
 from loadtest.results.records import Record
+from loadtest.runs.load_client import Endpoint, LoadClient
+from loadtest.runs.probe import measure
 from loadtest.runs.process import running
+from loadtest.workloads.plan import Plan, Request
 from tests.support.tiny_model import words
 from tests.support.vllm import Vllm, becomes_true, metric
 
@@ -182,7 +182,7 @@ def load(url: str, *requests: Request) -> list[Record]:
 
     async def run() -> list[Record]:
         texts = await measure(url, "tiny", nonce=f"fresh-{next(fresh_seed)}")
-        return await LoadClient(url, "tiny", texts=texts).run(Plan(requests))
+        return await LoadClient(Endpoint(url, "tiny"), texts).run(Plan(requests))
 
     return anyio.run(run)
 

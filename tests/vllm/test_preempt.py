@@ -13,8 +13,8 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
+from loadtest.benchmark.slice_counters import SliceCounters
 from loadtest.cli.main import app
-from loadtest.preempt.counters import Slices
 from loadtest.runs.process import running
 from tests.support.tiny_model import words
 from tests.support.vllm import FLAGS, MODEL, Vllm, run_vllm
@@ -54,8 +54,8 @@ def _set(*assignments: str) -> list[str]:
     return [f"--set={each}" for each in assignments]
 
 
-def _slices(url: str) -> Slices:
-    slices = Slices.read(httpx.get(f"{url}/metrics", timeout=30, trust_env=False).text)
+def _slices(url: str) -> SliceCounters:
+    slices = SliceCounters.read(httpx.get(f"{url}/metrics", timeout=30, trust_env=False).text)
     assert slices, "the gateway does not count its slices"
     return slices
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from loadtest.plan.plan import Plan
 from loadtest.workloads.open_loops import (
     MONDAY_BURST,
     OFFICE_BASELINE,
@@ -20,8 +19,9 @@ from loadtest.workloads.open_loops import (
     TEMPLATE_TOKENS,
     OpenLoop,
 )
+from loadtest.workloads.plan import Plan
 from loadtest.workloads.sharegpt import BURSTINESS, COUNT, RATE, replay
-from loadtest.workloads.workload import Options
+from loadtest.workloads.workload import Dataset, Options
 from tests.support.vllm import ENVIRONMENT, SCRIPTS
 
 SEEDS = (42, 7)
@@ -87,4 +87,7 @@ def test_random_dataset(traces: dict[tuple[str, int], Trace], name: str, seed: i
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_sharegpt(traces: dict[tuple[str, int], Trace], conversations: Path, seed: int) -> None:
-    same(replay(Options(seed, dataset=conversations)), traces["sharegpt-replay", seed])
+    same(
+        replay(Options(seed, dataset=Dataset(conversations.name, conversations.read_bytes()))),
+        traces["sharegpt-replay", seed],
+    )

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from gateway.api.base import Api, InferenceRequest
 from gateway.api.chat import CHAT
 from gateway.api.completions import COMPLETIONS as TEXT
-from gateway.api.conversation import MEDIA_TOKENS, OPENING
+from gateway.api.conversation import MEDIA_TOKENS
 from gateway.errors import BadRequest
 from gateway.pricing.prompt import STRIDE, Size
+from gateway.types import OPENING_CHARS
 
 
 def parse(api: Api, body: bytes) -> InferenceRequest:
@@ -453,7 +454,7 @@ def test_a_text_prompt_is_no_conversation() -> None:
 
 
 def test_a_request_begins_as_its_last_message_does() -> None:
-    assert said(("user", "first"), ("user", "\n last" + "x" * 300)).opening == "last" + "x" * (OPENING - 6)
+    assert said(("user", "first"), ("user", "\n last" + "x" * 300)).opening == "last" + "x" * (OPENING_CHARS - 6)
 
 
 def test_nothing_that_was_said_is_in_a_session() -> None:

@@ -8,12 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
-from gateway.config.layers import ConfigError, Sources, fields, load
+from gateway import from_settings
+from gateway.cli.main import create_app
+from gateway.config.fields import SettingField, fields, restart_needed
+from gateway.config.layers import ConfigError, Sources
 from gateway.config.settings import Settings
 from gateway.identity.keys import key_digest
-from gateway.pricing.profile import load as load_profile
 from gateway.scheduling.limits import Limits
+from gateway.storage.config_file import load
+from gateway.storage.profile_file import load as load_profile
 from policies import POLICIES
 
 PROFILE = load_profile("gemma-4-26b-bf16")
@@ -72,7 +77,9 @@ def test_nothing_is_read_that_was_not_given(monkeypatch: pytest.MonkeyPatch) -> 
 def test_lists_in_the_environment_are_json() -> None:
     environ = {"FAIRLANE_KEYS": '[{"key": "k", "owner": "o"}]', "FAIRLANE_FRONT_ENDS": '["10.0.0.0/8"]'}
     settings, _ = load(None, environ)
-    assert [(key.digest, key.owner, key.front_end) for key in settings.api_keys] == [(key_digest("k"), "o", False)]
+    assert [(key.digest, key.owner, key.front_end) for key in from_settings.api_keys(settings)] == [
+        (key_digest("k"), "o", False)
+    ]
     assert settings.front_end_networks == [ip_network("10.0.0.0/8")]
 
 
@@ -80,7 +87,7 @@ def test_keys_are_tables_in_the_file(file: Path) -> None:
     settings, _ = from_file(
         file, '[[keys]]\nkey = "a"\nowner = "x"\n[[keys]]\nkey = "b"\nowner = "y"\nfront_end = true\n'
     )
-    assert [(key.owner, key.front_end) for key in settings.api_keys] == [("x", False), ("y", True)]
+    assert [(key.owner, key.front_end) for key in from_settings.api_keys(settings)] == [("x", False), ("y", True)]
 
 
 @pytest.mark.parametrize(
@@ -217,7 +224,7 @@ def test_a_file_that_is_no_toml(file: Path, content: bytes) -> None:
 def test_several_long_jobs_leave_half_a_step(jobs: int, step: int, threshold: int, fits: bool) -> None:
     flags = {"long_lane_jobs": jobs, "engine.step_tokens": step, "engine.long_prefill_threshold": threshold}
     if fits:
-        assert load(None, {}, flags)[0].limits(PROFILE).long_lane_jobs == jobs
+        assert from_settings.limits(load(None, {}, flags)[0], PROFILE).long_lane_jobs == jobs
     else:
         with pytest.raises(ConfigError, match="less than half of a step"):
             load(None, {}, flags)
@@ -244,9 +251,12 @@ def test_the_upstream_may_be_written_as_clients_write_it(url: str) -> None:
 
 
 def test_the_short_lane_is_an_engine_step_unless_said_otherwise() -> None:
-    assert load(None, {}, {"engine.step_tokens": 512})[0].limits(PROFILE).short_lane_tokens == 512
+    assert from_settings.limits(load(None, {}, {"engine.step_tokens": 512})[0], PROFILE).short_lane_tokens == 512
     assert (
-        load(None, {}, {"engine.step_tokens": 512, "short_lane_tokens": 99})[0].limits(PROFILE).short_lane_tokens == 99
+        from_settings.limits(
+            load(None, {}, {"engine.step_tokens": 512, "short_lane_tokens": 99})[0], PROFILE
+        ).short_lane_tokens
+        == 99
     )
 
 
@@ -261,7 +271,7 @@ def test_limits_are_those_that_were_set() -> None:
         "max_queued": 11,
         "max_queued_s": 12,
     }
-    assert load(None, {}, flags)[0].limits(PROFILE) == Limits(5, 6, 1, 7, 8, 9, 10, 11, 12)
+    assert from_settings.limits(load(None, {}, flags)[0], PROFILE) == Limits(5, 6, 1, 7, 8, 9, 10, 11, 12)
 
 
 @pytest.mark.parametrize(
@@ -269,12 +279,12 @@ def test_limits_are_those_that_were_set() -> None:
 )
 def test_a_target_for_each_token_lowers_the_seats(target: float, seats: int) -> None:
     """Between the points of the profile's table of decode steps: 25 sequences take 0.150 s, 50 take 0.188 s."""
-    assert load(None, {}, {"tpot_target": target})[0].limits(PROFILE).max_num_seqs == seats
+    assert from_settings.limits(load(None, {}, {"tpot_target": target})[0], PROFILE).max_num_seqs == seats
 
 
 def test_a_target_needs_a_profile_that_knows() -> None:
     with pytest.raises(ValueError, match="decode_step_s"):
-        load(None, {}, {"tpot_target": 0.1})[0].limits(PROFILE.model_copy(update={"decode_step_s": {}}))
+        from_settings.limits(load(None, {}, {"tpot_target": 0.1})[0], PROFILE.model_copy(update={"decode_step_s": {}}))
 
 
 def test_weights_are_a_table(file: Path) -> None:
@@ -295,7 +305,7 @@ ALL = list(fields())
 
 # Numbers whose name is their unit, and those that are not set.
 PURE_NUMBERS = {"port"}
-UNSET_NUMBERS = {key for key, unit, _ in ALL if unit and attrgetter(key)(Settings()) is None}
+UNSET_NUMBERS = {field.key for field in ALL if field.unit and attrgetter(field.key)(Settings()) is None}
 
 
 def value(key: str) -> Any:
@@ -306,22 +316,22 @@ def value(key: str) -> Any:
 
 
 def test_every_setting_is_listed_once() -> None:
-    keys = [key for key, _, _ in ALL]
+    keys = [field.key for field in ALL]
     assert len(keys) == len(set(keys))
     assert {key.partition(".")[0] for key in keys} == set(Settings.model_fields)
 
 
-@pytest.mark.parametrize(("key", "unit", "description"), ALL, ids=[key for key, _, _ in ALL])
-def test_every_setting_says_what_it_is_and_in_which_unit(key: str, unit: str, description: str) -> None:
-    assert description
-    numeric = isinstance(value(key), int | float) and not isinstance(value(key), bool)
+@pytest.mark.parametrize("field", ALL, ids=attrgetter("key"))
+def test_every_setting_says_what_it_is_and_in_which_unit(field: SettingField) -> None:
+    assert field.description
+    numeric = isinstance(value(field.key), int | float) and not isinstance(value(field.key), bool)
     if numeric:
-        assert unit or key in PURE_NUMBERS
-    elif key not in UNSET_NUMBERS:
-        assert not unit
+        assert field.unit or field.key in PURE_NUMBERS
+    elif field.key not in UNSET_NUMBERS:
+        assert not field.unit
 
 
-@pytest.mark.parametrize("key", [key for key, _, _ in ALL])
+@pytest.mark.parametrize("key", [field.key for field in ALL])
 def test_every_setting_can_be_set_in_the_environment(key: str) -> None:
     wanted = value(key)
     if isinstance(wanted, tuple):
@@ -334,3 +344,58 @@ def test_every_setting_can_be_set_in_the_environment(key: str) -> None:
         written = str(wanted)
     sources = load(None, {"FAIRLANE_" + key.upper().replace(".", "__"): written})[1]
     assert sources == ({} if wanted == {} else {key: "environment"})
+
+
+def test_it_says_which_settings_take_a_restart() -> None:
+    output = CliRunner().invoke(create_app(), ["config", "show"]).output
+    rows = [row.split() for row in re.split(r"\n(?=\S)", output)]  # what does not fit into a line is indented
+    assert {row[0] for row in rows if row[-3:] == ["(takes", "a", "restart)"]} == AT_START
+
+
+# Changes at run time.
+
+AT_START = {
+    *("host", "port", "upstream", "upstream_key", "upstream_timeout", "max_headers", "max_connections"),
+    *("cors_origins", "tls_certificate", "tls_key", "insecure"),
+    *("trace_file", "decision_log", "state_file", "tokenizer"),
+}
+
+# For each setting a value that is not its default.
+CHANGED: dict[str, Any] = {
+    "upstream": "http://elsewhere:1",
+    "policy": "fifo",
+    "engine.scheduling_policy": "priority",
+    "log_level": "debug",
+    "keys": [{"key": "k", "owner": "o"}],
+    "background": [{"owner": "o"}],
+    "weights": {"ann": 2.0},
+}
+
+
+def changed(key: str) -> Any:
+    match value(key):
+        case bool(was):
+            return not was
+        case int(was) | float(was):
+            return was / 2 if isinstance(was, float) else was + 1
+        case tuple():
+            return ["10.0.0.0/8"]
+        case None:
+            return 5 if key in UNSET_NUMBERS else "5"
+        case _:
+            return "changed"
+
+
+@pytest.mark.parametrize("key", [field.key for field in ALL])
+def test_a_changed_setting_needs_a_restart_if_it_is_read_at_start(key: str) -> None:
+    # With a small threshold, two long jobs are allowed; without keys, any host is allowed if it is said to be insecure.
+    flags = {"engine.long_prefill_threshold": 1024, "insecure": key != "insecure"}
+    before, after = load(flags=flags)[0], load(flags=flags | {key: CHANGED.get(key, changed(key))})[0]
+    assert before != after
+    assert restart_needed(before, after) == ([key] if key in AT_START else [])
+
+
+def test_several_changed_settings_are_named_in_their_order() -> None:
+    after = Settings(port=9, upstream_timeout=5.0, queue_timeout=5.0, trace_file=Path("spans.jsonl"))
+    assert restart_needed(Settings(), after) == ["port", "upstream_timeout", "trace_file"]
+    assert restart_needed(after, after) == []

@@ -12,8 +12,8 @@ import pytest
 
 from gateway.api.chat import parse
 from gateway.pricing.cost_model import CostModel
-from gateway.pricing.profile import load
 from gateway.pricing.prompt import text_size
+from gateway.storage.profile_file import load
 from tests.support.running_gateway import RunningGateway, StartGateway
 from tests.support.scripted_engine import ReceivedRequest, ScriptedEngine
 from tests.support.waiting import wait_until

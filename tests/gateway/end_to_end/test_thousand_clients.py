@@ -15,8 +15,9 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from loadtest.spark.profile import load_profile
+from loadtest.spark_server.options import ServerOptions
 from loadtest.spark_server.server import create_app
+from loadtest.storage.engine_profiles import load_profile
 from tests.support.process import Process
 from tests.support.running_gateway import BUDGETS
 from tests.support.servers import serve
@@ -30,7 +31,7 @@ STAY_S = 3.0  # nobody who leaves early stays longer
 @pytest.fixture
 def spark() -> Iterator[str]:
     """Slow enough for a queue."""
-    with serve(create_app(load_profile(MODEL), speed=10.0, noise=0.0)) as url:
+    with serve(create_app(load_profile(MODEL), ServerOptions(speed=10.0, noise=0.0))) as url:
         yield url
 
 

@@ -5,14 +5,16 @@ from typing import Any
 
 import pytest
 
+from gateway import from_settings
 from gateway.api.base import InferenceRequest
 from gateway.api.chat import parse
-from gateway.api.conversation import OPENING
-from gateway.config.layers import ConfigError, load
+from gateway.config.layers import ConfigError
 from gateway.config.settings import Settings
 from gateway.identity.background import OPEN_WEBUI_TASKS, OPEN_WEBUI_TEXTS, Background, Rule
 from gateway.identity.callers import Caller
 from gateway.identity.keys import Rights
+from gateway.storage.config_file import load
+from gateway.types import OPENING_CHARS
 from policies import POLICIES
 from tests.support.running_gateway import TINY, StartGateway
 from tests.support.scripted_engine import ReceivedRequest, ScriptedEngine
@@ -55,7 +57,7 @@ def test_open_webuis_tasks_are_known(text: str) -> None:
 
 def test_each_of_its_prompts_is_needed() -> None:
     assert all(len([text for text in TASKS if text.startswith(begin)]) == 1 for begin in OPEN_WEBUI_TEXTS)
-    assert all(len(begin) <= OPENING for begin in OPEN_WEBUI_TEXTS)
+    assert all(len(begin) <= OPENING_CHARS for begin in OPEN_WEBUI_TEXTS)
 
 
 @pytest.mark.parametrize("text", WAITED_FOR)
@@ -127,7 +129,7 @@ def test_an_address_may_be_the_owner() -> None:
 
 def test_rules_are_tables() -> None:
     rules = [{"header": "X-Batch: Nightly : 1"}, {"header": " X-Batch "}, {"owner": "ann", "text": "Summarise"}]
-    background = load(None, {}, {"background": rules, "background_webui": False})[0].background_rules
+    background = from_settings.background_rules(load(None, {}, {"background": rules, "background_webui": False})[0])
     assert background == Background(
         (
             Rule(header=b"x-batch", value=b"Nightly : 1"),
@@ -143,7 +145,7 @@ def test_rules_are_tables() -> None:
     [
         ({}, "says nothing"),
         ({"owner": ""}, "says nothing"),
-        ({"text": "x" * (OPENING + 1)}, "longer than the"),
+        ({"text": "x" * (OPENING_CHARS + 1)}, "longer than the"),
         ({"ownr": "ann"}, "unknown key background.0.ownr"),
     ],
 )

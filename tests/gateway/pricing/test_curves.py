@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.pricing.curves import MARGINAL, PLAUSIBLE_S, SEQUENCES, Prefill, PrefillCurve, StepCurve, learned
-from gateway.pricing.profile import Profile, load
+from gateway.pricing.profile import Profile
+from gateway.storage.profile_file import load
 
 # 1 s a prompt, 1 s for 1000 tokens, 1 s for (1000 tokens) squared; a step is 0.1 s for one, and 0.2 s for 11.
 ROUND = Profile(

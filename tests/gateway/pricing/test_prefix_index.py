@@ -17,9 +17,9 @@ import pytest
 from gateway.api.chat import CHAT
 from gateway.pricing.cost_model import CostModel
 from gateway.pricing.prefix_index import BLOCK, ENOUGH, MOST, NOTHING, PrefixIndex
-from gateway.pricing.profile import load
 from gateway.pricing.prompt import Prompt, PromptReader
 from gateway.pricing.usage import PromptDetails, Usage
+from gateway.storage.profile_file import load
 from loadtest.spark.kv_cache import BlockPool
 
 Message = tuple[str, str]  # role, text

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.pricing.profile import Profile, load
+from gateway.pricing.profile import Profile
+from gateway.storage.profile_file import load
 
 ROUND = Profile(c_s=1, a_s_per_token=1e-3, b_s_per_token2=1e-6, decode_s_per_token=1e-2)
 

@@ -21,18 +21,20 @@ from typer.testing import CliRunner
 from gateway.engine import monitor as gateway_engine
 from gateway.pricing.cost_model import CostModel
 from gateway.pricing.curves import Prefill
-from gateway.pricing.profile import Profile, load
+from gateway.pricing.profile import Profile
 from gateway.pricing.prompt import Prompt, Size
 from gateway.pricing.snapshot import CostSnapshot
-from loadtest.calibration import ladder, measure
-from loadtest.calibration.samples import Calibration
+from gateway.storage.profile_file import load
+from loadtest.benchmark import engine_probe, ladder
+from loadtest.benchmark.calibration import Calibration
 from loadtest.cli.main import app
-from loadtest.client.probe import ServerError
-from loadtest.plan.plan import Request
 from loadtest.results.records import Outcome, Record
+from loadtest.runs.probe import ServerError
 from loadtest.spark.engine import prefill_alone
-from loadtest.spark.profile import load_profile
+from loadtest.spark_server.options import ServerOptions
 from loadtest.spark_server.server import create_app
+from loadtest.storage.engine_profiles import load_profile
+from loadtest.workloads.plan import Request
 from tests.support.running_gateway import StartGateway
 from tests.support.servers import serve
 from tests.support.waiting import DEADLINE, wait_until
@@ -53,14 +55,14 @@ def _own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def bf16() -> Iterator[str]:
     """A Spark as noisy as a real one is at its worst."""
-    with serve(create_app(load_profile(BF16), speed=SPEED, noise=0.1)) as url:
+    with serve(create_app(load_profile(BF16), ServerOptions(speed=SPEED, noise=0.1))) as url:
         yield url
 
 
 @pytest.fixture
 def quick() -> Iterator[str]:
     """Another that is done with anything at once."""
-    with serve(create_app(load_profile(BF16), speed=200.0, noise=0.0)) as url:
+    with serve(create_app(load_profile(BF16), ServerOptions(speed=200.0, noise=0.0))) as url:
         yield url
 
 
@@ -79,7 +81,7 @@ def off(learned: Profile, machine: str, speed: float = SPEED) -> float:
 def step_off(learned: Profile, machine: str) -> float:
     """The median error of the time of a decoding step."""
     engine = load_profile(machine)
-    true = {many: engine.step_s(decoding=many, context=50 * many) / SPEED for many in (1, 2, 5, 10)}
+    true = {many: engine.step_s(engine.mixed_work(decoding=many, context=50 * many)) / SPEED for many in (1, 2, 5, 10)}
     return median(abs((learned.step(many) or 0.0) / step - 1) for many, step in true.items())
 
 
@@ -99,7 +101,7 @@ def test_a_start_that_is_twice_off_is_put_right(machine: str, factor: float, tmp
     start.write_text(load(machine).scaled(factor / SPEED).toml("start"))
     assert off(load(str(start)), machine) > 0.4
     state = tmp_path / "learned.json"
-    with serve(create_app(load_profile(machine), speed=SPEED, noise=0.1)) as url:
+    with serve(create_app(load_profile(machine), ServerOptions(speed=SPEED, noise=0.1))) as url:
         said = calibrate(
             *("--upstream", url, "--profile", str(start), "--seconds", str(SECONDS)),
             *("--state-file", str(state), "--out", str(out)),
@@ -118,7 +120,7 @@ def test_a_start_that_is_twice_off_is_put_right(machine: str, factor: float, tmp
 def test_a_gateway_is_right_from_its_first_request(bf16: str, start_gateway: StartGateway) -> None:
     said = calibrate("--upstream", bf16, "--profile", BF16, "--seconds", str(SECONDS))
     gateway = start_gateway(bf16, state_file="auto")
-    wait_until(lambda: gateway.gateway.parts.engine)
+    wait_until(lambda: gateway.gateway.core.max_model_len)
     wait_until(lambda: gateway.metric("fairlane_samples", of="prefill") > 0)
     text = "Nobody answered for the letters on Tuesday. " * 1000
     asked = gateway.ask(chat(text, model=BF16, stream=True, max_tokens=1))
@@ -134,7 +136,7 @@ def test_a_gateway_is_right_from_its_first_request(bf16: str, start_gateway: Sta
 def test_prompts_are_new_to_a_prefix_cache() -> None:
     machine = load_profile(BF16).with_flags(enable_prefix_caching=True)
     calibration = Calibration(CostModel(load(BF16).scaled(1 / 50)))
-    with serve(create_app(machine, speed=50.0, noise=0.0)) as url:
+    with serve(create_app(machine, ServerOptions(speed=50.0, noise=0.0))) as url:
         for _ in range(2):
             measured_by(url, calibration, 1.0)
         hits = [line for line in httpx.get(f"{url}/metrics").text.splitlines() if "prefix_cache_hits_total{" in line]
@@ -146,8 +148,8 @@ def measured_by(url: str, calibration: Calibration, seconds: float) -> list[str]
     said: list[str] = []
 
     async def run() -> None:
-        target = await measure.find(url, None)
-        await measure.calibrate(target, calibration, seconds, most_streams=4, say=said.append)
+        target = await engine_probe.find(url, None)
+        await engine_probe.calibrate(target, calibration, seconds, most_streams=4, say=said.append)
 
     anyio.run(run)
     return said
@@ -160,7 +162,7 @@ def test_it_stops_at_what_the_model_takes(quick: str) -> None:
         said = measured_by(url, calibration, 5.0)  # it ends as soon as it has measured everything
     largest = calibration.sizes[-1]
     assert 3600 < largest.tokens <= 4096
-    assert largest.times == ladder.TIMES
+    assert largest.times == ladder.REPEATS
     assert said[1].startswith("warm-up")
     assert [step.sequences for step in calibration.steps] == [1, 4]
 
@@ -231,11 +233,11 @@ def test_a_prediction_of_a_much_faster_machine_does_not_take_all_the_time() -> N
 def test_a_fast_machine_is_done_early() -> None:
     sizes = climb(30_000, 1e6, lambda size: 1e-6 * size, lambda size: 1e-6 * size)
     assert max(sizes) == 30_000
-    assert all(sizes.count(size) == ladder.TIMES for size in sizes)
+    assert all(sizes.count(size) == ladder.REPEATS for size in sizes)
 
 
 def test_there_is_one_prompt_however_slow_it_is() -> None:
-    assert climb(30_000, 0.1, lambda size: 100.0, lambda size: 100.0) == [ladder.FIRST]
+    assert climb(30_000, 0.1, lambda size: 100.0, lambda size: 100.0) == [ladder.FIRST_TOKENS]
 
 
 def test_what_was_refused_is_not_asked_again() -> None:
@@ -254,7 +256,7 @@ def test_streams_grow_while_there_is_time_then_come_again() -> None:
     assert done[:4] == [1, 4, 16, 64]
     assert done[4:] == [1, 4]
     assert ladder.streams([1, 4], 20.0, 4, lambda sequences: 1.0) == 1
-    assert ladder.streams([1, 4] * ladder.STREAM_TIMES, 20.0, 2, lambda sequences: 1.0) is None
+    assert ladder.streams([1, 4] * ladder.STREAM_REPEATS, 20.0, 2, lambda sequences: 1.0) is None
     assert ladder.streams([], -1.0, 256, lambda sequences: 1.0) == 1
 
 
@@ -326,18 +328,18 @@ def test_a_gateway_that_runs_takes_it_over(
 ) -> None:
     monkeypatch.setattr(gateway_engine, "KEEP", 0.05)
     gateway = start_gateway(quick, state_file="auto")
-    wait_until(lambda: gateway.gateway.parts.engine)
+    wait_until(lambda: gateway.gateway.core.max_model_len)
     gateway.post(chat("Who carried the ledger?", model=BF16, max_tokens=2))
     assert gateway.metric("fairlane_samples", of="prefill") <= 1
     calibrate("--upstream", quick, "--seconds", "1")
     wait_until(lambda: gateway.metric("fairlane_samples", of="prefill") > 5)
-    assert gateway.gateway.parts.cost_model.profile.prefill(25_000) < load(BF16).prefill(25_000) / 20
+    assert gateway.gateway.core.cost_model.profile.prefill(25_000) < load(BF16).prefill(25_000) / 20
 
 
 def test_a_gateway_that_ends_does_not_write_over_it(quick: str, start_gateway: StartGateway, tmp_path: Path) -> None:
     state = tmp_path / "learned.json"
     gateway = start_gateway(quick, state_file=state)
-    wait_until(lambda: gateway.gateway.parts.engine)
+    wait_until(lambda: gateway.gateway.core.max_model_len)
     gateway.post(chat("Who carried the ledger?", model=BF16, max_tokens=2))
     calibrate("--upstream", quick, "--seconds", "1", "--state-file", str(state))
     written = state.read_bytes()
@@ -432,7 +434,7 @@ def test_no_such_profile(quick: str) -> None:
 
 
 def test_too_little_time_tells_no_curve() -> None:
-    with serve(create_app(load_profile(BF16), speed=0.5, noise=0.0)) as url:
+    with serve(create_app(load_profile(BF16), ServerOptions(speed=0.5, noise=0.0))) as url:
         assert "give it more --seconds" in calibrate("--upstream", url, "--seconds", "1", code=2)
 
 
@@ -440,22 +442,22 @@ def test_an_engine_that_takes_less_than_it_says_is_measured_up_to_there() -> Non
     """vLLM refuses a prompt that is too long with 400."""
     machine = load_profile(BF16).with_flags(max_model_len=4096)
     calibration = Calibration(CostModel(load(BF16).scaled(1 / 200)))
-    with serve(create_app(machine, speed=200.0, noise=0.0)) as url:
+    with serve(create_app(machine, ServerOptions(speed=200.0, noise=0.0))) as url:
 
         async def run() -> None:
-            found = await measure.find(url, None)
+            found = await engine_probe.find(url, None)
             served = type(found.served)(found.served.name, dict.fromkeys(found.served.lengths))
-            await measure.calibrate(measure.Target(url, None, served), calibration, 1.0, most_streams=1)
+            await engine_probe.calibrate(engine_probe.Target(url, None, served), calibration, 1.0, most_streams=1)
 
         anyio.run(run)
     assert calibration.sizes[-1].tokens < 4096
 
 
 def test_a_failure_that_is_no_length_ends_it() -> None:
-    target = measure.Target("http://127.0.0.1:9", None, gateway_engine.Served("m", {"m": None}))
+    target = engine_probe.Target("http://127.0.0.1:9", None, gateway_engine.Served("m", {"m": None}))
     record = Record(Request(0.0, "u", "k", 512, 1), outcome=Outcome.UNAVAILABLE, detail="full")
     with pytest.raises(ServerError, match="does not answer a prompt of 512 tokens: unavailable, full"):
-        measure.Bench(target, 1.0).check_goes_on(512, record)
+        engine_probe.EngineProbe(target, 1.0).check_goes_on(512, record)
 
 
 def prompts_served(url: str) -> float:

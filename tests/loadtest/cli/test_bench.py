@@ -16,11 +16,12 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from typer.testing import CliRunner
 
+from loadtest.benchmark.figures import Figures
 from loadtest.cli.main import app
-from loadtest.preempt.figures import Figures
 from loadtest.runs.provenance import command_line
-from loadtest.spark.profile import load_profile
+from loadtest.spark_server.options import ServerOptions
 from loadtest.spark_server.server import create_app
+from loadtest.storage.engine_profiles import load_profile
 from loadtest.storage.results_folder import load
 from tests.support.servers import serve
 from tests.support.waiting import wait_until
@@ -41,7 +42,7 @@ def _own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def spark() -> Iterator[str]:
     machine = load_profile(NVFP4).with_flags(enable_prefix_caching=True, max_model_len=8192)
-    with serve(create_app(machine, speed=100.0, noise=0.0)) as url:
+    with serve(create_app(machine, ServerOptions(speed=100.0, noise=0.0))) as url:
         yield url
 
 
@@ -108,7 +109,7 @@ def test_a_key_reaches_the_engine_and_no_file(tmp_path: Path, monkeypatch: pytes
 
 def guarded() -> Any:
     """A Spark that wants a key."""
-    spark = create_app(load_profile(NVFP4), speed=100.0, noise=0.0)
+    spark = create_app(load_profile(NVFP4), ServerOptions(speed=100.0, noise=0.0))
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         public = scope["type"] != "http" or not scope["path"].startswith("/v1")
@@ -128,7 +129,7 @@ def test_interrupted_it_tells_what_it_measured(tmp_path: Path) -> None:
     """Short prompts go on coming for three seconds, and it is interrupted at the first ones of the second run."""
     out = tmp_path / "out"
     slow = ["--calibrate", "1", "--longs", "2", "--long-tokens", "4000", "--long-answer", "4"]
-    with serve(create_app(load_profile(NVFP4), speed=50.0, noise=0.0)) as url:
+    with serve(create_app(load_profile(NVFP4), ServerOptions(speed=50.0, noise=0.0))) as url:
         command = [sys.executable, "-m", "loadtest", "bench", "preempt", "--upstream", url, *slow, "--rate", "4"]
         command += ["--shorts", "12", "--short-answer", "2", "--only", "gated,sliced", "--out", str(out)]
         with subprocess.Popen(
@@ -148,7 +149,7 @@ def test_interrupted_it_tells_what_it_measured(tmp_path: Path) -> None:
 
 def test_an_engine_that_goes_away_leaves_what_was_measured(tmp_path: Path) -> None:
     """It answers what comes without a gateway, and nothing else."""
-    spark = create_app(load_profile(NVFP4), speed=100.0, noise=0.0)
+    spark = create_app(load_profile(NVFP4), ServerOptions(speed=100.0, noise=0.0))
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         proxied = any(name.startswith(b"x-request-id") for name, _ in scope.get("headers", ()))

@@ -14,9 +14,10 @@ from typer.testing import CliRunner
 from loadtest.cli.load import read_slo
 from loadtest.cli.main import app
 from loadtest.results.summary import Slo
-from loadtest.spark.profile import load_profile
+from loadtest.spark_server.options import ServerOptions
 from loadtest.spark_server.server import create_app
-from loadtest.workloads import PRESETS, WORKLOADS
+from loadtest.storage.engine_profiles import load_profile
+from loadtest.workloads.catalogue import PRESETS, WORKLOADS
 from tests.support.servers import serve
 from tests.support.waiting import wait_until
 
@@ -149,7 +150,7 @@ def test_slos_are_read() -> None:
 
 
 def test_a_real_run_is_measured_and_kept(tmp_path: Path) -> None:
-    with serve(create_app(load_profile(BF16), speed=20)) as spark:
+    with serve(create_app(load_profile(BF16), ServerOptions(speed=20))) as spark:
         out = tmp_path / "out"
         found = summary("run", "starvation", "--base-url", spark, "--speed", "20", "--out", str(out), *FEW)
     assert (found["clock"], found["completed"], found["failed"]) == ("real", 6, 0)
@@ -161,7 +162,7 @@ def test_a_real_run_is_measured_and_kept(tmp_path: Path) -> None:
 
 def test_an_interrupted_run_keeps_what_it_measured(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with serve(create_app(load_profile(BF16), speed=4)) as spark:
+    with serve(create_app(load_profile(BF16), ServerOptions(speed=4))) as spark:
         command = [sys.executable, "-m", "loadtest", "load", "run", "office-mix", "--base-url", spark, "--speed", "4"]
         run = subprocess.Popen([*command, "--out", str(out), "--json"], stdout=subprocess.PIPE, env={**os.environ})
         rows = out / "results.jsonl"

@@ -12,13 +12,14 @@ from typer.testing import CliRunner
 
 from gateway.pricing.cost_model import CostModel
 from gateway.pricing.curves import Prefill
-from gateway.pricing.profile import load, shipped
 from gateway.pricing.prompt import Size
 from gateway.pricing.snapshot import CostSnapshot
+from gateway.storage.profile_file import load, shipped
 from gateway.storage.state_file import default_path
+from loadtest.charts import braille
+from loadtest.charts.axis import Axis
+from loadtest.charts.price_curve import PriceCurve
 from loadtest.cli.main import app
-from loadtest.report import braille
-from loadtest.report.price_curve import PriceCurve
 
 BF16 = "gemma-4-26b-bf16"
 URL = "http://127.0.0.1:8000"
@@ -78,7 +79,7 @@ def test_what_was_learned_is_drawn_and_told(state: Path) -> None:
 
 
 def test_it_fits_a_terminal_of_80_columns() -> None:
-    drawn = braille.chart([], [], (64, 32_768), (0.1, 10), {30_000: "30k"}, {1: "0.03 s"}, "tokens")
+    drawn = braille.chart([], [], Axis((64, 32_768), {30_000: "30k"}), Axis((0.1, 10), {1: "0.03 s"}), "tokens")
     assert max(map(len, drawn.plain.splitlines())) <= 80
 
 

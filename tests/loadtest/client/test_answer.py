@@ -7,21 +7,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.client.answer import Answer
-from loadtest.plan.plan import Request
 from loadtest.results.records import Outcome, Record
+from loadtest.runs.streamed_answer import StreamedAnswer
+from loadtest.workloads.plan import Request
 
 JSON = {b"content-type": b"application/json"}
 SSE = {b"content-type": b"text/event-stream; charset=utf-8"}
 
 
-def answer(**options: Any) -> Answer:
-    return Answer(Record(Request(0.0, "ada", "short", 10, 10)), **options)
+def answer(**options: Any) -> StreamedAnswer:
+    return StreamedAnswer(Record(Request(0.0, "ada", "short", 10, 10)), **options)
 
 
 def read(
     *pieces: bytes, status: int = 200, headers: dict[bytes, bytes] = SSE, whole: bool = True, **options: Any
-) -> Answer:
+) -> StreamedAnswer:
     """Told piece by piece, one a second."""
     told = answer(**options)
     told.begin(status, headers)

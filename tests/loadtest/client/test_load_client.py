@@ -26,13 +26,13 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from loadtest.client.answer import Answer
-from loadtest.client.load_client import LoadClient
-from loadtest.client.probe import ServerError, latency, measure, served_model, server_version
-from loadtest.client.texts import Texts, read_heading
-from loadtest.plan.plan import Plan, Request
 from loadtest.results.records import Outcome, Record, percentile
+from loadtest.runs.load_client import Endpoint, LoadClient
+from loadtest.runs.probe import ServerError, latency, measure, served_model, server_version
 from loadtest.runs.process import running
+from loadtest.runs.streamed_answer import StreamedAnswer
+from loadtest.workloads.plan import Plan, Request
+from loadtest.workloads.texts import Texts, read_heading
 from tests.support.scripted_engine import ReceivedRequest, ScriptedEngine
 from tests.support.servers import run_in_thread, serve
 from tests.support.timing import withheld
@@ -84,7 +84,7 @@ def plan(*requests: Request, **options: Any) -> Plan:
 
 def one(portal: BlockingPortal, engine: ScriptedEngine, **options: Any) -> tuple[Load, ReceivedRequest]:
     """A plan of one request, which has reached the engine."""
-    return Load(portal, LoadClient(engine.url, "tiny", **options), plan(request())), engine.asked()
+    return Load(portal, LoadClient(Endpoint(engine.url, "tiny", **options)), plan(request())), engine.asked()
 
 
 def answer(call: ReceivedRequest, *words: str) -> None:
@@ -95,7 +95,9 @@ def answer(call: ReceivedRequest, *words: str) -> None:
 
 
 def test_a_request(portal: BlockingPortal, engine: ScriptedEngine) -> None:
-    load = Load(portal, LoadClient(engine.url, "tiny", texts=Texts(nonce="a1")), plan(request(user="Zoë", session="s")))
+    load = Load(
+        portal, LoadClient(Endpoint(engine.url, "tiny"), Texts(nonce="a1")), plan(request(user="Zoë", session="s"))
+    )
     call = engine.asked()
     assert (call.method, call.path) == ("POST", "/v1/chat/completions")
     (message,) = call.json["messages"]
@@ -134,7 +136,9 @@ def test_what_may_be_said_of_all_requests(portal: BlockingPortal, engine: Script
 
 
 def test_an_answer_shorter_than_asked_for_stands_in_the_heading(portal: BlockingPortal, engine: ScriptedEngine) -> None:
-    load = Load(portal, LoadClient(engine.url, "tiny"), plan(request(max_tokens=500, output_tokens=20, text="random")))
+    load = Load(
+        portal, LoadClient(Endpoint(engine.url, "tiny")), plan(request(max_tokens=500, output_tokens=20, text="random"))
+    )
     call = engine.asked()
     assert call.json["max_tokens"] == 500
     assert read_heading(call.json["messages"][0]["content"]) == ("random", 20)
@@ -147,7 +151,7 @@ def test_an_answer_shorter_than_asked_for_stands_in_the_heading(portal: Blocking
     [("", "/v1"), ("/", "/v1"), ("/v1", "/v1"), ("/v1/", "/v1"), ("/openai/v1", "/openai/v1")],
 )
 def test_the_address_may_end_in_v1(portal: BlockingPortal, engine: ScriptedEngine, ending: str, path: str) -> None:
-    load = Load(portal, LoadClient(engine.url + ending, "tiny"), plan(request()))
+    load = Load(portal, LoadClient(Endpoint(engine.url + ending, "tiny")), plan(request()))
     call = engine.asked()
     assert call.path == f"{path}/chat/completions"
     assert call.headers["host"] == engine.url.removeprefix("http://")
@@ -158,7 +162,7 @@ def test_the_address_may_end_in_v1(portal: BlockingPortal, engine: ScriptedEngin
 @pytest.mark.parametrize("address", ["localhost:8000", "ftp://spark/", "http://", "", "http://spark:port"])
 def test_an_address_that_is_none_is_told(address: str) -> None:
     with pytest.raises(ValueError, match=r"address|[Pp]ort"):
-        LoadClient(address, "tiny")
+        LoadClient(Endpoint(address, "tiny"))
 
 
 def test_a_name_for_several_addresses(engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +176,7 @@ def test_a_name_for_several_addresses(engine: ScriptedEngine, monkeypatch: pytes
     monkeypatch.setattr(socket, "getaddrinfo", found)
     url = engine.url.replace("127.0.0.1", "spark.example")
     with start_blocking_portal() as portal:
-        load = Load(portal, LoadClient(url, "tiny"), plan(request(), request(), max_concurrency=1))
+        load = Load(portal, LoadClient(Endpoint(url, "tiny")), plan(request(), request(), max_concurrency=1))
         for _ in range(2):
             call = engine.asked()
             assert call.headers["host"] == url.removeprefix("http://")
@@ -206,9 +210,9 @@ def test_tls(portal: BlockingPortal, engine: ScriptedEngine, tmp_path: Path, mon
     )
     url = f"https://127.0.0.1:{listener.getsockname()[1]}"
     with run_in_thread(uvicorn.Server(config), listener):
-        (stranger,) = Load(portal, LoadClient(url, "tiny"), plan(request())).records()
+        (stranger,) = Load(portal, LoadClient(Endpoint(url, "tiny")), plan(request())).records()
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-        load = Load(portal, LoadClient(url, "tiny"), plan(request()))
+        load = Load(portal, LoadClient(Endpoint(url, "tiny")), plan(request()))
         answer(engine.asked(), "one", "two")
         (friend,) = load.records()
     assert (stranger.outcome, "certificate" in stranger.detail.lower()) == (Outcome.UNREACHABLE, True)
@@ -227,7 +231,7 @@ def conversation(turns: int, **fields: Any) -> Plan:
 
 def test_a_later_prompt_has_what_was_really_said(portal: BlockingPortal, engine: ScriptedEngine) -> None:
     texts = Texts(nonce="a1")
-    load = Load(portal, LoadClient(engine.url, "tiny", texts=texts), conversation(3))
+    load = Load(portal, LoadClient(Endpoint(engine.url, "tiny"), texts), conversation(3))
     expected = [{"role": "system", "content": texts.system("handbook", 50)}]
     for turn in range(3):
         expected.append({"role": "user", "content": texts.prompt(turn, request())})
@@ -239,7 +243,7 @@ def test_a_later_prompt_has_what_was_really_said(portal: BlockingPortal, engine:
 
 
 def test_an_answer_that_failed_is_an_empty_one(portal: BlockingPortal, engine: ScriptedEngine) -> None:
-    load = Load(portal, LoadClient(engine.url, "tiny"), conversation(3))
+    load = Load(portal, LoadClient(Endpoint(engine.url, "tiny")), conversation(3))
     call = engine.asked()
     call.start()
     call.send(ROLE + token("half of"))
@@ -253,7 +257,7 @@ def test_an_answer_that_failed_is_an_empty_one(portal: BlockingPortal, engine: S
 def test_two_may_continue_one(portal: BlockingPortal, engine: ScriptedEngine) -> None:
     """An agent and the ones that it starts."""
     forks = [request(after=(0,), continues=0, user=user) for user in ("left", "right")]
-    load = Load(portal, LoadClient(engine.url, "tiny"), plan(request(), *forks))
+    load = Load(portal, LoadClient(Endpoint(engine.url, "tiny")), plan(request(), *forks))
     answer(engine.asked(), "both")
     calls = [engine.asked(), engine.asked()]
     assert {call.json["user"] for call in calls} == {"left", "right"}
@@ -270,7 +274,7 @@ def test_two_may_continue_one(portal: BlockingPortal, engine: ScriptedEngine) ->
 def test_nobody_is_sent_before_its_time(portal: BlockingPortal, engine: ScriptedEngine) -> None:
     """Of several, in whatever order the plan has them."""
     times = [0.3, 0.0, 0.15, 0.15]
-    load = Load(portal, LoadClient(engine.url, "tiny"), plan(*map(request, times)))
+    load = Load(portal, LoadClient(Endpoint(engine.url, "tiny")), plan(*map(request, times)))
     for _ in times:
         answer(engine.asked())
     records = load.records()
@@ -286,7 +290,7 @@ def test_who_waits_for_others_goes_a_delay_after_the_last_of_them(
     portal: BlockingPortal, engine: ScriptedEngine
 ) -> None:
     late = request(after=(0, 1), delay=0.2)
-    load = Load(portal, LoadClient(engine.url, "tiny"), plan(request(), request(), late))
+    load = Load(portal, LoadClient(Endpoint(engine.url, "tiny")), plan(request(), request(), late))
     calls = [engine.asked(), engine.asked()]
     answer(calls[0])
     wait_until(lambda: len(load.ended) == 1)
@@ -303,7 +307,9 @@ def test_who_waits_for_others_goes_a_delay_after_the_last_of_them(
 
 
 def test_above_the_cap_one_waits_here_and_is_not_late_for_it(portal: BlockingPortal, engine: ScriptedEngine) -> None:
-    load = Load(portal, LoadClient(engine.url, "tiny"), plan(request(), request(), request(), max_concurrency=2))
+    load = Load(
+        portal, LoadClient(Endpoint(engine.url, "tiny")), plan(request(), request(), request(), max_concurrency=2)
+    )
     calls = [engine.asked(), engine.asked()]
     time.sleep(0.1)  # for that long it waits
     assert engine.pending == 0
@@ -322,7 +328,9 @@ def test_above_the_cap_one_waits_here_and_is_not_late_for_it(portal: BlockingPor
 def test_times_are_the_servers(portal: BlockingPortal, engine: ScriptedEngine) -> None:
     """Which runs ten times as fast as life."""
     began = time.perf_counter()
-    load = Load(portal, LoadClient(engine.url, "tiny", speed=10.0), plan(request(2.0), request(after=(0,), delay=2.0)))
+    load = Load(
+        portal, LoadClient(Endpoint(engine.url, "tiny", speed=10.0)), plan(request(2.0), request(after=(0,), delay=2.0))
+    )
     call = engine.asked()
     assert time.perf_counter() - began >= 0.2
     call.start(x_fairlane_queue_ms="30")
@@ -347,7 +355,7 @@ class Slow(Texts):
 
 
 def test_the_clients_own_delay_is_told(portal: BlockingPortal, engine: ScriptedEngine) -> None:
-    load = Load(portal, LoadClient(engine.url, "tiny", texts=Slow()), plan(request(), request()))
+    load = Load(portal, LoadClient(Endpoint(engine.url, "tiny"), Slow()), plan(request(), request()))
     for _ in range(2):
         answer(engine.asked())
     first, second = sorted(load.records(), key=lambda record: record.lag)
@@ -357,11 +365,11 @@ def test_the_clients_own_delay_is_told(portal: BlockingPortal, engine: ScriptedE
 
 
 def test_an_empty_plan_is_over(portal: BlockingPortal, engine: ScriptedEngine) -> None:
-    assert Load(portal, LoadClient(engine.url, "tiny"), plan()).records() == []
+    assert Load(portal, LoadClient(Endpoint(engine.url, "tiny")), plan()).records() == []
 
 
 def test_a_client_may_run_again(portal: BlockingPortal, engine: ScriptedEngine) -> None:
-    client = LoadClient(engine.url, "tiny")
+    client = LoadClient(Endpoint(engine.url, "tiny"))
     for _ in range(2):
         began = time.perf_counter()
         load = Load(portal, client, plan(request(0.1)))
@@ -443,7 +451,7 @@ def test_no_connection(portal: BlockingPortal) -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{nobody.getsockname()[1]}"
-        (record,) = Load(portal, LoadClient(url, "tiny"), plan(request())).records()
+        (record,) = Load(portal, LoadClient(Endpoint(url, "tiny")), plan(request())).records()
     assert record.outcome is Outcome.UNREACHABLE
     assert record.detail
     assert record.ended is not None
@@ -451,7 +459,7 @@ def test_no_connection(portal: BlockingPortal) -> None:
 
 
 def test_nobody_of_that_name(portal: BlockingPortal) -> None:
-    (record,) = Load(portal, LoadClient("http://nobody.invalid:8000", "tiny"), plan(request())).records()
+    (record,) = Load(portal, LoadClient(Endpoint("http://nobody.invalid:8000", "tiny")), plan(request())).records()
     assert record.outcome is Outcome.UNREACHABLE
 
 
@@ -488,7 +496,7 @@ def rude_server() -> Iterator[str]:
 
 def test_the_server_resets(portal: BlockingPortal) -> None:
     with rude_server() as url:
-        (record,) = Load(portal, LoadClient(url, "tiny"), plan(request())).records()
+        (record,) = Load(portal, LoadClient(Endpoint(url, "tiny")), plan(request())).records()
     assert record.outcome is Outcome.DISCONNECTED
 
 
@@ -504,7 +512,7 @@ def test_it_does_not_speak_http(portal: BlockingPortal, engine: ScriptedEngine) 
 def test_a_request_takes_too_long(portal: BlockingPortal, engine: ScriptedEngine, begun: bool) -> None:
     """On the server's clock. It is told by the connection, and the others go on."""
     slow, quick = request(), request(after=(0,))
-    load = Load(portal, LoadClient(engine.url, "tiny", timeout=10.0, speed=10.0), plan(slow, quick))
+    load = Load(portal, LoadClient(Endpoint(engine.url, "tiny", timeout=10.0, speed=10.0)), plan(slow, quick))
     call = engine.asked()
     if begun:
         call.start()
@@ -548,7 +556,7 @@ def test_an_error_event(portal: BlockingPortal, engine: ScriptedEngine) -> None:
 
 def test_a_run_that_is_cut_off(portal: BlockingPortal, engine: ScriptedEngine) -> None:
     """What has ended stays as it ended; the rest is nobody's fault. The server is told at once."""
-    load = Load(portal, LoadClient(engine.url, "tiny"), plan(request(), request(0.01), request(3600.0)))
+    load = Load(portal, LoadClient(Endpoint(engine.url, "tiny")), plan(request(), request(0.01), request(3600.0)))
     answer(engine.asked())
     call = engine.asked()
     call.start()
@@ -565,7 +573,7 @@ def test_a_run_that_is_cut_off(portal: BlockingPortal, engine: ScriptedEngine) -
 def test_nothing_happens_after_a_run_that_was_cut_off(
     portal: BlockingPortal, engine: ScriptedEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
-    load = Load(portal, LoadClient(engine.url, "tiny"), plan(request(), request(1.0)))
+    load = Load(portal, LoadClient(Endpoint(engine.url, "tiny")), plan(request(), request(1.0)))
     engine.asked()
     load.cancel()
     portal.call(anyio.sleep, 1.1)
@@ -582,7 +590,7 @@ def test_a_failure_of_our_own_is_not_the_servers(
         raise ZeroDivisionError
 
     def failing(on_end: Any) -> BaseException | None:
-        client = LoadClient(engine.url, "tiny")
+        client = LoadClient(Endpoint(engine.url, "tiny"))
         future = portal.start_task_soon(client.run, plan(request(), request(3600.0)), on_end)
         answer(engine.asked())
         return future.exception(10)
@@ -590,7 +598,7 @@ def test_a_failure_of_our_own_is_not_the_servers(
     at_the_end = failing(fail)
     assert isinstance(at_the_end, ExceptionGroup)
     assert at_the_end.subgroup(ZeroDivisionError)
-    monkeypatch.setattr(Answer, "feed", fail)
+    monkeypatch.setattr(StreamedAnswer, "feed", fail)
     within = failing(None)
     assert isinstance(within, ExceptionGroup)
     assert within.subgroup(httptools.HttpParserCallbackError)
@@ -644,7 +652,7 @@ def test_two_hundred_streams_at_once(tmp_path: Path, uvloop: bool) -> None:
     lags, cores, disturbed = [], [], []
     with running(["sim", "--profile", str(profile), "--noise", "0"]) as url:
         for _ in range(3):
-            client = LoadClient(url, "twenty")
+            client = LoadClient(Endpoint(url, "twenty"))
             idle = subprocess.Popen([sys.executable, "-c", IDLE_TIMERS], stdout=subprocess.PIPE)
             wall, own, waited = time.perf_counter(), time.thread_time(), withheld()
             records = anyio.run(client.run, plan(*streams, *probes), backend_options={"use_uvloop": uvloop})

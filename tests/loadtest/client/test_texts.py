@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.client.texts import Texts, read_heading
-from loadtest.plan.plan import Request, TextKind
+from loadtest.workloads.plan import Request, TextKind
+from loadtest.workloads.texts import Texts, read_heading
 
 ONE = Texts(nonce="a1")
 KINDS: tuple[TextKind, ...] = get_args(TextKind)

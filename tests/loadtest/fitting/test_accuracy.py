@@ -8,10 +8,11 @@ from statistics import median
 
 import pytest
 
-from loadtest.fitting.fit import FITTED, HELD_OUT, errors_of
-from loadtest.fitting.measurements import measurements
+from loadtest.results.measurements import FITTED, HELD_OUT
 from loadtest.results.records import percentile
-from loadtest.spark.profile import load_profile
+from loadtest.simulation.fit import errors_of
+from loadtest.storage.engine_profiles import load_profile
+from loadtest.storage.measurements import measurements
 
 GEMMA = ("gemma-4-26b-bf16", "gemma-4-26b-nvfp4")
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.plan.plan import Plan, Request
-from loadtest.plan.schedule import Schedule
+from loadtest.workloads.plan import Plan, Request
+from loadtest.workloads.schedule import Schedule
 
 
 def request(at: float = 0.0, **fields: object) -> Request:

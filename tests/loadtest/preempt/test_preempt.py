@@ -12,17 +12,18 @@ import pytest
 from rich.console import Console
 
 from gateway.config import layers
-from loadtest.preempt import shape as shaping
-from loadtest.preempt.advice import Advice, Bounds, advise
-from loadtest.preempt.counters import Slices
-from loadtest.preempt.figures import Figures, Measured, Trial, figures, ratios
-from loadtest.preempt.shape import ALONE, LONG, LONG_TOKENS, PROBES, RATE, SHORT, Shape
-from loadtest.preempt.summary import summary
-from loadtest.preempt.table import table
-from loadtest.preempt.variant import DIRECT, GATED, NAMES, SLICED, Variant, variant, variants
+from gateway.storage.config_file import load as load_settings
+from loadtest.benchmark import shape as shaping
+from loadtest.benchmark.advice import Advice, Bounds, advise
+from loadtest.benchmark.figures import Figures, Measured, Trial, figures, ratios
+from loadtest.benchmark.findings import Findings
+from loadtest.benchmark.shape import LONG, LONG_PROBES, LONG_TOKENS, RATE, SHORT, SHORT_PROBES, LongPrompts, Shape
+from loadtest.benchmark.slice_counters import SliceCounters
+from loadtest.benchmark.table import table
+from loadtest.benchmark.variant import DIRECT, GATED, NAMES, SLICED, Variant, variant, variants
 from loadtest.results.records import Outcome, Record
-from loadtest.results.summary import About, row, summarize
-from loadtest.storage.results_folder import Result
+from loadtest.results.result import Result
+from loadtest.results.summary import About, Measurement, row, summarize
 
 # The load.
 
@@ -45,16 +46,16 @@ def test_the_same_seed_is_the_same_load() -> None:
 
 def test_probes_are_alone() -> None:
     short = Shape().unloaded().requests
-    assert len(short) == PROBES + 1
-    assert [request.after for request in short[1:]] == [(number,) for number in range(PROBES)]
+    assert len(short) == SHORT_PROBES + 1
+    assert [request.after for request in short[1:]] == [(number,) for number in range(SHORT_PROBES)]
     first, *long = Shape().alone().requests
     assert first.kind == SHORT
-    assert [(request.kind, request.after) for request in long] == [(LONG, (number,)) for number in range(ALONE)]
+    assert [(request.kind, request.after) for request in long] == [(LONG, (number,)) for number in range(LONG_PROBES)]
 
 
 def test_a_long_prompt_is_as_long_as_the_engine_prefills_in_ten_seconds() -> None:
     def sized(seconds_per_token: float, most: int = 131_072, short: int = 2048) -> int:
-        return shaping.long_tokens(None, most, 128, short, lambda tokens: seconds_per_token * tokens)
+        return LongPrompts(None, most, 128, short).tokens(lambda tokens: seconds_per_token * tokens)
 
     assert sized(1e-5) == LONG_TOKENS
     assert sized(1e-5, most=16_384) == 16_200
@@ -66,7 +67,7 @@ def test_a_long_prompt_is_as_long_as_the_engine_prefills_in_ten_seconds() -> Non
 
 def test_what_is_wanted_is_what_is_sent() -> None:
     def sized(wanted: int) -> int:
-        return shaping.long_tokens(wanted, 32_768, 128, 2048, lambda tokens: 1e3)
+        return LongPrompts(wanted, 32_768, 128, 2048).tokens(lambda tokens: 1e3)
 
     assert sized(32_640) == 32_640
     with pytest.raises(ValueError, match="--long-tokens 32640 at the most"):
@@ -109,8 +110,8 @@ def test_direct_is_always_among_them_and_first() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_usual_ones_are_settings_that_the_gateway_takes(name: str) -> None:
-    layers.load(flags=variant(name).settings)
-    layers.load(flags=layers.assigned(variant(name).assignments))
+    load_settings(flags=variant(name).settings)
+    load_settings(flags=layers.assigned(variant(name).assignments))
 
 
 # The gateway's counters.
@@ -126,26 +127,26 @@ fairlane_slicing_off{model="a"} 0.0
 
 
 def test_slices_are_read_from_the_metrics() -> None:
-    slices = Slices.read(METRICS)
-    assert slices == Slices(6, 8000, 7600)
+    slices = SliceCounters.read(METRICS)
+    assert slices == SliceCounters(6, 8000, 7600)
     assert slices.cached_share == pytest.approx(0.95)
-    assert slices.since(Slices(2, 4000, 4000)) == Slices(4, 4000, 3600)
-    assert slices + Slices(1, 1, 1, off=True) == Slices(7, 8001, 7601, off=True)
-    off = Slices.read(METRICS + 'fairlane_slicing_off{model="b"} 1.0\n')
+    assert slices.since(SliceCounters(2, 4000, 4000)) == SliceCounters(4, 4000, 3600)
+    assert slices + SliceCounters(1, 1, 1, off=True) == SliceCounters(7, 8001, 7601, off=True)
+    off = SliceCounters.read(METRICS + 'fairlane_slicing_off{model="b"} 1.0\n')
     assert off
     assert off.off
 
 
 def test_a_gateway_that_does_not_tell_is_borne() -> None:
-    assert Slices.read("fairlane_seats 0.0\n") is None
-    assert Slices.read("fairlane_slices_total 0.0\n") == Slices()
-    assert Slices().cached_share is None
+    assert SliceCounters.read("fairlane_seats 0.0\n") is None
+    assert SliceCounters.read("fairlane_slices_total 0.0\n") == SliceCounters()
+    assert SliceCounters().cached_share is None
 
 
 # Figures.
 
 
-def trial(short: Sequence[float | None], long: float, alone: float = 1.0, slices: Slices | None = None) -> Trial:
+def trial(short: Sequence[float | None], long: float, alone: float = 1.0, slices: SliceCounters | None = None) -> Trial:
     """Of short prompts with these first tokens, None of one that failed, and one long prompt."""
     plan = Shape(longs=1, shorts=len(short), rate=1.0).plan()
     records = []
@@ -160,12 +161,17 @@ def trial(short: Sequence[float | None], long: float, alone: float = 1.0, slices
             record.tokens = [request.at + wait + 0.1 * token for token in range(11)]
         records.append(record)
     about = About(workload="preempt", seed=1, clock="real", policy="x")
-    done = summarize(about, plan, records, alone=lambda tokens: 1.0)
+    done = summarize(about, Measurement(plan, records, alone=lambda tokens: 1.0))
     return Trial(Result("x", done, tuple(map(row, records))), alone, slices)
 
 
 def test_figures_are_of_all_runs_together() -> None:
-    found = figures([trial([1.0, 2.0], 5.0, 0.9, Slices(4, 100, 90)), trial([3.0, 4.0], 7.0, 1.1, Slices(2, 100, 100))])
+    found = figures(
+        [
+            trial([1.0, 2.0], 5.0, 0.9, SliceCounters(4, 100, 90)),
+            trial([3.0, 4.0], 7.0, 1.1, SliceCounters(2, 100, 100)),
+        ]
+    )
     assert (found.runs, found.requests, found.failed) == (2, 6, 0)
     assert found.short_ttft_p50_s == pytest.approx(2.5)
     assert found.short_e2e_p50_s == pytest.approx(3.5)
@@ -316,7 +322,8 @@ def test_of_what_there_is_none_nothing_is_shown() -> None:
 
 
 def test_the_summary_has_all_of_it() -> None:
-    told = summary("m on vLLM 1", Shape(), {"ttft_s": 0.08, "e2e_s": 1.0}, SIDES, advise(SIDES), {})
+    findings = Findings("m on vLLM 1", Shape(), {"ttft_s": 0.08, "e2e_s": 1.0}, SIDES, advise(SIDES))
+    told = findings.summary({})
     assert list(told["variants"]) == [each.variant.name for each in SIDES]
     sliced = told["variants"][SLICED]
     assert sliced["to_direct"]["long_ttft_p50_s"] == pytest.approx(7.5 / 6.1)

@@ -46,7 +46,7 @@ def test_a_stream_is_always_the_same_and_no_other_one() -> None:
 
 def test_fewer_replicates_are_made_of_very_many_requests() -> None:
     assert len(bootstrap.draw([20], 0).requests) == bootstrap.REPLICATES
-    assert len(bootstrap.draw([bootstrap.MOST_DRAWS // 100], 0).requests) == bootstrap.FEWEST_REPLICATES
+    assert len(bootstrap.draw([bootstrap.MAX_DRAWS // 100], 0).requests) == bootstrap.MIN_REPLICATES
 
 
 def test_an_interval_leaves_out_what_is_not_known() -> None:

@@ -7,13 +7,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from loadtest.plan.plan import Plan, Request
 from loadtest.report.comparison import Comparison, compare
 from loadtest.report.differences import spoiled
-from loadtest.report.groups import long_kinds
+from loadtest.results.groups import long_kinds
 from loadtest.results.records import Outcome, Record
-from loadtest.results.summary import About, Lag, Slo, row, summarize
-from loadtest.storage.results_folder import Result
+from loadtest.results.result import Result
+from loadtest.results.summary import About, Lag, Measurement, Slo, row, summarize
+from loadtest.workloads.plan import Plan, Request
 
 SHORT, LONG = 200, 25_000
 
@@ -53,7 +53,7 @@ def mixed(
         records.append(record)
     told = msgspec.convert({"workload": "office", "clock": "virtual", "policy": name, "seed": seed, **about}, About)
     plan = Plan(tuple(record.request for record in records))
-    summary = summarize(told, plan, records, alone=lambda tokens: tokens / 1000, slo=slo)
+    summary = summarize(told, Measurement(plan, records, alone=lambda tokens: tokens / 1000, slo=slo or Slo()))
     return Result(name, summary, tuple(map(row, records)))
 
 

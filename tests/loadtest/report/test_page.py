@@ -17,14 +17,17 @@ from xml.etree import ElementTree
 import msgspec
 import pytest
 
-from loadtest.plan.plan import Plan, Point, Request
+from loadtest.report import page as report_page
 from loadtest.report.comparison import Cell
-from loadtest.report.figures import Figure
-from loadtest.report.page import change, html, unbroken
+from loadtest.report.page import change, unbroken
+from loadtest.results.figures import Figure
+from loadtest.results.groups import Group
 from loadtest.results.records import Outcome, Record
-from loadtest.results.summary import About, Lag, row, summarize
-from loadtest.storage.results_folder import Result
+from loadtest.results.result import Result
+from loadtest.results.summary import About, Lag, Measurement, row, summarize
+from loadtest.storage.templates import report_template
 from loadtest.workloads.closed_loops import ClosedLoop
+from loadtest.workloads.plan import Plan, Point, Request
 from loadtest.workloads.workload import Options
 from tests.support.repository import ROOT
 
@@ -62,9 +65,7 @@ def office(
     defaults = {"workload": "office", "clock": "virtual", "policy": policy, "profile": "gemma-4-26b-bf16", "seed": seed}
     summary = summarize(
         msgspec.convert({**defaults, **about}, About),
-        Plan(tuple(record.request for record in records)),
-        records,
-        alone=lambda tokens: tokens / 3000,
+        Measurement(Plan(tuple(record.request for record in records)), records, alone=lambda tokens: tokens / 3000),
     )
     return Result(policy, summary, tuple(map(row, records)))
 
@@ -77,7 +78,7 @@ def with_points(policy: str, plan: Plan, slow: float = 1.0) -> Result:
         record.prompt_tokens, record.output_tokens = request.prompt_tokens, 5
         record.tokens = [record.scheduled + wait + token / 8 for token in range(5)]
         records.append(record)
-    summary = summarize(About("points", 1, "real", policy), plan, records, alone=lambda tokens: 1.0)
+    summary = summarize(About("points", 1, "real", policy), Measurement(plan, records, alone=lambda tokens: 1.0))
     return Result(policy, summary, tuple(map(row, records)))
 
 
@@ -142,6 +143,10 @@ class Page(HTMLParser):
 
     def text(self, tag: str) -> list[str]:
         return [re.sub(r"\s+", " ", text).strip() for text in self.texts.get(tag, [])]
+
+
+def html(groups: Sequence[Group]) -> str:
+    return report_page.html(groups, report_template())
 
 
 @cache
@@ -347,7 +352,7 @@ def test_a_page_stays_small() -> None:
 
 
 def test_nothing_heavy_is_loaded_before_there_is_something_to_draw() -> None:
-    modules = "page, gallery, charts, svg, comparison, bootstrap, points, sentence, terminal, vllm_json"
+    modules = "page, gallery, comparison, bootstrap, sentence, terminal, vllm_json"
     heavy = {"matplotlib", "numpy", "jinja2"}
     code = f"from loadtest.report import {modules}\nimport sys\nassert not {heavy!r} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

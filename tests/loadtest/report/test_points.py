@@ -3,11 +3,11 @@ from math import inf
 import msgspec
 import pytest
 
-from loadtest.plan.plan import Plan, Point, Request
-from loadtest.report.points import Batch, Rate, batches, capacity, rates
+from loadtest.results.points import Batch, Rate, batches, capacity, rates
 from loadtest.results.records import Outcome, Record
-from loadtest.results.summary import About, row, summarize
-from loadtest.storage.results_folder import Result
+from loadtest.results.result import Result
+from loadtest.results.summary import About, Measurement, row, summarize
+from loadtest.workloads.plan import Plan, Point, Request
 
 SLOW, FAST = Point(4000, 500, rate=0.1), Point(4000, 500, rate=1.0)
 
@@ -23,7 +23,7 @@ def measured(points: tuple[Point, ...], waits: list[tuple[int, float]]) -> Resul
             record.outcome, record.ended = Outcome.TIMEOUT, 1.0
         records.append(record)
     about = About("rate-sweep", 42, "virtual", "direct")
-    summary = summarize(about, Plan((), points=points), records, alone=lambda tokens: 1.0)
+    summary = summarize(about, Measurement(Plan((), points=points), records, alone=lambda tokens: 1.0))
     return Result("direct", summary, tuple(map(row, records)))
 
 

@@ -2,12 +2,12 @@ from collections.abc import Sequence
 
 import pytest
 
-from loadtest.plan.plan import Plan, Point, Request
 from loadtest.report.comparison import compare
 from loadtest.report.sentence import sentence
 from loadtest.results.records import Outcome, Record
-from loadtest.results.summary import About, row, summarize
-from loadtest.storage.results_folder import Result
+from loadtest.results.result import Result
+from loadtest.results.summary import About, Measurement, row, summarize
+from loadtest.workloads.plan import Plan, Point, Request
 
 SHORT, LONG = ("question", 200), ("document", 25_000)
 
@@ -31,7 +31,7 @@ def run(
 
 def made(policy: str, records: Sequence[Record], points: tuple[Point, ...], seed: int = 1, name: str = "") -> Result:
     about = About("office", seed, "virtual", policy)
-    summary = summarize(about, Plan((), points=points), records, alone=lambda tokens: 1.0)
+    summary = summarize(about, Measurement(Plan((), points=points), records, alone=lambda tokens: 1.0))
     return Result(name or policy, summary, tuple(map(row, records)))
 
 

@@ -5,12 +5,12 @@ import msgspec
 import pytest
 from rich.console import Console, RenderableType
 
-from loadtest.plan.plan import Plan, Point, Request
 from loadtest.report.comparison import compare
 from loadtest.report.terminal import comparison_table, summary_table
 from loadtest.results.records import Outcome, Record
-from loadtest.results.summary import About, Lag, row, summarize
-from loadtest.storage.results_folder import Result
+from loadtest.results.result import Result
+from loadtest.results.summary import About, Lag, Measurement, row, summarize
+from loadtest.workloads.plan import Plan, Point, Request
 
 WIDTH = 100
 BOLD, RED = "\x1b[1m", "\x1b[1;31m"
@@ -31,7 +31,7 @@ def run(
             record.outcome, record.tokens = Outcome.COMPLETED, [number + wait + token / 10 for token in range(11)]
         records.append(record)
     about = About("office", 3, "virtual", policy, "gemma")
-    summary = summarize(about, Plan((), points=points), records, alone=lambda tokens: 0.5)
+    summary = summarize(about, Measurement(Plan((), points=points), records, alone=lambda tokens: 0.5))
     return Result(policy, msgspec.structs.replace(summary, **changes), tuple(map(row, records)))
 
 

@@ -2,7 +2,8 @@ from math import inf, nan
 
 import pytest
 
-from loadtest.report.units import Unit, number, shown, span, spoken, times
+from loadtest.charts.units import number, shown, span, spoken, times
+from loadtest.results.figures import Unit
 
 
 @pytest.mark.parametrize(

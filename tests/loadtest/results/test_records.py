@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.plan.plan import Request
 from loadtest.results.records import Outcome, Record, percentile
+from loadtest.workloads.plan import Request
 
 
 @pytest.mark.parametrize(

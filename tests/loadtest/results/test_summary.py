@@ -3,9 +3,9 @@ from math import inf
 import msgspec
 import pytest
 
-from loadtest.plan.plan import Plan, Point, Request
 from loadtest.results.records import Outcome, Record
-from loadtest.results.summary import About, Row, Slo, Stat, Summary, jain, row, summarize
+from loadtest.results.summary import About, Measurement, Row, Slo, Stat, Summary, jain, row, summarize
+from loadtest.workloads.plan import Plan, Point, Request
 
 ABOUT = About("starvation", 7, "virtual", "fair", "gemma-4-26b-bf16")
 
@@ -36,7 +36,10 @@ def record(
 def summary(*records: Record, points: tuple[Point, ...] = (), slo: Slo | None = None, latency: float = 0.0) -> Summary:
     for number, each in enumerate(records):
         each.number = number
-    return summarize(ABOUT, Plan((), points=points), records, alone=lambda tokens: 0.5, slo=slo, latency=latency)
+    return summarize(
+        ABOUT,
+        Measurement(Plan((), points=points), records, alone=lambda tokens: 0.5, slo=slo or Slo(), latency=latency),
+    )
 
 
 def test_latency_from_arrival_is_the_headline_and_from_send_beside_it() -> None:

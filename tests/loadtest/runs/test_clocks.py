@@ -2,14 +2,17 @@
 
 import pytest
 
-from loadtest.client.probe import served_model
+from loadtest.results.run import Load
 from loadtest.results.summary import Slo
+from loadtest.runs.load_client import Endpoint
+from loadtest.runs.probe import served_model
 from loadtest.runs.process import running
-from loadtest.runs.run import Load, Target, run, simulate
+from loadtest.runs.run import Target, run
+from loadtest.simulation.cost_fit import cost_profile
 from loadtest.simulation.deployment import Deployment
-from loadtest.spark.cost_fit import cost_profile
-from loadtest.spark.profile import load_profile
-from loadtest.workloads import find
+from loadtest.simulation.run import simulate
+from loadtest.storage.engine_profiles import load_profile
+from loadtest.workloads.catalogue import find
 from loadtest.workloads.workload import Options
 
 SPEED = 4.0
@@ -25,7 +28,7 @@ def test_real_time_and_virtual_time_agree() -> None:
     virtual = simulate(load, Deployment("direct"), machine).summary
     for _ in range(2):
         with running(["sim", "--speed", str(SPEED), "--noise", "0"]) as url:
-            target = Target(url, served_model(url), "direct", cost_profile(machine), speed=SPEED)
+            target = Target(Endpoint(url, served_model(url), speed=SPEED), "direct", cost_profile(machine).prefill)
             real = run(load, target, lambda record: None, nonce="clocks").summary
         if real.schedule_lag.valid:
             break

@@ -3,12 +3,12 @@
 import pytest
 
 from gateway.scheduling.limits import Limits
-from loadtest.plan.plan import Plan, Request
 from loadtest.results.records import Record
+from loadtest.simulation.cost_fit import cost_profile
 from loadtest.simulation.deployment import Deployment, deployments
-from loadtest.spark.cost_fit import cost_profile
 from loadtest.spark.engine import prefill_alone
-from loadtest.spark.profile import load_profile
+from loadtest.storage.engine_profiles import load_profile
+from loadtest.workloads.plan import Plan, Request
 from policies import POLICIES
 
 MACHINE = load_profile("gemma-4-26b-bf16")
@@ -48,7 +48,7 @@ def test_the_gateway_keeps_the_lanes_apart() -> None:
     assert sum(record.first_token < question.first_token for record in documents) <= 1
 
 
-def test_an_unknown_front_is_refused() -> None:
+def test_an_unknown_deployment_is_refused() -> None:
     with pytest.raises(ValueError, match="no policy 'lifo'"):
         Deployment("lifo", COST)
 
@@ -74,5 +74,5 @@ def test_a_machines_cost_profile_is_what_it_takes(profile: str, tokens: int) -> 
     assert cost_profile(machine).prefill(tokens) == pytest.approx(prefill_alone(machine, tokens), rel=0.05)
 
 
-def test_every_policy_of_ours_is_a_front() -> None:
+def test_every_policy_of_ours_is_a_deployment() -> None:
     assert {*POLICIES} <= {*deployments()}

@@ -8,28 +8,29 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from gateway.lifecycle.core import Core
 from gateway.pricing.cost_model import CostModel, Counts, Price
 from gateway.pricing.curves import PrefillObservation
-from gateway.pricing.profile import load as load_cost_profile
 from gateway.pricing.prompt import PrefixHash, Prompt, Size
 from gateway.pricing.usage import PromptDetails, Usage
-from gateway.scheduling.admission import Admission
 from gateway.scheduling.limits import Limits
-from loadtest.cli.load import app, front
-from loadtest.plan.plan import Plan, Request
+from gateway.storage.profile_file import load as load_cost_profile
+from loadtest.cli.load import GatewayOptions, app, deployment
+from loadtest.results.records import Record
+from loadtest.simulation.cost_fit import cost_profile
 from loadtest.simulation.deployment import Deployment
-from loadtest.simulation.pricing import PRICINGS, USUAL, cost_model
+from loadtest.simulation.pricing import PRICINGS, TYPICAL_TOKENS, cost_model
 from loadtest.simulation.simulation import Simulation
-from loadtest.spark.cost_fit import cost_profile
 from loadtest.spark.engine import Engine
-from loadtest.spark.profile import load_profile
+from loadtest.storage.engine_profiles import load_profile
+from loadtest.workloads.plan import Plan, Request
 from policies.fifo import Fifo
 
 MACHINE = load_profile("gemma-4-26b-bf16").with_flags(enable_prefix_caching=True)
 OWN = cost_profile(MACHINE)
 TOLD = OWN.scaled(2)
 
-LENGTHS = (100, 2000, USUAL, 25_000)
+LENGTHS = (100, 2000, TYPICAL_TOKENS, 25_000)
 DOCUMENTS = [Request(0.0, "ida", "long", 20_000, 20) for _ in range(8)]
 
 
@@ -46,10 +47,14 @@ def seconds(priced: CostModel, tokens: int) -> float:
     return priced.price([text(tokens)], tokens).seconds
 
 
+def serve_documents(priced: CostModel) -> list[Record]:
+    return Simulation(Engine(MACHINE), Core.create(priced, Fifo(), Limits())).run(Plan(tuple(DOCUMENTS)))
+
+
 def taught(pricing: str) -> CostModel:
     """After eight documents at once, one of which is in prefill while the others wait at the gateway."""
     priced = model(pricing)
-    Simulation(Engine(MACHINE), Admission(Fifo(), Limits()), priced).run(Plan(tuple(DOCUMENTS)))
+    serve_documents(priced)
     return priced
 
 
@@ -75,17 +80,17 @@ class Listening(CostModel):
         prompts: Sequence[Prompt],
         price: Price,
         usage: Usage,
-        seen: PrefillObservation | None = None,
+        observation: PrefillObservation | None = None,
         queue_s: float | None = None,
     ) -> bool:
         self.engine_queues.append(queue_s)
-        return super().learn(prompts, price, usage, seen, queue_s)
+        return super().learn(prompts, price, usage, observation, queue_s)
 
 
 def test_the_engine_tells_of_its_own_line_alone() -> None:
     """Seven of the eight wait at the gateway, the last for more than half a minute. That is no part of it."""
     priced = Listening()
-    records = Simulation(Engine(MACHINE), Admission(Fifo(), Limits()), priced).run(Plan(tuple(DOCUMENTS)))
+    records = serve_documents(priced)
     assert max(record.queue or 0.0 for record in records) > 30
     assert len(priced.engine_queues) == 8
     assert all(queue is not None and queue < 1 for queue in priced.engine_queues)
@@ -111,15 +116,15 @@ def test_all_learn_how_many_tokens_a_text_has(pricing: str) -> None:
 
 def test_a_token_is_a_token() -> None:
     priced = model("tokens")
-    rate = OWN.prefill(USUAL) / USUAL
+    rate = OWN.prefill(TYPICAL_TOKENS) / TYPICAL_TOKENS
     assert [seconds(priced, tokens) for tokens in LENGTHS] == pytest.approx([rate * tokens for tokens in LENGTHS])
     assert priced.true_cost(Counts(1000, 0, 300)) == pytest.approx(1000 * rate + OWN.decode(300))
 
 
 def test_a_request_is_a_request() -> None:
     priced = model("requests")
-    assert {seconds(priced, tokens) for tokens in LENGTHS} == {OWN.prefill(USUAL)}
-    assert priced.true_cost(Counts(25_000, 0, 3000)) == OWN.prefill(USUAL)
+    assert {seconds(priced, tokens) for tokens in LENGTHS} == {OWN.prefill(TYPICAL_TOKENS)}
+    assert priced.true_cost(Counts(25_000, 0, 3000)) == OWN.prefill(TYPICAL_TOKENS)
 
 
 @pytest.mark.parametrize("pricing", PRICINGS)
@@ -147,7 +152,7 @@ def test_tokens_are_counted_for_the_true_price_alone() -> None:
     assert second == first
 
 
-def test_a_front_prices_as_it_is_told() -> None:
+def test_a_deployment_prices_as_it_is_told() -> None:
     """Where all cost the same, the shortest first is the first that came."""
     _, second, _, short = waits("true", 20_000, 20_000, 20_000, 3000)
     assert short < second
@@ -155,7 +160,7 @@ def test_a_front_prices_as_it_is_told() -> None:
     assert short > third
 
 
-def test_what_a_front_is_called() -> None:
+def test_what_a_deployment_is_called() -> None:
     assert Deployment("fair", OWN).title == "fair"
     assert Deployment("fair", OWN, pricing="tokens").title == "fair, tokens"
     assert Deployment("direct", pricing="tokens").title == "direct"  # nobody prices there
@@ -168,8 +173,10 @@ def test_an_unknown_pricing_is_refused() -> None:
 
 
 def test_a_gateway_may_be_told_that_it_stands_before_another_machine() -> None:
-    assert front("fair", MACHINE).cost == OWN
-    assert front("fair", MACHINE, ["profile=gemma-4-31b-bf16"]).cost == load_cost_profile("gemma-4-31b-bf16")
+    assert deployment("fair", MACHINE, GatewayOptions()).cost == OWN
+    assert deployment("fair", MACHINE, GatewayOptions(["profile=gemma-4-31b-bf16"])).cost == load_cost_profile(
+        "gemma-4-31b-bf16"
+    )
 
 
 def fairlane(*arguments: str, code: int = 0) -> str:

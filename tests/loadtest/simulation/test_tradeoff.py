@@ -1,4 +1,4 @@
-"""The trade between short prompts and long ones: which ways there are, their figures, and the command that draws it."""
+"""The trade between short prompts and long ones: which setups there are, their figures, and the command."""
 
 import json
 from dataclasses import replace
@@ -8,18 +8,19 @@ import pytest
 from typer.testing import CliRunner
 
 from gateway.slicing.planner import Slicing
-from loadtest.cli.load import front
+from loadtest.charts import trade_curve
+from loadtest.cli.load import GatewayOptions, deployment
 from loadtest.cli.main import app
-from loadtest.plan.plan import Plan, Request
-from loadtest.report import trade_curve
 from loadtest.results.records import Outcome, Record
+from loadtest.results.trade import Figures, Point, at_most, best_threshold
+from loadtest.simulation.cost_fit import cost_profile
 from loadtest.simulation.deployment import Deployment
-from loadtest.simulation.tradeoff import THRESHOLDS, Figures, Point, at_most, best_threshold, sweep, ways
-from loadtest.spark.cost_fit import cost_profile
-from loadtest.spark.profile import load_profile
+from loadtest.simulation.tradeoff import THRESHOLDS, setups, sweep
+from loadtest.storage.engine_profiles import load_profile
+from loadtest.workloads.plan import Plan, Request
 
 MACHINE = load_profile("gemma-4-26b-nvfp4").with_flags(enable_prefix_caching=True)
-FRONT = Deployment("fair", cost_profile(MACHINE), slicing=Slicing(max_stall=0.7))
+GATEWAY = Deployment("fair", cost_profile(MACHINE), slicing=Slicing(max_stall=0.7))
 DOCUMENT = Request(0.0, "ida", "long", 9000, 4)
 
 
@@ -46,28 +47,28 @@ def test_long_is_what_is_to_be_prefilled() -> None:
         Figures.of(records[1:2], 2048)
 
 
-def test_the_ways_are_the_engines_own_and_every_share() -> None:
-    found = ways(FRONT, MACHINE, (1.0, 0.5))
-    assert [way.machine.long_prefill_token_threshold for way in found] == [0, *THRESHOLDS, 0, 0, 0]
-    assert [way.front.name for way in found] == [*["direct"] * 5, *["fair"] * 3]
+def test_the_setups_are_the_engines_own_and_every_share() -> None:
+    found = setups(GATEWAY, MACHINE, (1.0, 0.5))
+    assert [setup.machine.long_prefill_token_threshold for setup in found] == [0, *THRESHOLDS, 0, 0, 0]
+    assert [setup.deployment.name for setup in found] == [*["direct"] * 5, *["fair"] * 3]
     whole, *sliced = found[5:]
-    assert whole.front.slicing is None
-    assert [way.front.slicing for way in sliced] == [Slicing(0.7, 1.0), Slicing(0.7, 0.5)]
+    assert whole.deployment.slicing is None
+    assert [setup.deployment.slicing for setup in sliced] == [Slicing(0.7, 1.0), Slicing(0.7, 0.5)]
 
 
 def test_where_nothing_is_cut_there_is_no_pace_to_choose() -> None:
     for gateway, machine in (
-        (replace(FRONT, slicing=None), MACHINE),
-        (FRONT, MACHINE.with_flags(enable_prefix_caching=False)),
+        (replace(GATEWAY, slicing=None), MACHINE),
+        (GATEWAY, MACHINE.with_flags(enable_prefix_caching=False)),
     ):
         with pytest.raises(ValueError, match="not sliced"):
-            ways(gateway, machine)
+            setups(gateway, machine)
 
 
 def test_a_sweep_takes_means_over_the_seeds() -> None:
     plans = [(seed, Plan((DOCUMENT, Request(0.3, "ada", "short", 100 + 400 * seed, 4)))) for seed in (0, 1)]
-    way = ways(FRONT, MACHINE, (1.0,))[-1:]
-    (both,), (first,), (second,) = (list(sweep(chosen, way)) for chosen in (plans, plans[:1], plans[1:]))
+    setup = setups(GATEWAY, MACHINE, (1.0,))[-1:]
+    (both,), (first,), (second,) = (list(sweep(chosen, setup)) for chosen in (plans, plans[:1], plans[1:]))
     assert first.figures != second.figures
     assert both.figures == Figures.mean([first.figures, second.figures])
 
@@ -109,9 +110,9 @@ def test_what_cannot_be_swept_is_told_in_a_line() -> None:
 
 
 def test_a_simulated_gateway_cuts_as_its_settings_say() -> None:
-    assert front("fair", MACHINE).slicing == Slicing()
-    assert front("fair", MACHINE, ["slicing=false"]).slicing is None
-    given = front("fair", MACHINE, ["max_stall=0.2", "long_share=0.4", "tpot_target=0.1"])
+    assert deployment("fair", MACHINE, GatewayOptions()).slicing == Slicing()
+    assert deployment("fair", MACHINE, GatewayOptions(["slicing=false"])).slicing is None
+    given = deployment("fair", MACHINE, GatewayOptions(["max_stall=0.2", "long_share=0.4", "tpot_target=0.1"]))
     assert given.slicing == Slicing(0.2, 0.4, 0.1)
     flagged = MACHINE.with_flags(long_prefill_token_threshold=2560)
-    assert front("fair", flagged).slicing == Slicing(step_tokens=2560)
+    assert deployment("fair", flagged, GatewayOptions()).slicing == Slicing(step_tokens=2560)

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loadtest.plan.plan import TextKind
 from loadtest.spark.engine import Engine, Sequence, Step, prefill_alone
-from loadtest.spark.profile import KINDS, EngineProfile, SchedulingPolicy
+from loadtest.spark.profile import KINDS, EngineProfile, SchedulingPolicy, StepWork
+from loadtest.workloads.plan import TextKind
 
 # The fits that the published figures below were simulated with; the profiles that ship may be fitted anew.
 BF16 = EngineProfile(
@@ -129,7 +129,7 @@ def test_prefill_alone(profile: EngineProfile, milliseconds: dict[int, int]) -> 
 def test_decode_step(profile: EngineProfile, milliseconds: dict[int, int]) -> None:
     """Sequences of 4500 tokens of context each; the table is rounded to milliseconds."""
     for sequences, expected in milliseconds.items():
-        step_s = profile.step_s(decoding=sequences, context=4500 * sequences)
+        step_s = profile.step_s(profile.mixed_work(decoding=sequences, context=4500 * sequences))
         assert step_s * 1000 == pytest.approx(expected, abs=0.5)
 
 
@@ -364,7 +364,7 @@ def test_each_kind_of_text_has_its_own_diversity() -> None:
     steps = drain(engine)
     for step, context in zip(steps[1:], (33, 24, 13), strict=True):
         routed = sum(NVFP4.d[sequence.text] for sequence in step.decoding)
-        expected = NVFP4.step_s(decoding=len(step.decoding), context=context, routed=routed)
+        expected = NVFP4.step_s(StepWork(decoding=len(step.decoding), context=context, routed=routed))
         assert step.duration_s == pytest.approx(expected, rel=1e-12)
 
 
@@ -374,7 +374,7 @@ def test_a_random_prompt_costs_more_by_its_factor() -> None:
     engine.add(Sequence(200, 1, text="book"))
     (step,) = drain(engine)
     weighted = 300 * NVFP4.tt_factor["random"] + 200
-    expected = NVFP4.step_s(decoding=0, context=0, prefilled=500, attended=300 * 150 + 200 * 100, weighted=weighted)
+    expected = NVFP4.step_s(StepWork(prefilled=500, attended=300 * 150 + 200 * 100, weighted=weighted))
     assert step.duration_s == pytest.approx(expected, rel=1e-12)
 
 
@@ -633,7 +633,7 @@ def test_a_cached_start_costs_what_the_rest_costs() -> None:
     engine.add(follower)
     (step,) = drain(engine)
     assert step.chunks == [(follower, 110)]
-    expected = profile.step_s(decoding=0, context=0, prefilled=110, attended=110 * (1600 + 55))
+    expected = profile.step_s(profile.mixed_work(prefilled=110, attended=110 * (1600 + 55)))
     assert step.duration_s == pytest.approx(expected, rel=1e-12)
     assert follower.cached == engine.prefix_hits == 1600
     assert engine.prefix_queries == 1600 + 1710

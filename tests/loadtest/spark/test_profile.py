@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.spark.profile import KINDS, load_profile
+from loadtest.spark.profile import KINDS, StepWork
+from loadtest.storage.engine_profiles import load_profile
 
 SHIPPED = (files("loadtest.spark") / "profiles.toml").read_text()
 NAMES = tuple(tomllib.loads(SHIPPED))
@@ -113,11 +114,11 @@ def test_a_step_of_several_kinds_of_text() -> None:
         d={"book": 1.5, "random": 9.0, "reasoning": 0.5, "mixed": 9.0},
         tt_factor={"random": 1.25},
     )
-    seconds = profile.step_s(decoding=3, context=300, prefilled=10, attended=50, routed=3.5, weighted=12.5)
+    seconds = profile.step_s(StepWork(decoding=3, context=300, prefilled=10, attended=50, routed=3.5, weighted=12.5))
     assert seconds == pytest.approx(1 + 10 * (1 - 0.9**13.5) + 0.3 + 0.3 + 0.125 + 0.005)
 
 
 def test_unless_they_are_told_apart_all_are_mixed() -> None:
     profile = replace(BF16, tt_factor={"mixed": 1.5, "random": 9.0})
-    told_apart = profile.step_s(decoding=2, context=30, prefilled=10, routed=2 * profile.d["mixed"], weighted=15)
-    assert profile.step_s(decoding=2, context=30, prefilled=10) == pytest.approx(told_apart)
+    told_apart = StepWork(decoding=2, context=30, prefilled=10, routed=2 * profile.d["mixed"], weighted=15)
+    assert profile.mixed_work(decoding=2, context=30, prefilled=10) == told_apart

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from loadtest.client.texts import Texts
 from loadtest.spark_server.answer import FINGERPRINT
+from loadtest.workloads.texts import Texts
 from tests.support.simulated_spark import (
     BF16,
     FLAT,

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from loadtest.client.texts import Texts
+from loadtest.workloads.texts import Texts
 from tests.support.simulated_spark import BF16, chat, metric, post, post_for_json, simulated_spark, stream_chunks
 from tests.support.wire import CHAT, TEXT
 

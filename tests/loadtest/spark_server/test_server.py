@@ -164,7 +164,7 @@ def test_headers_leave_at_once_and_tokens_in_their_time() -> None:
     speed = 5.0
     body = {"prompt": [1] * 4096, "max_tokens": 20, "stream": True}
     first_token = prefill_alone(BF16, 4096) / speed
-    last_token = first_token + 19 * BF16.step_s(decoding=1, context=4106) / speed
+    last_token = first_token + 19 * BF16.step_s(BF16.mixed_work(decoding=1, context=4106)) / speed
     with simulated_spark(speed=speed) as url, httpx.Client(base_url=url) as client:
         client.get("/health")
 
@@ -211,8 +211,8 @@ def test_a_client_that_leaves_while_it_asks_is_forgotten(spark: str, caplog: pyt
 def test_one_users_prefill_is_anothers_stall() -> None:
     """There is one engine: a stream that decodes waits for the step that prefills somebody's long prompt."""
     speed = 10.0
-    decode = 39 * BF16.step_s(decoding=1, context=1) / speed
-    prefill = BF16.step_s(decoding=1, context=1, prefilled=8000, attended=8000 * 4000) / speed
+    decode = 39 * BF16.step_s(BF16.mixed_work(decoding=1, context=1)) / speed
+    prefill = BF16.step_s(BF16.mixed_work(decoding=1, context=1, prefilled=8000, attended=8000 * 4000)) / speed
     with simulated_spark(speed=speed) as url, httpx.Client(base_url=url) as client:
         body = {"prompt": [1], "max_tokens": 40, "stream": True}
 

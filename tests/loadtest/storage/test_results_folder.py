@@ -2,10 +2,10 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.plan.plan import Plan, Request
 from loadtest.results.records import Outcome, Record
-from loadtest.results.summary import About, Summary, summarize
+from loadtest.results.summary import About, Measurement, Summary, summarize
 from loadtest.storage.results_folder import ResultError, load, load_apart, writing
+from loadtest.workloads.plan import Plan, Request
 
 RECORDS = [
     Record(Request(0.0, "ada", "chat", 10, 2), 0, sent=0.0, tokens=[1.0, 2.0], outcome=Outcome.COMPLETED),
@@ -15,7 +15,7 @@ RECORDS = [
 
 def summary() -> Summary:
     about = About("starvation", 1, "virtual", "fair")
-    return summarize(about, Plan(()), RECORDS, alone=lambda tokens: 1.0)
+    return summarize(about, Measurement(Plan(()), RECORDS, alone=lambda tokens: 1.0))
 
 
 def write(folder: Path) -> None:

@@ -5,10 +5,9 @@ from statistics import fmean
 
 import pytest
 
-from loadtest.plan.plan import Plan
 from loadtest.simulation.simulation import Simulation
 from loadtest.spark.engine import Engine
-from loadtest.spark.profile import load_profile
+from loadtest.storage.engine_profiles import load_profile
 from loadtest.workloads.closed_loops import (
     CONCURRENCY_STRESS,
     CONTEXT_SCALING,
@@ -18,6 +17,7 @@ from loadtest.workloads.closed_loops import (
     RAG_MIX,
     ClosedLoop,
 )
+from loadtest.workloads.plan import Plan
 from loadtest.workloads.workload import Options
 
 # As the commands have them: --pp, --tg, --concurrency.

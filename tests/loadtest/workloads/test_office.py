@@ -1,15 +1,9 @@
 import pytest
 
-from loadtest.plan.plan import Request
+from loadtest.results.office_minute import documents_before_second_paster, figures
 from loadtest.results.records import Outcome, Record
-from loadtest.workloads.office import (
-    FIRST_PASTER,
-    MINUTE,
-    SECOND_PASTER,
-    documents_before_second_paster,
-    figures,
-    office,
-)
+from loadtest.workloads.office import FIRST_PASTER, MINUTE, SECOND_PASTER, office
+from loadtest.workloads.plan import Request
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -6,12 +6,12 @@ from itertools import pairwise
 
 import pytest
 
-from gateway.pricing.profile import load as load_cost_profile
-from loadtest.plan.plan import Plan, Request
+from gateway.storage.profile_file import load as load_cost_profile
 from loadtest.simulation.simulation import Simulation
 from loadtest.spark.engine import Engine
-from loadtest.spark.profile import load_profile
+from loadtest.storage.engine_profiles import load_profile
 from loadtest.workloads.office_mix import READING, office_mix
+from loadtest.workloads.plan import Plan, Request
 from loadtest.workloads.workload import Options
 
 COST = load_cost_profile("gemma-4-26b-bf16")

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from loadtest.workloads import PRESETS, WORKLOADS, find
+from loadtest.workloads.catalogue import PRESETS, WORKLOADS, find
 from loadtest.workloads.office import office
 from loadtest.workloads.workload import Options, Workload
 

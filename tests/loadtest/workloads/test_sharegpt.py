@@ -1,7 +1,6 @@
 """Lengths of conversations: of a file by vLLM's rules, and those that we make up for want of one."""
 
 import json
-from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -9,8 +8,8 @@ import pytest
 
 from loadtest.results.records import percentile
 from loadtest.workloads.open_loops import arrivals
-from loadtest.workloads.sharegpt import read, replay, synthetic
-from loadtest.workloads.workload import Options
+from loadtest.workloads.sharegpt import chosen, replay, synthetic
+from loadtest.workloads.workload import Dataset, Options
 
 
 def entry(*tokens: int) -> dict[str, Any]:
@@ -18,10 +17,8 @@ def entry(*tokens: int) -> dict[str, Any]:
     return {"id": "x", "conversations": [{"from": "human", "value": "four" * count} for count in tokens]}
 
 
-def write(folder: Path, *entries: Any) -> Path:
-    path = folder / "conversations.json"
-    path.write_text(json.dumps(entries))
-    return path
+def conversations(*entries: Any) -> Dataset:
+    return Dataset("conversations.json", json.dumps(entries).encode())
 
 
 def test_synthetic_lengths_have_the_published_totals_and_quantiles() -> None:
@@ -71,39 +68,39 @@ def test_short_prompts_do_not_have_the_short_answers() -> None:
         ((5, 6, 7), True),
     ],
 )
-def test_what_is_too_short_or_too_long_is_passed_over(tmp_path: Path, turns: tuple[int, ...], taken: bool) -> None:
-    path = write(tmp_path, entry(*turns), entry(50, 60))
+def test_what_is_too_short_or_too_long_is_passed_over(turns: tuple[int, ...], taken: bool) -> None:
+    dataset = conversations(entry(*turns), entry(50, 60))
     if taken:
-        assert set(read(path, 2, 1)) == {(50, 60), turns[:2]}
+        assert set(chosen(dataset, 2, 1)) == {(50, 60), turns[:2]}
     else:
         with pytest.raises(ValueError, match="only 1 conversations"):
-            read(path, 2, 1)
+            chosen(dataset, 2, 1)
 
 
-def test_an_entry_without_conversations_is_passed_over(tmp_path: Path) -> None:
-    assert read(write(tmp_path, {"id": "y", "items": 3}, entry(8, 9)), 1, 1) == [(8, 9)]
+def test_an_entry_without_conversations_is_passed_over() -> None:
+    assert chosen(conversations({"id": "y", "items": 3}, entry(8, 9)), 1, 1) == [(8, 9)]
 
 
-def test_the_order_is_that_of_the_shuffled_file(tmp_path: Path) -> None:
+def test_the_order_is_that_of_the_shuffled_file() -> None:
     """Of what has two turns: those that are too long take part in the shuffle."""
     turns = [(number, 2000 if number % 3 else 10) for number in range(4, 100)]
-    path = write(tmp_path, *(entry(*each) for each in turns), entry(7))
+    dataset = conversations(*(entry(*each) for each in turns), entry(7))
     Random(42).shuffle(turns)
-    assert read(path, 20, 42) == [each for each in turns if sum(each) <= 2048][:20]
+    assert chosen(dataset, 20, 42) == [each for each in turns if sum(each) <= 2048][:20]
 
 
-def test_a_token_is_four_bytes_and_not_four_letters(tmp_path: Path) -> None:
-    path = write(tmp_path, {"conversations": [{"value": "é" * 20}, {"value": "x" * 22}]})
-    assert read(path, 1, 1) == [(10, 6)]
+def test_a_token_is_four_bytes_and_not_four_letters() -> None:
+    dataset = conversations({"conversations": [{"value": "é" * 20}, {"value": "x" * 22}]})
+    assert chosen(dataset, 1, 1) == [(10, 6)]
 
 
-def test_a_replay_of_a_file(tmp_path: Path) -> None:
-    path = write(tmp_path, *(entry(10 + number, 300) for number in range(400)))
-    requests = replay(Options(42, dataset=path)).requests
+def test_a_replay_of_a_file() -> None:
+    dataset = conversations(*(entry(10 + number, 300) for number in range(400)))
+    requests = replay(Options(42, dataset=dataset)).requests
     assert len(requests) == 250
     assert [request.at for request in requests] == arrivals(250, 0.3, 0.7, 42)
     assert {(request.kind, request.text, request.output_tokens) for request in requests} == {("sharegpt", "mixed", 300)}
-    assert [request.prompt_tokens - 13 for request in requests] == [prompt for prompt, _ in read(path, 250, 42)]
+    assert [request.prompt_tokens - 13 for request in requests] == [prompt for prompt, _ in chosen(dataset, 250, 42)]
 
 
 def test_nobody_takes_synthetic_lengths_for_real_ones() -> None:
@@ -116,18 +113,11 @@ def test_nobody_takes_synthetic_lengths_for_real_ones() -> None:
     "content",
     [b"", b"not json", b"{}", b'[{"conversations": [{"from": "human"}]}]', b'[{"conversations": 3}]', b'["\xff"]'],
 )
-def test_another_file_is_refused_and_the_right_one_named(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "other.json"
-    path.write_bytes(content)
+def test_another_file_is_refused_and_the_right_one_named(content: bytes) -> None:
     with pytest.raises(ValueError, match=r"other\.json.*ShareGPT_V3_unfiltered_cleaned_split\.json"):
-        replay(Options(42, dataset=path))
+        replay(Options(42, dataset=Dataset("other.json", content)))
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="No such file"):
-        replay(Options(42, dataset=tmp_path / "nowhere.json"))
-
-
-def test_a_file_with_too_few_conversations(tmp_path: Path) -> None:
+def test_a_file_with_too_few_conversations() -> None:
     with pytest.raises(ValueError, match="only 2 conversations of a usable length, and 250 are needed"):
-        replay(Options(42, dataset=write(tmp_path, entry(5, 5), entry(6, 6), entry(1, 1))))
+        replay(Options(42, dataset=conversations(entry(5, 5), entry(6, 6), entry(1, 1))))

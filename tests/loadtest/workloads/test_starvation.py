@@ -4,11 +4,11 @@ from collections import Counter
 
 import pytest
 
-from loadtest.plan.plan import Plan
 from loadtest.results.records import Record, percentile
 from loadtest.simulation.simulation import Simulation
 from loadtest.spark.engine import Engine
-from loadtest.spark.profile import load_profile
+from loadtest.storage.engine_profiles import load_profile
+from loadtest.workloads.plan import Plan
 from loadtest.workloads.starvation import starvation
 from loadtest.workloads.workload import Options
 
