@@ -64,7 +64,7 @@ class Queue:
 
 @pytest.mark.parametrize("name", POLICIES)
 @pytest.mark.parametrize("users", [20, None], ids=["20 users", "each a user"])
-def test_a_decision_costs_little_more_where_many_wait(name: str, users: int | None) -> None:
+def test_the_cost_of_a_decision_grows_slowly_with_the_queue(name: str, users: int | None) -> None:
     sizes = (100, 1000, 10_000)
     queues = {waiting: Queue(POLICIES[name], waiting, users or waiting) for waiting in sizes}
     rounds: dict[int, list[float]] = {waiting: [] for waiting in sizes}
@@ -77,7 +77,7 @@ def test_a_decision_costs_little_more_where_many_wait(name: str, users: int | No
     assert cost[10_000] < 3 * cost[100]
 
 
-def test_fifty_thousand_jobs_through_admission_and_fair() -> None:
+def test_the_cost_of_a_flood_is_about_linear() -> None:
     """In a flood: half of them arrive before the first ends. Twice as many jobs take about twice as long."""
     took = {}
     for jobs in (25_000, 50_000):

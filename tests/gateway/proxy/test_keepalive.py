@@ -1,4 +1,4 @@
-"""What a streamed request is told while it waits, and that no client stumbles over it."""
+"""Comments that a streamed request gets while it waits."""
 
 import json
 import re
@@ -38,7 +38,7 @@ def occupied(engine: ScriptedEngine, gateway: RunningGateway) -> tuple[PendingRe
 
 
 @pytest.mark.parametrize("path", [CHAT, TEXT])
-def test_who_waits_is_told_so_in_comments_and_then_has_its_answer_untouched(
+def test_a_queued_stream_gets_comments_and_then_its_answer_unchanged(
     engine: ScriptedEngine, start_gateway: StartGateway, path: str
 ) -> None:
     gateway = start_gateway(engine.url, **ONE_SEAT, **SOON)
@@ -74,9 +74,7 @@ def test_who_waits_is_told_so_in_comments_and_then_has_its_answer_untouched(
     gateway.wait_ended("completed", 3)
 
 
-def test_how_long_it_waited_is_in_the_comment_that_stands_for_the_headers(
-    engine: ScriptedEngine, start_gateway: StartGateway
-) -> None:
+def test_the_dispatch_comment_has_the_queue_time(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
     gateway = start_gateway(engine.url, **ONE_SEAT, **SOON)
     start = time.perf_counter()
     _, call = occupied(engine, gateway)
@@ -93,7 +91,7 @@ def test_how_long_it_waited_is_in_the_comment_that_stands_for_the_headers(
     assert waits.header("x-fairlane-queue-ms") is None
 
 
-def test_within_the_grace_nothing_is_told_and_errors_keep_their_status(
+def test_within_the_grace_no_comment_is_sent_and_errors_keep_their_status(
     engine: ScriptedEngine, start_gateway: StartGateway
 ) -> None:
     impatient = start_gateway(engine.url, **ONE_SEAT, queue_timeout=0.2)
@@ -130,7 +128,7 @@ def test_comments_come_after_the_grace_and_then_once_an_interval(
     assert waits.read().endswith(token() + DONE)
 
 
-def test_an_answer_in_one_piece_gets_nothing_early(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
+def test_an_unstreamed_request_gets_no_early_response(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
     gateway = start_gateway(engine.url, **ONE_SEAT, **SOON)
     _, call = occupied(engine, gateway)
     start = time.perf_counter()
@@ -146,7 +144,7 @@ def test_an_answer_in_one_piece_gets_nothing_early(engine: ScriptedEngine, start
     assert streams.read().endswith(token() + DONE)
 
 
-def test_the_engines_own_silence_is_filled_until_the_first_byte_and_no_longer(
+def test_comments_fill_the_engines_silence_until_its_first_byte(
     engine: ScriptedEngine, start_gateway: StartGateway
 ) -> None:
     """vLLM sends its headers at once and its first chunk when the prompt is done."""
@@ -170,7 +168,7 @@ def test_the_engines_own_silence_is_filled_until_the_first_byte_and_no_longer(
     assert len(comments.splitlines()) < due / 2  # only those that were sent before the half event arrived
 
 
-def test_a_slow_stream_has_no_comments_in_it(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
+def test_no_comments_are_sent_inside_a_slow_stream(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
     gateway = start_gateway(engine.url, **SOON)
     asked = gateway.ask(chat(stream=True))
     call = engine.asked()
@@ -190,9 +188,7 @@ def last_event(told: bytes) -> Any:
     return json.loads(events.rpartition(b"data: ")[2])["error"]
 
 
-def test_who_is_sent_away_after_the_grace_is_told_in_an_event(
-    engine: ScriptedEngine, start_gateway: StartGateway
-) -> None:
+def test_a_rejection_after_the_grace_is_an_error_event(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
     gateway = start_gateway(engine.url, **ONE_SEAT, **SOON, queue_timeout=0.3)
     _, call = occupied(engine, gateway)
     asked = gateway.ask(chat(stream=True))
@@ -218,7 +214,7 @@ def test_who_is_sent_away_after_the_grace_is_told_in_an_event(
         (200, {"choices": []}, "bad_upstream", "bad_upstream"),
     ],
 )
-def test_an_engine_that_answers_in_one_piece_once_comments_were_sent(
+def test_an_unstreamed_engine_answer_after_comments_becomes_an_error_event(
     engine: ScriptedEngine, start_gateway: StartGateway, status: int, content: object, code: object, outcome: str
 ) -> None:
     gateway = start_gateway(engine.url, **ONE_SEAT, **SOON)
@@ -234,7 +230,7 @@ def test_an_engine_that_answers_in_one_piece_once_comments_were_sent(
     gateway.wait_ended(outcome)
 
 
-def test_who_leaves_while_comments_are_sent_is_out_of_the_queue(
+def test_a_client_that_leaves_during_comments_is_removed_from_the_queue(
     engine: ScriptedEngine, start_gateway: StartGateway
 ) -> None:
     gateway = start_gateway(engine.url, **ONE_SEAT, **SOON)
@@ -247,9 +243,7 @@ def test_who_leaves_while_comments_are_sent_is_out_of_the_queue(
     call.end(DONE)
 
 
-def test_a_grace_that_is_over_before_the_tokens_are_counted(
-    engine: ScriptedEngine, start_gateway: StartGateway
-) -> None:
+def test_the_grace_may_end_before_the_tokens_are_counted(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
     gateway = start_gateway(engine.url, **SOON, tokenizer="engine", long_prompt_tokens=100)
     asked = gateway.ask(chat("word " * 200, stream=True))
     counts = engine.asked()
