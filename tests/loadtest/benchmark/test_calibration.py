@@ -158,7 +158,7 @@ def measured_by(url: str, calibration: Calibration, seconds: float) -> list[str]
 def test_prompts_stop_at_the_models_context_length(quick: str) -> None:
     machine = load_profile(BF16).with_flags(max_model_len=4096)
     calibration = Calibration(CostModel(load(BF16).scaled(1 / 200)))
-    with serve(create_app(machine, speed=200.0, noise=0.0)) as url:
+    with serve(create_app(machine, ServerOptions(speed=200.0, noise=0.0))) as url:
         said = measured_by(url, calibration, 5.0)  # it ends as soon as it has measured everything
     largest = calibration.sizes[-1]
     assert 3600 < largest.tokens <= 4096
