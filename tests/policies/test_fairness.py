@@ -344,9 +344,7 @@ def witnessed(name: str, fates: list[Fate], limits: Limits, from_tags: bool = Fa
 @pytest.mark.parametrize("name", POLICIES)
 @given(**offices)
 @settings(max_examples=60, deadline=None)
-def test_nobody_is_dispatched_while_another_in_the_lane_stands_before_them(
-    name: str, seed: int, n: int, flows: int, limits: Limits
-) -> None:
+def test_dispatches_follow_the_order_of_the_witness(name: str, seed: int, n: int, flows: int, limits: Limits) -> None:
     assert witnessed(name, office(seed, n, flows, LANES), limits).order_faults == []
 
 
@@ -358,7 +356,7 @@ def test_nobody_is_dispatched_while_another_in_the_lane_stands_before_them(
 @pytest.mark.parametrize("name", ["fair", "drr"])
 @given(**offices)
 @settings(max_examples=60, deadline=None)
-def test_two_that_are_backlogged_drift_no_further_apart_than_the_bound(
+def test_backlogged_flows_drift_apart_by_at_most_the_bound(
     name: str, lane: Lane, wrong: float, seed: int, n: int, flows: int, limits: Limits
 ) -> None:
     """Where predictions are right, nothing is unsettled, and the bound is that of the paper."""
@@ -368,7 +366,7 @@ def test_two_that_are_backlogged_drift_no_further_apart_than_the_bound(
 @pytest.mark.parametrize("name", ["fair", "drr"])
 @given(**offices)
 @settings(max_examples=60, deadline=None)
-def test_where_both_lanes_are_in_use_only_the_start_may_be_further_apart(
+def test_with_both_lanes_in_use_only_the_start_may_exceed_the_bound(
     name: str, seed: int, n: int, flows: int, limits: Limits
 ) -> None:
     fates = [
@@ -388,7 +386,7 @@ UNEQUAL = [fate(flow, "long", 0.1 * i, cost) for i in range(30) for flow, cost i
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_the_others_fail_the_same_test(name: str) -> None:
+def test_other_policies_break_the_bound(name: str) -> None:
     witness = witnessed(name, UNEQUAL, Limits())
     assert witness.order_faults == []
     assert bool(witness.gap_faults) == (name in {"fifo", "shortest", "deadline"})
@@ -398,7 +396,7 @@ def test_the_bound_is_reached() -> None:
     assert witnessed("fair", UNEQUAL, Limits()).widest == pytest.approx(1.0, abs=0.05)
 
 
-def test_a_newcomer_goes_before_those_who_used_a_fast_lane_if_the_other_lane_is_slow() -> None:
+def test_a_newcomer_goes_before_flows_that_used_the_faster_lane() -> None:
     """What the lift to the least tag over both lanes costs: b, who had the short lane alone, lets c go first for as
     long as four in the long lane are behind b."""
     fates = [
@@ -416,7 +414,7 @@ def test_a_newcomer_goes_before_those_who_used_a_fast_lane_if_the_other_lane_is_
 
 @pytest.mark.parametrize("name", ["fair", "drr"])
 @pytest.mark.parametrize("away", [0.0, 5.0, 50.0, 500.0])
-def test_time_away_earns_nothing_and_costs_nothing(name: str, away: float) -> None:
+def test_absence_earns_and_costs_nothing(name: str, away: float) -> None:
     """b has worked as a has, was away, and comes back with ten jobs: they share from then on, as if b had not left."""
     back = 20.0 + away
     returning = [fate("b", "short", back, 1.0) for _ in range(10)]
@@ -461,7 +459,7 @@ def away() -> list[Fate]:
     [(NoLift, away()), (Forgiving, mispriced()), (Fifo, UNEQUAL)],
     ids=["no lift", "no debt", "fifo"],
 )
-def test_a_broken_fair_is_found_out(broken: type[Policy], fates: list[Fate]) -> None:
+def test_a_deliberately_broken_policy_is_detected(broken: type[Policy], fates: list[Fate]) -> None:
     witness = Witness(broken(), "fair")
     World(Admission(witness), witness).run(fates)
     assert witness.order_faults

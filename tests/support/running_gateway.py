@@ -146,7 +146,7 @@ class RunningGateway:
         """Every budget returns to zero."""
         zero = dict.fromkeys(BUDGETS, 0.0)
         with suppress(AssertionError):
-            wait_until(lambda: self.budgets() == zero, 2.0)
+            wait_until(lambda: self.budgets() == zero)
         assert self.budgets() == zero
 
     def for_next_test(self) -> "RunningGateway":

@@ -1,4 +1,4 @@
-"""Bytes into tokens: the start value, what is learned, and what is not believed."""
+"""Estimating tokens from bytes: the prior, learning, and rejecting implausible counts."""
 
 from math import isfinite
 from random import Random
@@ -17,36 +17,36 @@ def taught(estimator: Estimator, ratio: float, *tokens: int) -> Estimator:
     return estimator
 
 
-def test_english_to_begin_with() -> None:
+def test_the_prior_is_english_text() -> None:
     assert Estimator().tokens(Size(words=4000)) == pytest.approx(4000 / BYTES_PER_TOKEN)
     assert Estimator().tokens(Size(words=4000)) == pytest.approx(1000)
     assert Estimator(3.2).bytes_per_token == pytest.approx(3.2)
 
 
-def test_other_text_has_more_tokens_and_so_has_a_message() -> None:
+def test_other_scripts_and_message_templates_add_tokens() -> None:
     estimator = Estimator()
     assert estimator.tokens(Size(marks=4000)) > estimator.tokens(Size(wide=4000)) > estimator.tokens(Size(words=4000))
     assert estimator.tokens(Size(words=4000, messages=3)) == pytest.approx(1000 + 3 * TOKENS_PER_MESSAGE)
 
 
-def test_what_is_counted_is_not_guessed() -> None:
+def test_counted_tokens_are_used_unchanged() -> None:
     assert Estimator().tokens(Size(tokens=123)) == 123
     assert Estimator().tokens(Size(words=40, tokens=256)) == pytest.approx(266)
     assert Estimator().tokens(Size()) == 0
 
 
 @pytest.mark.parametrize("ratio", [2.0, 3.2, 5.0])
-def test_a_few_answers_teach_the_vocabulary(ratio: float) -> None:
+def test_a_few_answers_are_enough_to_learn_the_vocabulary(ratio: float) -> None:
     assert taught(Estimator(), ratio, *[500] * 10).bytes_per_token == pytest.approx(ratio, rel=0.03)
     assert taught(Estimator(), ratio, *[500] * 100).bytes_per_token == pytest.approx(ratio, rel=0.01)
 
 
-def test_one_answer_alone_teaches_little() -> None:
+def test_one_answer_alone_changes_little() -> None:
     """It may be the one that is wrong."""
     assert taught(Estimator(), 1.0, 25_000).bytes_per_token == pytest.approx(4.0, rel=0.4)
 
 
-def test_what_changed_is_learned_anew() -> None:
+def test_a_changed_vocabulary_is_learned_again() -> None:
     estimator = taught(Estimator(), 5.0, *[1000] * 1000)
     assert taught(estimator, 2.5, *[1000] * 40).bytes_per_token == pytest.approx(2.5, rel=0.05)
 
@@ -60,7 +60,7 @@ def mixed(random: Random) -> Size:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_prose_code_and_other_scripts_are_told_apart(seed: int) -> None:
+def test_prose_code_and_other_scripts_have_their_own_rates(seed: int) -> None:
     """Each has its bytes a token, and each message what the template adds; a text's own varies by a few percent."""
     random, estimator = Random(seed), Estimator()
 
@@ -86,14 +86,14 @@ def test_prose_code_and_other_scripts_are_told_apart(seed: int) -> None:
         (Size(), 5),
     ],
 )
-def test_what_cannot_be_true_teaches_nothing(size: Size, tokens: int) -> None:
+def test_impossible_counts_are_not_learned_from(size: Size, tokens: int) -> None:
     estimator = Estimator()
     for _ in range(20):
         estimator.learn(size, tokens)
     assert estimator.bytes_per_token == pytest.approx(BYTES_PER_TOKEN)
 
 
-def test_which_counts_can_be_true() -> None:
+def test_plausible_counts_are_bounded() -> None:
     estimator = Estimator()
     size = Size(words=1600, tokens=256, messages=1)
     assert estimator.min_tokens(size) == 356
@@ -109,7 +109,7 @@ SIZES = st.builds(Size, COUNTS, COUNTS, COUNTS, st.integers(0, 1000), st.integer
 
 @settings(max_examples=50)
 @given(st.lists(st.tuples(SIZES, st.integers(-5, 10**7)), max_size=30), SIZES)
-def test_whatever_is_said_a_guess_is_a_number_of_tokens(samples: list[tuple[Size, int]], size: Size) -> None:
+def test_every_estimate_is_a_valid_number_of_tokens(samples: list[tuple[Size, int]], size: Size) -> None:
     estimator = Estimator()
     for each, tokens in samples:
         estimator.learn(each, tokens)

@@ -1,4 +1,4 @@
-"""The waiting room under a real event loop: whatever is cancelled, and whenever, every permit comes back once."""
+"""The waiting room under a real event loop: whatever is cancelled, and whenever, every permit is released once."""
 
 import asyncio
 import gc
