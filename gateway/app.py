@@ -18,7 +18,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from gateway import from_settings
-from gateway.api.routes import PASSED, QUEUED, REFUSED, shape
+from gateway.api.routes import PASSED, QUEUED, REFUSED, error_format
 from gateway.config.settings import Settings
 from gateway.engine.client import EngineClient
 from gateway.engine.monitor import EngineMonitor
@@ -101,8 +101,7 @@ class Gateway:
         parts.keys_file = keys_file
         parts.callers = _callers(settings, keys_file)
         parts.background = from_settings.background_rules(settings)
-        if profile != parts.cost_model.start:
-            parts.cost_model.use(profile)
+        parts.cost_model.reconfigure(profile, settings.engine.step_tokens, settings.engine.long_prefill_threshold)
         parts.slicer = _slicer(settings, parts.cost_model)
         parts.waiting.forecaster.pace.shares_steps = settings.engine.long_prefill_threshold > 0
         if settings.policy != before.policy:
@@ -294,7 +293,7 @@ async def _watch_keys(parts: Parts) -> None:
 
 async def _gateway_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, GatewayError)
-    response = Response(shape(request.url.path).whole(error), error.status, media_type="application/json")
+    response = Response(error_format(request.url.path).body(error), error.status, media_type="application/json")
     response.raw_headers.extend(error.headers())
     return response
 

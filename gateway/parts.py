@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from gateway.config.settings import Settings
 from gateway.engine.client import EngineClient
-from gateway.identity.background import Background
+from gateway.identity.background import BackgroundRules
 from gateway.identity.callers import Callers
 from gateway.identity.missing_users import MissingUserDetector
 from gateway.pricing.cost_model import CostModel
@@ -24,7 +24,7 @@ class Parts:
     settings: Settings
     keys_file: KeysFile
     callers: Callers
-    background: Background
+    background: BackgroundRules
     unnamed: MissingUserDetector
     cost_model: CostModel
     waiting: WaitingRoom

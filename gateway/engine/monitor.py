@@ -105,7 +105,11 @@ class EngineMonitor:
     @property
     def _seen(self) -> int:
         model = self._parts.cost_model
-        return model.prefill.regression.seen + model.step.regression.seen + model.estimator.regression.seen
+        return (
+            model.prefill.regression.observations
+            + model.step.regression.observations
+            + model.estimator.regression.observations
+        )
 
     async def _find(self) -> None:
         """Say which engine and model were found; wait politely for one that is not up yet."""
@@ -152,7 +156,7 @@ class EngineMonitor:
         model, kept = self._parts.cost_model, await anyio.to_thread.run_sync(state_file.read)
         if kept is None or kept.engine != self._parts.engine:
             return
-        model.use(model.start)
+        model.reset_curves()
         kept.apply_to(model)
         self._kept = self._seen
         logger.info("engine: %s was written anew: its %d samples tell what it costs", state_file.path, kept.samples)
@@ -186,7 +190,7 @@ class EngineMonitor:
     async def _look_again(self, state: EngineState) -> None:
         """Its process has started since, or it was away: it may be another one."""
         if self._parts.engine is not None and (self._started is not None or state.started is None):
-            self._parts.cost_model.prefixes.forget()
+            self._parts.cost_model.prefixes.clear()
             self._parts.slice_guard.forget()
             await self._find()
         self._started = state.started
@@ -198,7 +202,7 @@ class EngineMonitor:
         if state.caches is not None:
             prefixes.enabled = state.caches
         if state.cache_hits is not None:
-            prefixes.counted(state.cache_hits)
+            prefixes.compare_hits(state.cache_hits)
 
     async def _keep_on(self) -> None:
         while True:

@@ -8,7 +8,7 @@ All that is learned is a handful of sums and two bounded windows. Recent samples
     step            seconds a token while so many sequences decode and nobody prefills: `gateway.pricing.curves`
     tokens[mode]    tokens a second that each sequence still gets while prompts are prefilled
     answer          how many tokens an answer has: the last few hundred answers
-    errors          how much later than forecast things came: see `Errors`
+    errors          how much later than forecast things came: see `ForecastErrors`
 """
 
 from collections import deque
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, get_args
 
 from gateway.pricing.curves import PrefillObservation, StepCurve
-from gateway.pricing.estimators import Errors, Lengths, Ratio
+from gateway.pricing.estimators import AnswerLengths, ForecastErrors, Ratio
 from gateway.scheduling.ledger import Slice
 from policies.base import LANES, Job, Lane
 
@@ -112,18 +112,20 @@ class EngineSpeed:
         self.prefill_cost = prefill_cost
         self.shares_steps = shares_steps
         self.tracks: dict[Job, JobProgress] = {}
-        self.slowdown = {lane: Ratio(1.0, belief=1.0) for lane in LANES}
+        self.slowdown = {lane: Ratio(1.0, prior_weight=1.0) for lane in LANES}
         self._samples: dict[Lane, deque[_Sample]] = {lane: deque(maxlen=SAMPLES) for lane in LANES}
         self._probe = 0.0
-        self.share = Ratio(0.5, belief=1.0, low=0.1, high=0.9)
+        self.share = Ratio(0.5, prior_weight=1.0, low=0.1, high=0.9)
         self.tokens: dict[Mode, Ratio] = {
-            "short": Ratio(2.0, belief=1.0, low=0.01, high=1000.0),
-            "long": Ratio(0.5, belief=1.0, low=0.01, high=1000.0),
-            "both": Ratio(1.0, belief=1.0, low=0.01, high=1000.0),
+            "short": Ratio(2.0, prior_weight=1.0, low=0.01, high=1000.0),
+            "long": Ratio(0.5, prior_weight=1.0, low=0.01, high=1000.0),
+            "both": Ratio(1.0, prior_weight=1.0, low=0.01, high=1000.0),
         }
         self.step = step or StepCurve()
-        self.answers = Lengths()
-        self.errors: dict[Instant, Errors] = {name: Errors(ratio) for name, ratio in PRIOR_RATIO.items()}
+        self.answers = AnswerLengths()
+        self.errors: dict[Instant, ForecastErrors] = {
+            name: ForecastErrors(ratio) for name, ratio in PRIOR_RATIO.items()
+        }
         # Jobs in prefill, and which dispatch was theirs; wall seconds of work that the first of each lane has had.
         self.dispatched = 0
         self.prefilling: dict[Lane, dict[Job, int]] = {lane: {} for lane in LANES}
@@ -196,7 +198,7 @@ class EngineSpeed:
             self._sequences -= job.seats
         if output_tokens is not None and track.first_token is not None:
             self._came(track, "end", now)
-            self.answers.saw(output_tokens)
+            self.answers.observe(output_tokens)
 
     def said(self, job: Job, now: float, medians: dict[Instant, float]) -> None:
         """It was told to expect these, in seconds from now. The first word holds: what came will be held against it."""
@@ -240,7 +242,7 @@ class EngineSpeed:
     def _came(self, track: JobProgress, instant: Instant, now: float) -> None:
         if track.said:
             at, medians = track.said
-            self.errors[instant].saw(medians[instant], now - at)
+            self.errors[instant].observe(medians[instant], now - at)
 
     def _firsts(self) -> dict[Lane, int]:
         return {lane: next(iter(jobs.values())) for lane, jobs in self.prefilling.items() if jobs}
@@ -271,13 +273,13 @@ class EngineSpeed:
         tokens = self.tracks[job].tokens - before
         self._pulse = job, before + tokens
         if mode is not None:
-            self.tokens[mode].saw(tokens, seconds)
+            self.tokens[mode].observe(tokens, seconds)
             return
         self._free_s += seconds
         self._free_tokens += tokens
         self._free_n += seconds * self._sequences
         if self._free_tokens >= 8:
-            self.step.saw(self._free_n / self._free_s, self._free_s / self._free_tokens)
+            self.step.observe(self._free_n / self._free_s, self._free_s / self._free_tokens)
             self._free_s = self._free_tokens = self._free_n = 0.0
 
     def _price(self, job: Job, part: Slice | None) -> float:
@@ -293,9 +295,9 @@ class EngineSpeed:
         self._probe = probe
         for lane, samples in self._samples.items():
             if samples:
-                self.slowdown[lane] = Ratio(1.0, belief=1.0)
+                self.slowdown[lane] = Ratio(1.0, prior_weight=1.0)
                 for sample in samples:
-                    self.slowdown[lane].saw(sample.seconds, sample.cost * self._better(sample.tokens, sample.price))
+                    self.slowdown[lane].observe(sample.seconds, sample.cost * self._better(sample.tokens, sample.price))
 
     def _better(self, tokens: int, then: float) -> float:
         return self.prefill_cost(tokens) / then if then > 0 else 1.0
@@ -304,9 +306,9 @@ class EngineSpeed:
         self._reprice()
         predicted = self._price(job, track.part)
         if job.lane == "short" and self._beside > 0:
-            self.share.saw(predicted * self.slowdown["short"].value, self._beside)
+            self.share.observe(predicted * self.slowdown["short"].value, self._beside)
         else:
-            self.slowdown[job.lane].saw(self.served[job.lane], predicted)
+            self.slowdown[job.lane].observe(self.served[job.lane], predicted)
             sample = _Sample(self.served[job.lane], predicted, job.tokens, self.prefill_cost(job.tokens))
             self._samples[job.lane].append(sample)
         self._leave_prefill(job)

@@ -120,8 +120,8 @@ class InferenceEndpoint:
                     if not client.started:
                         exchange.status = answer.status
                     if answer.streams:
-                        growth = partial(self.parts.cost_model.growth, job, price)
-                        prefilled = partial(self.parts.cost_model.prefilled, request.prompts, price)
+                        growth = partial(self.parts.cost_model.growth, job.cost, job.kv_tokens, price)
+                        prefilled = partial(self.parts.cost_model.insert_prefixes, request.prompts, price)
                         await _relay(client, exchange, permit, answer, events, growth, prefilled)
                     else:
                         await _hand_over(client, exchange, permit, answer, self.api)
@@ -158,7 +158,7 @@ class InferenceEndpoint:
     def _check_length(self, request: InferenceRequest, min_tokens: int) -> None:
         """What can never fit need not wait to be told so. What might fit is the engine's to judge."""
         limit = self.parts.max_model_len
-        if limit is not None and min_tokens > limit and not request.cut:
+        if limit is not None and min_tokens > limit and not request.truncatable:
             raise Rejected(
                 Outcome.TOO_LONG,
                 f"This model's maximum context length is {limit} tokens. "
@@ -168,7 +168,7 @@ class InferenceEndpoint:
     def _check_named(self, caller: Caller, request: InferenceRequest) -> None:
         """Fairness between users needs to know who they are: say so where a front end seems not to tell."""
         named = caller.user(request.user) is not None
-        if caller.rights.front_end and self.parts.unnamed.seen(caller.name, named):
+        if caller.rights.front_end and self.parts.unnamed.observe(caller.name, named):
             logger.warning(HINT, hashed(caller.name), ", ".join(self.parts.settings.user_headers))
 
     def _ordered(self, request: InferenceRequest, permit: Permit) -> bytes:
@@ -231,8 +231,8 @@ class InferenceEndpoint:
         flow = caller.flow(request.user)
         hints, rights = read_hints(headers), caller.rights
         head_start = min(hints.priority, rights.priority)
-        session = hints.session or caller.part(request.user) or request.session
-        exchange.background = parts.background.takes(caller, request, headers)
+        session = hints.session or caller.subdivision(request.user) or request.session
+        exchange.background = parts.background.matches(caller, request, headers)
         if exchange.background:
             # Behind all who ask within so many seconds of work, not for ever; its user's share stays one.
             head_start = min(head_start, -parts.settings.background_delay)
@@ -337,7 +337,7 @@ async def _hand_over(
     said = api.read(body)
     exchange.usage, exchange.times = said.usage, said.times
     if client.started:
-        await client.write(api.errors.framed(_engine_error(body)), more=False)
+        await client.write(api.errors.frame(_engine_error(body)), more=False)
     else:
         await client.respond(answer.status, answer.headers + _own_headers(exchange), body)
 
@@ -359,7 +359,7 @@ async def _tell(client: ClientConnection, exchange: RequestRecord, error: Gatewa
     else:
         exchange.status = error.status
         headers = [(b"content-type", b"application/json"), *error.headers(), *_own_headers(exchange)]
-        await client.respond(error.status, headers, api.errors.whole(error))
+        await client.respond(error.status, headers, api.errors.body(error))
 
 
 def _engine_error(body: bytes) -> dict[str, Any]:

@@ -169,7 +169,7 @@ class _Prices(Collector):
             "fairlane_prediction_bias", "Median of (predicted - true) / true, of late.", labels=["what"]
         )
         error = GaugeMetricFamily(
-            "fairlane_prediction_error", "Size of that, by quantile.", labels=["what", "quantile"]
+            "fairlane_prediction_error", "PromptSize of that, by quantile.", labels=["what", "quantile"]
         )
         for what, accuracy in model.accuracy.items():
             if accuracy.bias is not None:

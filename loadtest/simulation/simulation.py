@@ -13,7 +13,7 @@ from gateway.forecasting.forecaster import learn
 from gateway.forecasting.speed import EngineSpeed
 from gateway.pricing.cost_model import PROGRESS_CHUNKS, CostModel, Price
 from gateway.pricing.curves import PrefillObservation
-from gateway.pricing.prompt import PrefixHash, Prompt, Size
+from gateway.pricing.prompt import PrefixHash, Prompt, PromptSize
 from gateway.pricing.usage import PromptDetails, Usage
 from gateway.scheduling.admission import Admission
 from gateway.scheduling.events import Event, tell
@@ -153,7 +153,7 @@ class Simulation:
         segments = self._plan.segments[number]
         for (name, tokens), (following, _) in zip(segments, (*segments[1:], ("", 0)), strict=True):
             names, end = (*names, name), end + tokens
-            size = Size(words=ceil(end * self._bytes_per_token))
+            size = PromptSize(words=ceil(end * self._bytes_per_token))
             chain.append(PrefixHash("\n".join(names).encode(), size, following.startswith("answer ")))
         return Prompt(chain[-1].size, tuple(chain))
 
@@ -351,14 +351,16 @@ class Simulation:
             self._pace.token(job)
             chunks = self._pace.tracks[job].tokens
             if chunks % PROGRESS_CHUNKS == 0:
-                self._tell_admission(Event("progress", job, *self._cost_model.growth(job, sent.price, chunks)))
+                self._tell_admission(
+                    Event("progress", job, *self._cost_model.growth(job.cost, job.kv_tokens, sent.price, chunks))
+                )
         for sequence in step.first:
             sent = self._by_sequence[sequence]
             if sent.sliced:
                 continue
             self._tell_admission(Event("first_token", sent.job))
             assert sent.price is not None
-            self._cost_model.prefilled(sent.prompts, sent.price)
+            self._cost_model.insert_prefixes(sent.prompts, sent.price)
 
 
 def _pace(cost_model: CostModel | None) -> EngineSpeed:

@@ -11,7 +11,7 @@ import pytest
 from gateway.forecasting.simulation import MAX_RETRY_S, MIN_RETRY_S, Outlook, Run, forecast, meets, retry_after
 from gateway.forecasting.speed import EngineSpeed
 from gateway.pricing.curves import PrefillObservation
-from gateway.pricing.estimators import FEW, WINDOW, Errors, Lengths, Ratio
+from gateway.pricing.estimators import MIN_ERRORS, WINDOW_SIZE, AnswerLengths, ForecastErrors, Ratio
 from gateway.scheduling.admission import Admission
 from gateway.scheduling.ledger import Slice
 from gateway.scheduling.limits import Limits
@@ -413,7 +413,7 @@ class TestPace:
         pace.first_token(another, 23.0, seen=False)
         assert pace.slowdown["short"].value == 1.0
         assert pace.tokens["short"].value == EngineSpeed().tokens["short"].value
-        assert pace.errors["first_token"].factor(10.0) == Errors(3.0).factor(10.0)
+        assert pace.errors["first_token"].factor(10.0) == ForecastErrors(3.0).factor(10.0)
         pace.ends(job, 30.0, 50)
         pace.ends(another, 30.0, 50)
         assert not pace.tracks
@@ -527,7 +527,7 @@ class TestPace:
         scene = Scene()
         for sequences in (1, 4, 16):
             for _ in range(30):
-                scene.pace.step.saw(sequences, 0.05 * sequences**0.3)
+                scene.pace.step.observe(sequences, 0.05 * sequences**0.3)
         assert scene.pace.step.at(8) == pytest.approx(0.05 * 8**0.3, rel=0.1)
 
     def test_nothing_is_kept_of_who_is_gone(self) -> None:
@@ -556,42 +556,42 @@ class TestPace:
 
 class TestLearners:
     def test_one_absurd_sample_does_little(self) -> None:
-        ratio = Ratio(1.0, belief=1.0)
+        ratio = Ratio(1.0, prior_weight=1.0)
         for _ in range(50):
-            ratio.saw(1.0, 1.0)
-        ratio.saw(1e9, 1.0)
+            ratio.observe(1.0, 1.0)
+        ratio.observe(1e9, 1.0)
         assert ratio.value < 1.2
         for absurd in ((-5.0, 1.0), (1.0, 0.0), (1.0, -1.0)):
-            ratio.saw(*absurd)
+            ratio.observe(*absurd)
         assert 0.8 < ratio.value < 1.2
 
     def test_answers_that_have_gone_on_are_compared_with_longer_ones(self) -> None:
-        lengths = Lengths()
+        lengths = AnswerLengths()
         for tokens in range(100, 400):
-            lengths.saw(tokens)
+            lengths.observe(tokens)
         assert 240 <= lengths.expect(0) <= 300
         assert 340 <= lengths.expect(300) <= 360
         assert lengths.expect(300, max_tokens=320) == 320
         assert lengths.expect(1000) > 1000
-        lengths.saw(-1)
-        assert len(lengths._seen) == WINDOW
+        lengths.observe(-1)
+        assert len(lengths._lengths) == WINDOW_SIZE
 
     def test_errors_start_wide_and_become_what_they_were(self) -> None:
-        errors = Errors(prior=3.0)
+        errors = ForecastErrors(prior=3.0)
         assert errors.factor(10.0) == 3.0
-        for _ in range(FEW - 1):
-            errors.saw(10.0, 10.0)
+        for _ in range(MIN_ERRORS - 1):
+            errors.observe(10.0, 10.0)
         assert errors.factor(10.0) == 3.0
         for number in range(100):
-            errors.saw(10.0, 10.0 * (1 + number / 100))
+            errors.observe(10.0, 10.0 * (1 + number / 100))
         assert 1.8 < errors.factor(10.0) < 2.0
         assert errors.factor(100.0) == 3.0  # far ones are another matter
 
     @pytest.mark.parametrize("took", [nan, inf, -1.0])
     def test_errors_that_cannot_be(self, took: float) -> None:
-        errors = Errors(prior=3.0)
+        errors = ForecastErrors(prior=3.0)
         for _ in range(50):
-            errors.saw(10.0, took)
+            errors.observe(10.0, took)
         assert 0 <= errors.factor(10.0) < inf
 
 

@@ -2,41 +2,41 @@
 
 import pytest
 
-from gateway.identity.missing_users import ENOUGH, MAX_FRONT_ENDS, MissingUserDetector
+from gateway.identity.missing_users import MAX_FRONT_ENDS, REQUESTS_BEFORE_HINT, MissingUserDetector
 from tests.conftest import RunningGateway, ScriptedEngine, StartGateway, chat
 
 
 def test_enough_in_a_row_are_told_of_once() -> None:
     unnamed = MissingUserDetector()
-    assert [unnamed.seen("webui", named=False) for _ in range(3 * ENOUGH)] == [
-        number == ENOUGH for number in range(1, 3 * ENOUGH + 1)
+    assert [unnamed.observe("webui", named=False) for _ in range(3 * REQUESTS_BEFORE_HINT)] == [
+        number == REQUESTS_BEFORE_HINT for number in range(1, 3 * REQUESTS_BEFORE_HINT + 1)
     ]
 
 
 def test_one_that_names_its_users_now_and_then_can() -> None:
     unnamed = MissingUserDetector()
     for _ in range(5):
-        assert not any(unnamed.seen("webui", named=False) for _ in range(ENOUGH - 1))
-        assert not unnamed.seen("webui", named=True)
+        assert not any(unnamed.observe("webui", named=False) for _ in range(REQUESTS_BEFORE_HINT - 1))
+        assert not unnamed.observe("webui", named=True)
 
 
 def test_it_is_told_once_even_if_names_come_later() -> None:
     unnamed = MissingUserDetector()
-    assert any(unnamed.seen("webui", named=False) for _ in range(ENOUGH))
-    unnamed.seen("webui", named=True)
-    assert not any(unnamed.seen("webui", named=False) for _ in range(2 * ENOUGH))
+    assert any(unnamed.observe("webui", named=False) for _ in range(REQUESTS_BEFORE_HINT))
+    unnamed.observe("webui", named=True)
+    assert not any(unnamed.observe("webui", named=False) for _ in range(2 * REQUESTS_BEFORE_HINT))
 
 
 def test_each_front_end_counts_for_itself() -> None:
     unnamed = MissingUserDetector()
-    told = [unnamed.seen(name, named=False) for _ in range(ENOUGH) for name in ("one", "two")]
-    assert told == [False] * (2 * ENOUGH - 2) + [True, True]
+    told = [unnamed.observe(name, named=False) for _ in range(REQUESTS_BEFORE_HINT) for name in ("one", "two")]
+    assert told == [False] * (2 * REQUESTS_BEFORE_HINT - 2) + [True, True]
 
 
 def test_what_is_remembered_is_bounded() -> None:
     unnamed = MissingUserDetector()
     for number in range(2 * MAX_FRONT_ENDS):
-        unnamed.seen(str(number), named=False)
+        unnamed.observe(str(number), named=False)
     assert len(unnamed._in_a_row) == MAX_FRONT_ENDS
 
 
@@ -58,9 +58,9 @@ def test_the_log_names_the_setting_that_is_missing(
     """And which of the log's users it is, by the hash that their lines have."""
     keys = [{"key": "k-webui", "owner": "secretly-webui", "front_end": True}]
     gateway = start_gateway(engine.url, keys=keys)
-    ask(gateway, engine, ENOUGH - 1, authorization="Bearer k-webui")
+    ask(gateway, engine, REQUESTS_BEFORE_HINT - 1, authorization="Bearer k-webui")
     assert hints(caplog) == []
-    ask(gateway, engine, ENOUGH, authorization="Bearer k-webui")
+    ask(gateway, engine, REQUESTS_BEFORE_HINT, authorization="Bearer k-webui")
     (hint,) = hints(caplog)
     assert "secretly-webui" not in caplog.text
     user = hint.partition("user=")[2].split()[0]
@@ -82,5 +82,5 @@ def test_nobody_else_hears_of_it(
     engine: ScriptedEngine, start_gateway: StartGateway, caplog: pytest.LogCaptureFixture, headers: dict[str, str]
 ) -> None:
     keys = [{"key": "k-webui", "owner": "webui", "front_end": True}, {"key": "k-ann", "owner": "ann"}]
-    ask(start_gateway(engine.url, keys=keys), engine, ENOUGH + 1, **headers)
+    ask(start_gateway(engine.url, keys=keys), engine, REQUESTS_BEFORE_HINT + 1, **headers)
     assert hints(caplog) == []

@@ -46,7 +46,7 @@ class Load(NamedTuple):
     threshold: int = 0  # the engine's --long-prefill-token-threshold
 
 
-class Said(NamedTuple):
+class AnswerEvent(NamedTuple):
     eta: Eta
     came: float  # seconds from when it was said
 
@@ -97,7 +97,7 @@ def floods_going(seed: int) -> Load:
     return Load(office + floods, Limits(max_num_seqs=16))
 
 
-def says(load: Load, wrong: str, seed: int, *, going: bool) -> list[Said]:
+def says(load: Load, wrong: str, seed: int, *, going: bool) -> list[AnswerEvent]:
     """Run it; what was said of those that waited, and what came."""
     arrivals = sorted(load.arrivals, key=lambda each: each.at)
     cost_model = CostModel(WRONG[wrong])
@@ -127,19 +127,19 @@ def says(load: Load, wrong: str, seed: int, *, going: bool) -> list[Said]:
     profile = load_profile(ENGINE).with_flags(long_prefill_token_threshold=load.threshold)
     engine = Engine(profile, seed=seed, noise=0.15)
     records = Simulation(engine, admission, cost_model, pace=pace, watch=watch).run(arrivals)
-    all_said = [Said(eta, records[index].first_token - now) for index, now, eta in said]
+    all_said = [AnswerEvent(eta, records[index].first_token - now) for index, now, eta in said]
     return [each for each in all_said if each.came > A_WAIT_S]
 
 
-def within(said: list[Said], share: float = 0.25) -> float:
+def within(said: list[AnswerEvent], share: float = 0.25) -> float:
     return sum(abs(each.eta.median - each.came) <= share * each.came for each in said) / len(said)
 
 
-def covered(said: list[Said]) -> float:
+def covered(said: list[AnswerEvent]) -> float:
     return sum(each.came <= each.eta.p90 for each in said) / len(said)
 
 
-def row(name: str, wrong: str, said: list[Said]) -> str:
+def row(name: str, wrong: str, said: list[AnswerEvent]) -> str:
     ratios = [each.came / each.eta.median for each in said if each.eta.median]
     spread = "/".join(f"{percentile(ratios, q):.2f}" for q in (10, 50, 90))
     mean = sum(each.came for each in said) / len(said)
