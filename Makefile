@@ -35,14 +35,13 @@ coverage: $(VENV)/installed ## the tests with their coverage (8 minutes)
 	@$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
-# Side by side, since two cores are there on any machine: those that wait for sockets and clocks, and those that compute.
+# Two processes side by side that take about as long: any machine has two cores.
 PYTHON_RUNS = $(BIN)/python
-WAITS = $(addprefix tests/loadtest/test_,clocks.py demo.py)
 pytest-gateway: $(VENV)/installed
-	$(PYTHON_RUNS) -m pytest tests/gateway $(WAITS)
+	$(PYTHON_RUNS) -m pytest tests/gateway tests/loadtest/runs
 
 pytest-others: $(VENV)/installed
-	$(PYTHON_RUNS) -m pytest tests --ignore=tests/gateway --ignore=tests/vllm $(addprefix --ignore=,$(WAITS))
+	$(PYTHON_RUNS) -m pytest tests --ignore=tests/gateway --ignore=tests/loadtest/runs --ignore=tests/vllm
 
 test-vllm: $(VENV)/installed ## the tests against a real vLLM, installed into .venv-vllm (slow, large)
 	bash tests/vllm/install.sh .venv-vllm

@@ -23,15 +23,17 @@ from rich.table import Table
 from gateway.config import layers
 from gateway.pricing.profile import Profile
 from gateway.storage.config_file import load as load_settings
-from loadtest.client.load_client import LoadClient
-from loadtest.client.probe import served_model
-from loadtest.plan.plan import Plan, Request
+from loadtest.results.office_minute import documents_before_second_paster
+from loadtest.results.office_minute import figures as office_figures
 from loadtest.results.records import Record
+from loadtest.runs.load_client import Endpoint, LoadClient
+from loadtest.runs.probe import served_model
 from loadtest.runs.process import running
 from loadtest.simulation.simulation import Simulation
 from loadtest.spark.engine import Engine
 from loadtest.spark.profile import EngineProfile
-from loadtest.workloads import office
+from loadtest.workloads.office import office
+from loadtest.workloads.plan import Plan, Request
 
 # The engine flags of deploy/; `tests/test_deploy.py` holds the two together.
 DEPLOY_THRESHOLD = 2560
@@ -65,7 +67,7 @@ class Demo:
 
     @property
     def arrivals(self) -> list[Request]:
-        return office.office(self.seed)
+        return office(self.seed)
 
     def best_threshold(self) -> int:
         """By simulation under a virtual clock, which takes a fraction of a second."""
@@ -73,7 +75,7 @@ class Demo:
         def short_p95(threshold: int) -> float:
             engine = self.engine.with_flags(long_prefill_token_threshold=threshold)
             records = Simulation(Engine(engine, seed=self.seed, noise=NOISE)).run(self.arrivals)
-            return office.figures(records)["short_ttft_p95_s"]
+            return office_figures(records)["short_ttft_p95_s"]
 
         return min(THRESHOLDS, key=short_p95)
 
@@ -116,7 +118,7 @@ def show(demo: Demo, console: Console) -> Iterator[Shown]:
 
             def load(name: str, url: str) -> None:
                 progress.start_task(bars[name])
-                client = LoadClient(url, served_model(url), speed=demo.speed)
+                client = LoadClient(Endpoint(url, served_model(url), speed=demo.speed))
                 runs[name] = anyio.run(client.run, Plan(tuple(demo.arrivals)), lambda _: progress.advance(bars[name]))
 
             with _simulated_spark(demo, 0) as url:
@@ -131,7 +133,7 @@ def show(demo: Demo, console: Console) -> Iterator[Shown]:
 
 def figures(runs: Runs) -> dict[str, dict[str, float]]:
     """What `--json` prints."""
-    return {name: office.figures(records) for name, records in runs.items()}
+    return {name: office_figures(records) for name, records in runs.items()}
 
 
 def table(runs: Runs) -> Table:
@@ -157,7 +159,7 @@ def table(runs: Runs) -> Table:
         digits = 0 if key.endswith("_ms") else 1
         cells = [f"{value:.{digits}f}" for value in values]
         drawn.add_row(title, *cells, f"{values[2] / values[0]:.2f} x")
-    before = [str(office.documents_before_second_paster(records)) for records in runs.values()]
+    before = [str(documents_before_second_paster(records)) for records in runs.values()]
     drawn.add_row("documents before the second paster's", *before, "")
     drawn.add_row("failed", *(f"{row['failed']:.0f}" for row in rows.values()), "")
     return drawn

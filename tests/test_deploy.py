@@ -21,8 +21,8 @@ from gateway.config.layers import ConfigError
 from gateway.config.settings import Settings
 from gateway.storage.config_file import load
 from gateway.storage.profile_file import load as load_profile
+from tests.support.repository import ROOT
 
-ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"
 CONFIG = DEPLOY / "fairlane.toml"
 PROFILES = sorted((DEPLOY / "vllm").glob("*.yaml"))

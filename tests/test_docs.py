@@ -10,11 +10,13 @@ from typer.testing import CliRunner
 from gateway.config.fields import fields
 from loadtest.cli.load import app as load_app
 from loadtest.cli.main import app
-from loadtest.fitting import accuracy
 from loadtest.results.summary import Lag, PointSummary, Row, Stat, Summary, UserSummary
+from loadtest.simulation import accuracy
+from loadtest.storage.engine_profiles import load_profile
+from loadtest.storage.measurements import measurements
 from policies import POLICIES
+from tests.support.repository import ROOT
 
-ROOT = Path(__file__).parents[1]
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "deploy" / "README.md"]
 
 
@@ -28,7 +30,8 @@ def test_the_table_of_policies_is_what_the_command_prints() -> None:
 
 def test_the_table_of_errors_is_what_the_machines_are_off_by() -> None:
     _, table, _ = re.split(r"<!-- table:(?:begin|end) -->\n", (ROOT / "docs" / "loadtest.md").read_text())
-    assert table == accuracy.markdown() + "\n"
+    machines = [(load_profile(name), tests) for name, tests in measurements().items()]
+    assert table == accuracy.markdown(machines) + "\n"
 
 
 @pytest.mark.parametrize("schema", [Summary, Row, PointSummary, UserSummary, Stat, Lag])

@@ -12,9 +12,14 @@ from typing import Any
 import pytest
 
 from loadtest.simulation.replay import Divergence, replay
-from loadtest.spark.profile import load_profile
+from loadtest.spark_server.options import ServerOptions
 from loadtest.spark_server.server import create_app
-from tests.conftest import CHAT, TEXT, Asked, RunningGateway, StartGateway, serve, until
+from loadtest.storage.engine_profiles import load_profile
+from tests.support.client import PendingRequest
+from tests.support.running_gateway import RunningGateway, StartGateway
+from tests.support.servers import serve
+from tests.support.waiting import wait_until
+from tests.support.wire import CHAT, TEXT
 
 Event = dict[str, Any]
 
@@ -47,7 +52,7 @@ def load(seed: int) -> Iterator[tuple[str, dict[str, Any], dict[str, str], bool]
 def served(gateway: RunningGateway, seed: int) -> None:
     """The load, all at once but for who leaves, each until its end."""
     readers = []
-    leavers: list[Asked] = []
+    leavers: list[PendingRequest] = []
     for path, body, headers, leaves in load(seed):
         asked = gateway.ask(body, path, headers)
         if leaves:
@@ -59,7 +64,7 @@ def served(gateway: RunningGateway, seed: int) -> None:
         asked.leave()
     for reader in readers:
         reader.join()
-    until(lambda: gateway.metric("fairlane_requests_total") == REQUESTS)
+    wait_until(lambda: gateway.metric("fairlane_requests_total") == REQUESTS)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +79,7 @@ def decisions(start_gateway: StartGateway, logs: dict[str, list[str]], tmp_path:
     def decisions(policy: str) -> list[str]:
         if policy not in logs:
             file = tmp_path / "decisions.jsonl"
-            with serve(create_app(load_profile(MODEL), speed=SPEED, seed=1)) as spark:
+            with serve(create_app(load_profile(MODEL), ServerOptions(speed=SPEED, seed=1))) as spark:
                 gateway = start_gateway(spark, policy=policy, decision_log=file, engine={"max_num_seqs": 4})
                 served(gateway, seed=1)
                 gateway.stop()

@@ -6,12 +6,13 @@ checks them against the lock's hashes as pip would there.
 
 import subprocess
 import sys
-from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
 
-LOCK = Path(__file__).parent.parent / "requirements.lock"
+from tests.support.repository import ROOT
+
+LOCK = ROOT / "requirements.lock"
 
 
 def install(*what: str, python: str, machine: str) -> subprocess.CompletedProcess[str]:

@@ -6,9 +6,14 @@ the number of its dispatch. So the engine's queue keeps the policy's order, also
 was slower to be read in, and where its cache is full it preempts those who were let in last.
 """
 
+from collections.abc import Callable
+
 import msgspec
 
 _decode = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
+# From the number of a dispatch to the `priority` that vLLM is told; None where it goes by arrival.
+Order = Callable[[int], int | None]
 
 
 def with_priority(body: bytes, number: int | None) -> bytes:

@@ -79,7 +79,7 @@ def serve(
         settings = read_settings()
         _start_logging(settings.log_level)
         gateway = create_gateway(settings)
-        server = Server(gateway, lambda bound: _greet(settings, bound), read_settings)
+        server = Server(gateway, lambda bound: _greet(settings, bound), lambda: gateway.reconfigure(read_settings()))
     server.run()
 
 

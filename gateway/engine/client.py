@@ -4,16 +4,16 @@ What httpx raises is mapped to `gateway.errors` here and nowhere else.
 """
 
 import logging
-import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
 from time import perf_counter
 
 import anyio
 import httpx
 
+from gateway.config.settings import Settings
 from gateway.errors import BadUpstream, UpstreamDown, UpstreamTimeout
-from gateway.identity.keys import KEY_PATTERN
 from gateway.tcp import PROBES
 from gateway.types import Headers
 
@@ -33,7 +33,7 @@ _BROKEN = (httpx.ReadError, httpx.WriteError, httpx.CloseError, httpx.RemoteProt
 _UNREACHABLE = (httpx.ConnectError, httpx.ConnectTimeout)
 
 # Hop by hop (RFC 9110 section 7.6.1), or about this connection and not the message.
-_HOP_BY_HOP = {
+HOP_BY_HOP = {
     b"connection",
     b"keep-alive",
     b"proxy-authenticate",
@@ -44,39 +44,28 @@ _HOP_BY_HOP = {
     b"transfer-encoding",
     b"upgrade",
 }
-# The engine's order is the gateway's to decide, and so is which web pages may ask: an engine that is told no origin
-# lets none in. And what comes back must not be compressed, for its chunks pass as they are.
-_NOT_FORWARDED = _HOP_BY_HOP | {
-    b"accept-encoding",
-    b"content-length",
-    b"expect",
-    b"host",
-    b"origin",
-    b"traceparent",
-    b"tracestate",
-    b"x-api-key",
-    b"x-request-id",
-    b"x-vllm-priority",
-}
-# The client's key is for the gateway, not for vLLM, in whatever header it was sent: Authorization, X-Api-Key, Api-Key,
-# Cookie, one that another proxy reads. vLLM asks for none but the first, which the gateway sets itself.
-_SECRET = re.compile(rb"key|token|auth|secret|cookie|credential|password")
-
-_NOT_RETURNED = _HOP_BY_HOP | {b"date", b"server", b"x-request-id"}
-
-
-def forwarded(headers: dict[bytes, bytes]) -> Headers:
-    not_forwarded = _NOT_FORWARDED | {name.strip().lower() for name in headers.get(b"connection", b"").split(b",")}
-    return [
-        (name, value)
-        for name, value in headers.items()
-        if name not in not_forwarded and not _SECRET.search(name) and not KEY_PATTERN.search(value)
-    ]
+_NOT_RETURNED = HOP_BY_HOP | {b"date", b"server", b"x-request-id"}
 
 
 def returned(response: httpx.Response) -> Headers:
     lower = ((name.lower(), value) for name, value in response.headers.raw)
     return [(name, value) for name, value in lower if name not in _NOT_RETURNED]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """
+    timeout  seconds of silence, instead of the client's; such a request is a small question, which does not wait for
+             an engine that is away
+    on_sent  is told, each time, that the engine is there
+    """
+
+    method: str
+    path: str
+    body: bytes
+    headers: Headers
+    timeout: float | None = None
+    on_sent: Callable[[], object] = field(default=lambda: None)
 
 
 class EngineClient:
@@ -99,75 +88,43 @@ class EngineClient:
         self.away_since: float | None = None
         self.grace = grace
         self._on_retry = on_retry
-        verify = httpx.create_ssl_context(trust_env=False)
-
-        def client(kept: int | None) -> httpx.AsyncClient:
-            limits = httpx.Limits(
-                max_connections=None, max_keepalive_connections=kept, keepalive_expiry=KEEPALIVE_EXPIRY
-            )
-            return httpx.AsyncClient(
-                base_url=base_url,
-                headers={"accept-encoding": "identity"} | ({"authorization": f"Bearer {key}"} if key else {}),
-                transport=httpx.AsyncHTTPTransport(verify, limits=limits, trust_env=False, socket_options=PROBES),
-                timeout=httpx.Timeout(timeout, connect=CONNECT_TIMEOUT, write=WRITE_TIMEOUT, pool=None),
-                trust_env=False,
-            )
-
-        self._client = client(None)
+        self._client = _http_client(base_url, key, timeout)
         # Keeps no connections, so that each of its requests has a fresh one.
-        self._fresh = client(0)
+        self._fresh = _http_client(base_url, key, timeout, kept=0)
+
+    def reconfigure(self, settings: Settings) -> None:
+        self.grace = settings.engine_grace
 
     async def aclose(self) -> None:
         await self._client.aclose()
         await self._fresh.aclose()
 
     @asynccontextmanager
-    async def send(
-        self,
-        method: str,
-        path: str,
-        body: bytes,
-        headers: Headers,
-        on_sent: Callable[[], object] = lambda: None,
-        *,
-        timeout: float | None = None,
-    ) -> AsyncIterator["EngineResponse"]:
+    async def send(self, wanted: EngineRequest) -> AsyncIterator["EngineResponse"]:
         """Send, and hand over the answer when its headers are there. Leaving the block closes it, which is how
-        vLLM learns that a request is no longer wanted. `on_sent` is told, each time, that the engine is there.
-        With a `timeout` of its own it is a small question, which does not wait for an engine that is away.
+        vLLM learns that a request is no longer wanted.
 
         Raises UpstreamDown, BadUpstream, UpstreamTimeout.
         """
         # Around the block too, for what goes wrong while the answer is read is raised in there.
         with _mapped(self.base_url):
-            answer = await self._answer(method, path, body, headers, on_sent, timeout)
+            response = await self._respond(wanted)
             try:
-                yield answer
+                yield response
             finally:
                 with anyio.CancelScope(shield=True):
-                    await answer.aclose()
+                    await response.aclose()
 
-    async def _answer(
-        self,
-        method: str,
-        path: str,
-        body: bytes,
-        headers: Headers,
-        on_sent: Callable[[], object],
-        timeout: float | None,
-    ) -> "EngineResponse":
+    async def _respond(self, wanted: EngineRequest) -> "EngineResponse":
         """Wait for an engine that is away, and ask once more, on a fresh connection, where one broke before an answer
         came. Nothing of an answer has been passed on by then; the engine may have begun, and at worst does it twice.
         """
         client, waited = self._client, False
-        patience = client.timeout if timeout is None else timeout
         while True:
-            request = client.build_request(method, path, content=body, headers=headers, timeout=patience)
-            request.stream = _Body(body, on_sent)
             try:
-                response = await client.send(request, stream=True)
+                response = await client.send(_request(client, wanted), stream=True)
             except _UNREACHABLE:
-                if self._away() >= self.grace or timeout is not None:
+                if self._away() >= self.grace or wanted.timeout is not None:
                     raise
                 waited = True
                 await anyio.sleep(RECONNECT)
@@ -207,6 +164,28 @@ class EngineClient:
             return await self._client.post(
                 path, content=body, headers={"content-type": "application/json"}, timeout=timeout
             )
+
+
+def _http_client(base_url: str, key: str | None, timeout: float, kept: int | None = None) -> httpx.AsyncClient:
+    """`kept` idle connections at most."""
+    verify = httpx.create_ssl_context(trust_env=False)
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=kept, keepalive_expiry=KEEPALIVE_EXPIRY)
+    return httpx.AsyncClient(
+        base_url=base_url,
+        headers={"accept-encoding": "identity"} | ({"authorization": f"Bearer {key}"} if key else {}),
+        transport=httpx.AsyncHTTPTransport(verify, limits=limits, trust_env=False, socket_options=PROBES),
+        timeout=httpx.Timeout(timeout, connect=CONNECT_TIMEOUT, write=WRITE_TIMEOUT, pool=None),
+        trust_env=False,
+    )
+
+
+def _request(client: httpx.AsyncClient, wanted: EngineRequest) -> httpx.Request:
+    patience = client.timeout if wanted.timeout is None else wanted.timeout
+    request = client.build_request(
+        wanted.method, wanted.path, content=wanted.body, headers=wanted.headers, timeout=patience
+    )
+    request.stream = _Body(wanted.body, wanted.on_sent)
+    return request
 
 
 class _Body(httpx.AsyncByteStream):

@@ -3,6 +3,7 @@ was learned of it, which is kept from one start of the gateway to the next. Noth
 """
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
@@ -11,12 +12,13 @@ import anyio
 import anyio.to_thread
 
 from gateway import from_settings
+from gateway.config.settings import Settings
 from gateway.engine.client import EngineClient
-from gateway.parts import Parts
+from gateway.lifecycle.core import Core
 from gateway.pricing.snapshot import CostSnapshot
-from gateway.scheduling.events import Correction, Event
+from gateway.scheduling.events import Corrected, Event, LimitsChanged
 from gateway.scheduling.reconciler import EngineState, Reconciler
-from gateway.storage.state_file import StateFile
+from gateway.storage.state_file import StateFile, chosen_path
 
 logger = logging.getLogger("fairlane")
 
@@ -73,11 +75,32 @@ async def _version(upstream: EngineClient) -> str:
 
 
 class EngineMonitor:
-    def __init__(self, parts: Parts, state_file: StateFile | None) -> None:
-        self._parts = parts
-        self._state_file = state_file
+    """Told of the engine, it lets the core know: corrections, limits, prices, the longest prompt.
+
+    `apply` is the waiting room's; `report` is told what the engine's metrics say, or None where they cannot be read.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        core: Core,
+        client: EngineClient,
+        apply: Callable[[Event], object],
+        report: Callable[[EngineState | None], object],
+    ) -> None:
+        self._core = core
+        self._client = client
+        self._apply = apply
+        self._report = report
+        path = chosen_path(settings.state_file, settings.base_url)
+        self._state_file = StateFile(path) if path else None
+        self._engine: str | None = None  # as it is called, once it has been found
         self._kept = 0
         self._started: float | None = None
+        self.reconfigure(settings)
+
+    def reconfigure(self, settings: Settings) -> None:
+        self._settings = settings
 
     async def run(self) -> None:
         """Until it is cancelled."""
@@ -85,39 +108,34 @@ class EngineMonitor:
             tasks.start_soon(self._find)
             tasks.start_soon(self._watch)
             tasks.start_soon(self._keep_on)
-            tasks.start_soon(self._relimit)
+            tasks.start_soon(self._follow_target)
 
     async def keep(self) -> None:
         """Write down what was learned, if there is anything new. The engine must be known, for whom it is true."""
-        parts = self._parts
-        if self._state_file is None or parts.engine is None:
+        if self._state_file is None or self._engine is None:
             return
         if await anyio.to_thread.run_sync(self._state_file.replaced):
             await self._take_over(self._state_file)
             return
-        if self._seen == self._kept:
+        if self._observed == self._kept:
             return
-        seen = self._seen
-        learned = CostSnapshot.capture(parts.cost_model, parts.engine, parts.settings.profile)
-        if await anyio.to_thread.run_sync(self._state_file.write, learned):
-            self._kept = seen
+        observed = self._observed
+        snapshot = CostSnapshot.capture(self._core.cost_model, self._engine, self._settings.profile)
+        if await anyio.to_thread.run_sync(self._state_file.write, snapshot):
+            self._kept = observed
 
     @property
-    def _seen(self) -> int:
-        model = self._parts.cost_model
-        return (
-            model.prefill.regression.observations
-            + model.step.regression.observations
-            + model.estimator.regression.observations
-        )
+    def _observed(self) -> int:
+        """Samples so far."""
+        model = self._core.cost_model
+        return sum(each.regression.observations for each in (model.prefill, model.step, model.estimator))
 
     async def _find(self) -> None:
         """Say which engine and model were found; wait politely for one that is not up yet."""
-        upstream = self._parts.upstream
         waited = False
         while True:
             try:
-                found = await served(upstream)
+                found = await served(self._client)
                 break
             except Exception as error:
                 if not waited:
@@ -127,19 +145,18 @@ class EngineMonitor:
         models = ", ".join(
             f"{name} (up to {length} tokens)" if length else name for name, length in found.lengths.items()
         )
-        logger.info("engine: %s serves %s", upstream.base_url, models)
-        self._parts.max_model_len = found.max_model_len or self._parts.max_model_len
+        logger.info("engine: %s serves %s", self._client.base_url, models)
+        self._core.max_model_len = found.max_model_len or self._core.max_model_len
         await self._meet(found.name)
 
     async def _meet(self, engine: str) -> None:
         """What was learned of another engine says nothing about this one."""
-        parts, before = self._parts, self._parts.engine
+        before, self._engine = self._engine, engine
         if engine == before:
             return
-        parts.engine = engine
         if before is not None:
             logger.warning("engine: it was %s and is %s now: learning what it costs starts anew", before, engine)
-            parts.cost_model.reset()
+            self._core.cost_model.reset()
             return
         kept = await anyio.to_thread.run_sync(self._state_file.read) if self._state_file else None
         if kept is None:
@@ -147,56 +164,59 @@ class EngineMonitor:
         if kept.engine != engine:
             logger.info("engine: what was learned of %s is of no use for %s", kept.engine, engine)
             return
-        kept.apply_to(parts.cost_model)
-        self._kept = self._seen
+        kept.apply_to(self._core.cost_model)
+        self._kept = self._observed
         logger.info("engine: %d samples of earlier runs tell what it costs", kept.samples)
 
     async def _take_over(self, state_file: StateFile) -> None:
         """Somebody has measured the engine while we ran, as `fairlane calibrate` does, and knows its seconds better."""
-        model, kept = self._parts.cost_model, await anyio.to_thread.run_sync(state_file.read)
-        if kept is None or kept.engine != self._parts.engine:
+        model, kept = self._core.cost_model, await anyio.to_thread.run_sync(state_file.read)
+        if kept is None or kept.engine != self._engine:
             return
         model.reset_curves()
         kept.apply_to(model)
-        self._kept = self._seen
+        self._kept = self._observed
         logger.info("engine: %s was written anew: its %d samples tell what it costs", state_file.path, kept.samples)
 
     async def _watch(self) -> None:
         """Scrape the engine and let admission know, again and again. What cannot be had corrects nothing."""
-        parts, feedback, correction = self._parts, Reconciler(), Correction()
+        reconciler, correction = Reconciler(), Corrected()
         lost = 0
         while True:
-            ledger = parts.waiting.admission.ledger
-            try:
-                answer = await parts.upstream.get("/metrics", timeout=ENGINE_SCRAPE)
-                state = EngineState.read(answer.content) if answer.is_success else None
-            except Exception:
-                state = None
-            parts.telemetry.metrics.engine_seen(state)
+            state = await self._scrape()
+            self._report(state)
             if state:
                 if state.started != self._started or lost >= GONE:
                     await self._look_again(state)
                 lost = 0
                 self._tell_prefixes(state)
-                seen = feedback.seen(state, ledger.seats, ledger.kv_tokens, ledger.limits.kv_tokens)
+                ledger = self._core.admission.ledger
+                seen = reconciler.observe(state, ledger.seats, ledger.kv_tokens, ledger.limits.kv_tokens)
             else:
-                seen = feedback.lost()
+                seen = reconciler.lost()
                 lost += 1
             if seen != correction:
                 correction = seen
-                parts.waiting.tell(Event("correct", correction=correction))
+                self._apply(correction)
             await anyio.sleep(ENGINE_SCRAPE)
+
+    async def _scrape(self) -> EngineState | None:
+        try:
+            answer = await self._client.get("/metrics", timeout=ENGINE_SCRAPE)
+            return EngineState.read(answer.content) if answer.is_success else None
+        except Exception:
+            return None
 
     async def _look_again(self, state: EngineState) -> None:
         """Its process has started since, or it was away: it may be another one."""
-        if self._parts.engine is not None and (self._started is not None or state.started is None):
-            self._parts.cost_model.prefixes.clear()
-            self._parts.slice_guard.forget()
+        if self._engine is not None and (self._started is not None or state.started is None):
+            self._core.cost_model.prefixes.clear()
+            self._core.circuit_breaker.reset()
             await self._find()
         self._started = state.started
 
     def _tell_prefixes(self, state: EngineState) -> None:
-        prefixes = self._parts.cost_model.prefixes
+        prefixes = self._core.cost_model.prefixes
         prefixes.block = state.block or prefixes.block
         prefixes.capacity = state.kv_capacity or prefixes.capacity
         if state.caches is not None:
@@ -209,15 +229,14 @@ class EngineMonitor:
             await anyio.sleep(KEEP)
             await self.keep()
 
-    async def _relimit(self) -> None:
+    async def _follow_target(self) -> None:
         """The sequences that meet `tpot_target`, by what a step is known to take by now."""
         while True:
             await anyio.sleep(RELIMIT)
-            parts = self._parts
-            if parts.settings.tpot_target is None:
+            if self._settings.tpot_target is None:
                 continue
-            limits = from_settings.limits(parts.settings, parts.cost_model.profile)
-            before = parts.waiting.admission.limits.max_num_seqs
+            limits = from_settings.limits(self._settings, self._core.cost_model.profile)
+            before = self._core.admission.limits.max_num_seqs
             # A seat more or less is noise, and a new limit is an event for everybody.
             if abs(limits.max_num_seqs - before) > ceil(before / 20):
-                parts.waiting.tell(Event("relimit", limits=limits))
+                self._apply(LimitsChanged(limits))

@@ -13,17 +13,17 @@ All that is learned is a handful of sums and two bounded windows. Recent samples
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
-from gateway.pricing.curves import PrefillObservation, StepCurve
+from gateway.forecasting.progress import INSTANTS, Instant, JobProgress, Medians
+from gateway.pricing.curves import StepCurve
 from gateway.pricing.estimators import AnswerLengths, ForecastErrors, Ratio
-from gateway.scheduling.ledger import Slice
+from gateway.scheduling import events
+from gateway.scheduling.events import Event
+from gateway.scheduling.ticket import Slice
 from policies.base import LANES, Job, Lane
 
 Mode = Literal["short", "long", "both"]
-Instant = Literal["start", "first_token", "end"]
-INSTANTS: tuple[Instant, ...] = get_args(Instant)
 
 # Prefills of a lane, kept to be priced anew when the curve is known better.
 SAMPLES = 64
@@ -32,54 +32,11 @@ PROBE = 10_000  # tokens whose price changes when the curve does
 # The 90th percentile over the median, before any error was seen.
 PRIOR_RATIO: dict[Instant, float] = dict.fromkeys(INSTANTS, 3.0)
 
+# Tokens a second that a sequence gets beside prefill, before any were seen.
+PRIOR_TOKENS: dict[Mode, float] = {"short": 2.0, "long": 0.5, "both": 1.0}
 
-@dataclass(slots=True, eq=False)
-class JobProgress:
-    """One job as the driver sees it. Instants are seconds on its clock, tokens are of the answer so far.
-
-    price       of its prompt, by the curve as it was when it came
-    let_go      when it, or its slice, went to the engine; None while it waits
-    part        what of its prefill is done at once, if it comes in slices
-    slices      of it that are done, if it comes in slices
-    said        when it was told what to expect, and in how many seconds from then
-    number      which dispatch that was
-    beside      sequences that decoded then
-    others      who has been in prefill with it since
-    observed    its first token was seen, not taken to have come
-    """
-
-    max_tokens: int | None = None
-    price: float = 0.0
-    let_go: float | None = None
-    first_token: float | None = None
-    tokens: int = 0
-    part: Slice | None = None
-    slices: int = 0
-    said: tuple[float, dict[Instant, float]] | None = None
-    number: int = 0
-    beside: int = 0
-    others: "list[tuple[Job, JobProgress]]" = field(default_factory=list)
-    observed: bool = False
-
-    @property
-    def waits(self) -> bool:
-        """It has not begun."""
-        return self.let_go is None and not self.slices
-
-    def seen(self, first_token: float | None = None) -> PrefillObservation | None:
-        """Its prefill, or its slice, if all who shared it came and were done meanwhile: then the time was theirs and
-        its own. `first_token` is when it came, where somebody knows that better, or when the slice was done. Asked
-        before it ends, or goes on."""
-        if first_token is None and self.observed:
-            first_token = self.first_token
-        if self.let_go is None or first_token is None:
-            return None
-        for _, other in self.others:
-            if other.let_go is None or other.first_token is None or not other.observed or other.slices:
-                return None
-            if other.let_go < self.let_go or other.first_token > first_token:
-                return None
-        return PrefillObservation(first_token - self.let_go, self.beside, tuple(job.tokens for job, _ in self.others))
+# Tokens of a running stream, with nobody in prefill, that make a sample of the decode step.
+STEP_SAMPLE_TOKENS = 8
 
 
 class _Sample(NamedTuple):
@@ -92,6 +49,17 @@ class _Sample(NamedTuple):
 
 
 class EngineSpeed:
+    """
+    slowdown    of each lane: wall seconds that a predicted second of its prefill takes
+    share       of the engine that short prefill gets while long prefill runs beside it
+    tokens      a second that each sequence gets while prompts are prefilled, by who is in prefill
+    answers     how long answers are
+    errors      of forecasts
+    dispatches  so far
+    prefilling  the jobs in prefill, and which dispatch was theirs
+    served      wall seconds of work that the first of each lane has had
+    """
+
     def __init__(
         self,
         decode_cost: Callable[[int], float] = lambda tokens: 0.0,
@@ -111,25 +79,22 @@ class EngineSpeed:
         self.decode_cost = decode_cost
         self.prefill_cost = prefill_cost
         self.shares_steps = shares_steps
-        self.tracks: dict[Job, JobProgress] = {}
+        self.step = step or StepCurve()
         self.slowdown = {lane: Ratio(1.0, prior_weight=1.0) for lane in LANES}
-        self._samples: dict[Lane, deque[_Sample]] = {lane: deque(maxlen=SAMPLES) for lane in LANES}
-        self._probe = 0.0
         self.share = Ratio(0.5, prior_weight=1.0, low=0.1, high=0.9)
         self.tokens: dict[Mode, Ratio] = {
-            "short": Ratio(2.0, prior_weight=1.0, low=0.01, high=1000.0),
-            "long": Ratio(0.5, prior_weight=1.0, low=0.01, high=1000.0),
-            "both": Ratio(1.0, prior_weight=1.0, low=0.01, high=1000.0),
+            mode: Ratio(rate, prior_weight=1.0, low=0.01, high=1000.0) for mode, rate in PRIOR_TOKENS.items()
         }
-        self.step = step or StepCurve()
         self.answers = AnswerLengths()
         self.errors: dict[Instant, ForecastErrors] = {
             name: ForecastErrors(ratio) for name, ratio in PRIOR_RATIO.items()
         }
-        # Jobs in prefill, and which dispatch was theirs; wall seconds of work that the first of each lane has had.
-        self.dispatched = 0
+        self.progress: dict[Job, JobProgress] = {}
+        self.dispatches = 0
         self.prefilling: dict[Lane, dict[Job, int]] = {lane: {} for lane in LANES}
         self.served = dict.fromkeys(LANES, 0.0)
+        self._samples: dict[Lane, deque[_Sample]] = {lane: deque(maxlen=SAMPLES) for lane in LANES}
+        self._probe = 0.0
         self._beside = 0.0  # of the short lane's first: seconds with a long one beside it
         self._now = 0.0
         self._decoding: dict[Job, bool] = {}  # whether its tokens are seen as they come
@@ -139,71 +104,83 @@ class EngineSpeed:
 
     # What happened.
 
-    def waits(self, job: Job, max_tokens: int | None = None, part: Slice | None = None) -> None:
-        self.tracks[job] = JobProgress(max_tokens, self.prefill_cost(job.tokens), part=part)
+    def observe(self, event: Event, dispatched: list[Job], now: float) -> None:
+        """An event that admission was told of, and the jobs that it dispatched."""
+        match event:
+            case events.Arrived(job, first_slice, max_tokens):
+                self.queued(job, max_tokens, first_slice)
+            case events.SliceDone(job, following, observed):
+                self.slice_done(job, following, now, observed=observed)
+            case events.FirstToken(job, observed):
+                self.first_token(job, now, observed=observed)
+            case events.Finished(job, _, output_tokens):
+                self.ended(job, now, output_tokens)
+            case events.Left(job):
+                self.ended(job, now)
+        if dispatched:
+            self.dispatched(dispatched, now)
 
-    def let_go(self, jobs: list[Job], now: float) -> None:
+    def queued(self, job: Job, max_tokens: int | None = None, first_slice: Slice | None = None) -> None:
+        self.progress[job] = JobProgress(max_tokens, self.prefill_cost(job.tokens), first_slice)
+
+    def dispatched(self, jobs: list[Job], now: float) -> None:
         self._pass(now)
         for job in jobs:
-            track = self.tracks.setdefault(job, JobProgress())
-            track.let_go, track.number, track.beside = now, self.dispatched, self._sequences
-            track.others.clear()
+            progress = self.progress.setdefault(job, JobProgress())
+            progress.dispatched_at, progress.number, progress.decoding = now, self.dispatches, self._sequences
+            progress.concurrent.clear()
             for other in [other for prefilling in self.prefilling.values() for other in prefilling]:
-                track.others.append((other, self.tracks[other]))
-                self.tracks[other].others.append((job, track))
-            if not track.slices:
-                self._came(track, "start", now)
-            self.prefilling[job.lane][job] = self.dispatched
-            self.dispatched += 1
+                progress.concurrent.append((other, self.progress[other]))
+                self.progress[other].concurrent.append((job, progress))
+            if not progress.slices_done:
+                self._came(progress, "start", now)
+            self.prefilling[job.lane][job] = self.dispatches
+            self.dispatches += 1
 
-    def slice_done(self, job: Job, part: Slice, now: float, *, seen: bool = True) -> None:
-        """It waits for its next slice, `part`. From one that was never seen done nothing is learned."""
+    def slice_done(self, job: Job, following: Slice, now: float, *, observed: bool = True) -> None:
+        """It waits for its next slice. From one that nobody saw done nothing is learned."""
         self._pass(now)
-        track = self.tracks[job]
-        if seen:
-            self._prefilled(job, track)
+        progress = self.progress[job]
+        if observed:
+            self._prefilled(job, progress)
         else:
             self._leave_prefill(job)
-        track.slices += 1
-        track.let_go, track.part = None, part
+        progress.slices_done += 1
+        progress.dispatched_at, progress.slice = None, following
 
-    def first_token(self, job: Job, now: float, *, seen: bool = True) -> None:
+    def first_token(self, job: Job, now: float, *, observed: bool = True) -> None:
         """Told again, it changes nothing. From one that nobody saw, but took to have come, nothing is learned."""
         self._pass(now)
-        track = self.tracks[job]
-        if track.first_token is None:
-            track.observed = seen
-            if seen:
-                self._prefilled(job, track)
-                self._came(track, "first_token", now)
+        progress = self.progress[job]
+        if progress.first_token_at is None:
+            progress.observed = observed
+            if observed:
+                self._prefilled(job, progress)
+                self._came(progress, "first_token", now)
             else:
                 self._leave_prefill(job)
-            track.first_token, track.tokens = now, max(track.tokens, 1)
-            self._decoding[job] = seen
+            progress.first_token_at, progress.tokens = now, max(progress.tokens, 1)
+            self._decoding[job] = observed
             self._sequences += job.seats
 
-    def token(self, job: Job) -> None:
-        """One more token of its answer is out. Told before `first_token` of the first."""
-        self.tracks[job].tokens += 1
-
-    def ends(self, job: Job, now: float, output_tokens: int | None = None) -> None:
+    def ended(self, job: Job, now: float, output_tokens: int | None = None) -> None:
         """It is gone, from wherever it was. `output_tokens` of a whole answer; of one that broke off, None."""
         self._pass(now)
-        track = self.tracks.pop(job, JobProgress())
-        track.others.clear()  # each holds others', and so on
+        progress = self.progress.pop(job, JobProgress())
+        progress.concurrent.clear()  # each holds others', and so on
         if job in self.prefilling[job.lane]:
             self._leave_prefill(job)
         if job in self._decoding:
             del self._decoding[job]
             self._sequences -= job.seats
-        if output_tokens is not None and track.first_token is not None:
-            self._came(track, "end", now)
+        if output_tokens is not None and progress.first_token_at is not None:
+            self._came(progress, "end", now)
             self.answers.observe(output_tokens)
 
-    def said(self, job: Job, now: float, medians: dict[Instant, float]) -> None:
-        """It was told to expect these, in seconds from now. The first word holds: what came will be held against it."""
-        track = self.tracks[job]
-        track.said = track.said or (now, medians)
+    def promise(self, job: Job, now: float, medians: Medians) -> None:
+        """It was told to expect these, in seconds from now. What comes is compared with the first forecast alone."""
+        progress = self.progress[job]
+        progress.promise = progress.promise or (now, medians)
 
     # What is the case.
 
@@ -212,16 +189,16 @@ class EngineSpeed:
         """That decode."""
         return self._sequences
 
-    def company(self, job: Job) -> bool:
-        """Whether anybody else is here, or has been let go since this job, or its slice, was."""
-        return len(self.tracks) > 1 or self.dispatched > self.tracks[job].number + 1
+    def is_contended(self, job: Job) -> bool:
+        """Whether anybody else is here, or was dispatched since this job, or its slice, was."""
+        return len(self.progress) > 1 or self.dispatches > self.progress[job].number + 1
 
     # What is to be expected.
 
-    def work(self, job: Job, part: Slice | None = None) -> float:
+    def work(self, job: Job, piece: Slice | None = None) -> float:
         """Wall seconds of prefill, nothing else being prefilled."""
         self._reprice()
-        return self._price(job, part) * self.slowdown[job.lane].value
+        return self._price(job, piece) * self.slowdown[job.lane].value
 
     def rates(self, firsts: dict[Lane, int]) -> tuple[Mode | None, dict[Lane, float]]:
         """How the engine is shared by the lanes that prefill, given the number of the first of each."""
@@ -239,9 +216,9 @@ class EngineSpeed:
 
     # How it is learned.
 
-    def _came(self, track: JobProgress, instant: Instant, now: float) -> None:
-        if track.said:
-            at, medians = track.said
+    def _came(self, progress: JobProgress, instant: Instant, now: float) -> None:
+        if progress.promise:
+            at, medians = progress.promise
             self.errors[instant].observe(medians[instant], now - at)
 
     def _firsts(self) -> dict[Lane, int]:
@@ -266,11 +243,11 @@ class EngineSpeed:
         """One sequence stands for all that decode: they all get a token in each step."""
         if self._pulse is None or self._pulse[0] not in self._decoding:
             job = next((job for job in reversed(self._decoding) if self._decoding[job]), None)
-            self._pulse = None if job is None else (job, self.tracks[job].tokens)
+            self._pulse = None if job is None else (job, self.progress[job].tokens)
             self._free_s = self._free_tokens = self._free_n = 0.0
             return
         job, before = self._pulse
-        tokens = self.tracks[job].tokens - before
+        tokens = self.progress[job].tokens - before
         self._pulse = job, before + tokens
         if mode is not None:
             self.tokens[mode].observe(tokens, seconds)
@@ -278,14 +255,14 @@ class EngineSpeed:
         self._free_s += seconds
         self._free_tokens += tokens
         self._free_n += seconds * self._sequences
-        if self._free_tokens >= 8:
+        if self._free_tokens >= STEP_SAMPLE_TOKENS:
             self.step.observe(self._free_n / self._free_s, self._free_s / self._free_tokens)
             self._free_s = self._free_tokens = self._free_n = 0.0
 
-    def _price(self, job: Job, part: Slice | None) -> float:
+    def _price(self, job: Job, piece: Slice | None) -> float:
         """What its prefill is predicted to take, by the curve as it is known by now."""
-        track = self.tracks.get(job)
-        return (part.cost if part else job.cost) * (self._better(job.tokens, track.price) if track else 1.0)
+        progress = self.progress.get(job)
+        return (piece.cost_s if piece else job.cost) * (self._better(job.tokens, progress.price_s) if progress else 1.0)
 
     def _reprice(self) -> None:
         """What was seen before the curve was known as it is now, is held against the curve as it is now."""
@@ -302,9 +279,9 @@ class EngineSpeed:
     def _better(self, tokens: int, then: float) -> float:
         return self.prefill_cost(tokens) / then if then > 0 else 1.0
 
-    def _prefilled(self, job: Job, track: JobProgress) -> None:
+    def _prefilled(self, job: Job, progress: JobProgress) -> None:
         self._reprice()
-        predicted = self._price(job, track.part)
+        predicted = self._price(job, progress.slice)
         if job.lane == "short" and self._beside > 0:
             self.share.observe(predicted * self.slowdown["short"].value, self._beside)
         else:

@@ -130,12 +130,9 @@ class CostModel:
         """What a finished job is charged, its answer included. Never wall time, which the work of others inflates."""
         return self.true_prefill(counts, prompts) + self.profile.decode(counts.output)
 
-    def growth(self, cost: float, kv_tokens: int, price: Price, chunks: int) -> tuple[float, int]:
-        """What a stream has come to after so many chunks: engine seconds, and cache until the next PROGRESS_CHUNKS.
-
-        cost, kv_tokens  of its job, as predicted
-        """
-        return cost + self.profile.decode(chunks), max(kv_tokens, price.tokens + chunks + PROGRESS_CHUNKS)
+    def growth(self, price: Price, chunks: int) -> tuple[float, int]:
+        """What a stream has come to after so many chunks: engine seconds, and cache until the next PROGRESS_CHUNKS."""
+        return price.seconds + self.profile.decode(chunks), price.tokens + chunks + PROGRESS_CHUNKS
 
     def partial_cost(self, predicted: float, *, elapsed: float, began: bool, chunks: int) -> float:
         """What a job is charged that ended without counts: its client left, or the engine broke off.

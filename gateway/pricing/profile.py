@@ -1,6 +1,6 @@
 """What work costs, in engine seconds: the curve that admission, fairness and forecasts stand on.
 
-PrefillSample is linear in the tokens for the experts and quadratic for the attention. On a DGX Spark the quadratic
+Prefill is linear in the tokens for the experts and quadratic for the attention. On a DGX Spark the quadratic
 part is over half of a 25 000-token prompt, so a price by tokens alone is off by a fifth to a third.
 """
 

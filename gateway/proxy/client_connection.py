@@ -19,6 +19,7 @@ class ClientConnection:
         self.headers: dict[bytes, bytes] = {name: value.strip() for name, value in scope["headers"]}
         self.address: str | None = scope["client"][0] if scope.get("client") else None
         self.started = False
+        self.status = 0  # that it was told, once it was
         self.gone: GatewayError | None = None
         self._answered = False
         self._asked = False  # for its body
@@ -76,7 +77,7 @@ class ClientConnection:
         scope.cancel()
 
     async def start(self, status: int, headers: Headers) -> None:
-        self.started = True
+        self.started, self.status = True, status
         await self._write({"type": "http.response.start", "status": status, "headers": headers})
 
     async def write(self, chunk: bytes, *, more: bool = True) -> None:

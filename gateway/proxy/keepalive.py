@@ -16,14 +16,11 @@ from time import perf_counter
 
 import anyio
 
-from gateway.api.sse import EventStream
+from gateway.config.settings import Settings
 from gateway.engine.client import EngineClient
 from gateway.forecasting.forecaster import Forecaster
-from gateway.proxy.client_connection import ClientConnection
-from gateway.proxy.waiting_room import WaitingRoom
-from gateway.telemetry.record import RequestRecord
+from gateway.proxy.call import Call
 from gateway.types import Headers
-from policies.base import Job
 
 logger = logging.getLogger("fairlane")
 
@@ -35,45 +32,43 @@ HEADERS: Headers = [
 ]
 
 
-async def send_keepalives(
-    client: ClientConnection,
-    exchange: RequestRecord,
-    events: EventStream,
-    waiting: WaitingRoom,
-    upstream: EngineClient,
-    *,
-    own_headers: Headers,
-    grace: float,
-    interval: float,
-) -> None:
-    """Until it is cancelled, or the answer's first chunk is there."""
-    await anyio.sleep(max(0.0, exchange.timeline.arrived + grace - perf_counter()))
-    while events.chunks == 0:
-        if not client.started:
-            exchange.status = 200
-            await client.start(200, HEADERS + own_headers)
-        await client.comment(_said(exchange, waiting, upstream))
-        await anyio.sleep(interval)
+class Keepalives:
+    def __init__(self, settings: Settings, forecaster: Forecaster, engine: EngineClient) -> None:
+        self._forecaster = forecaster
+        self._engine = engine
+        self.reconfigure(settings)
 
+    def reconfigure(self, settings: Settings) -> None:
+        self.silent_grace = settings.silent_grace
+        self.comment_interval = settings.comment_interval
 
-def _said(exchange: RequestRecord, waiting: WaitingRoom, upstream: EngineClient) -> str:
-    queued = exchange.timeline.dispatched is None
-    if not queued and upstream.away_since is not None:
-        return "engine away"
-    words = ["queued" if queued else "prefill"]
-    # Who waits is not to lose more than the words, should the forecast fail.
-    try:
-        words += _forecast(exchange.job, waiting.forecaster, queued)
-    except Exception:
-        logger.exception("the forecast for request %s failed", exchange.id)
-    return " ".join(words)
+    async def send(self, call: Call) -> None:
+        """Until it is cancelled, or the answer's first chunk is there."""
+        client, interval = call.client, self.comment_interval
+        await anyio.sleep(max(0.0, call.arrived_at + self.silent_grace - perf_counter()))
+        while call.events.chunks == 0:
+            if not client.started:
+                await client.start(200, HEADERS + call.id_header)
+            await client.comment(self._text(call))
+            await anyio.sleep(interval)
 
+    def _text(self, call: Call) -> str:
+        queued = call.dispatched_at is None
+        if not queued and self._engine.away_since is not None:
+            return "engine away"
+        words = ["queued" if queued else "prefill"]
+        # Who waits is not to lose more than the words, should the forecast fail.
+        try:
+            words += self._forecast(call, queued)
+        except Exception:
+            logger.exception("the forecast for request %s failed", call.id)
+        return " ".join(words)
 
-def _forecast(job: Job | None, forecaster: Forecaster, queued: bool) -> Iterator[str]:
-    if job is None:
-        return
-    position, eta = forecaster.place(job, perf_counter())
-    if queued and position is not None:
-        yield f"position={position}"
-    if isfinite(eta):
-        yield f"eta={eta:.1f}s"
+    def _forecast(self, call: Call, queued: bool) -> Iterator[str]:
+        if call.life is None:
+            return
+        position, eta = self._forecaster.position(call.life.job, perf_counter())
+        if queued and position is not None:
+            yield f"position={position}"
+        if isfinite(eta):
+            yield f"eta={eta:.1f}s"

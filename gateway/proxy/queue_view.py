@@ -7,7 +7,10 @@ from math import isfinite
 from typing import Any
 
 from gateway.forecasting.forecaster import Forecaster
+from gateway.forecasting.outlook import Outlook
+from gateway.forecasting.progress import JobProgress
 from gateway.identity.callers import hashed
+from policies.base import Job
 
 Row = dict[str, Any]
 
@@ -16,7 +19,7 @@ Row = dict[str, Any]
 class QueueEntry:
     """One request. Seconds are from now; `None` is what has been already, or cannot be told.
 
-    position     among those that wait, by when they will be let go; None for one that runs
+    position     among those that wait, by when they will be dispatched; None for one that runs
     first_token  median and 90th percentile, as are the others
     behind       seconds of its wait, by the flow that it waits for
     """
@@ -34,46 +37,45 @@ class QueueEntry:
     behind: dict[str, float]
 
 
-def places(forecaster: Forecaster, now: float) -> list[QueueEntry]:
+def entries(forecaster: Forecaster, now: float) -> list[QueueEntry]:
     """Everybody, those who run first, then who waits in the order in which they are expected to go."""
-    outlook = forecaster.outlook(now)
-    tracks = forecaster.pace.tracks
-    jobs = [job for job in tracks if job in outlook]
+    outlook, progress = forecaster.outlook(now), forecaster.speed.progress
+    jobs = [job for job in progress if job in outlook]
     jobs.sort(key=lambda job: (outlook.start(job, now).median, job.arrival))
     found: list[QueueEntry] = []
     position = 0
     for job in jobs:
-        track = tracks[job]
-        waits = track.waits
-        position += waits
-        found.append(
-            QueueEntry(
-                id=job.id,
-                flow=job.flow,
-                lane=job.lane,
-                prompt_tokens=job.tokens,
-                phase="waiting" if waits else "prefill" if track.first_token is None else "decode",
-                position=position if waits else None,
-                waited_s=round((now if track.let_go is None else track.let_go) - job.arrival, 3),
-                start_s=_pair(outlook.start(job, now)) if waits else None,
-                first_token_s=_pair(outlook.first_token(job, now)) if track.first_token is None else None,
-                end_s=_pair(outlook.end(job, now)),
-                behind={flow: round(seconds, 3) for flow, seconds in outlook.wait_attribution(job).items()}
-                if waits
-                else {},
-            )
-        )
+        position += progress[job].queued
+        found.append(_entry(job, progress[job], outlook, now, position))
     return found
 
 
-def shown(found: list[QueueEntry], flow: str | None) -> Row:
+def _entry(job: Job, progress: JobProgress, outlook: Outlook, now: float, position: int) -> QueueEntry:
+    queued, prefilled = progress.queued, progress.first_token_at is not None
+    until = now if progress.dispatched_at is None else progress.dispatched_at
+    return QueueEntry(
+        id=job.id,
+        flow=job.flow,
+        lane=job.lane,
+        prompt_tokens=job.tokens,
+        phase="waiting" if queued else "decode" if prefilled else "prefill",
+        position=position if queued else None,
+        waited_s=round(until - job.arrival, 3),
+        start_s=_pair(outlook.start(job, now)) if queued else None,
+        first_token_s=None if prefilled else _pair(outlook.first_token(job, now)),
+        end_s=_pair(outlook.end(job, now)),
+        behind=_rounded(outlook.wait_attribution(job)) if queued else {},
+    )
+
+
+def view(found: list[QueueEntry], flow: str | None) -> Row:
     """What a caller is told: all of it to an admin (`flow` is None), else their own; others are counted, not named."""
-    own = [place for place in found if flow is None or place.flow == flow]
-    waiting = sum(place.position is not None for place in found)
+    own = [entry for entry in found if flow is None or entry.flow == flow]
+    waiting = sum(entry.position is not None for entry in found)
     return {
         "waiting": waiting,
         "running": len(found) - waiting,
-        "requests": [asdict(place) | _names(place, flow) for place in own],
+        "requests": [asdict(entry) | _names(entry, flow) for entry in own],
     }
 
 
@@ -100,10 +102,10 @@ def _tr(tag: str, cells: Iterable[str]) -> str:
     return f"<tr>{''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in cells)}</tr>"
 
 
-def _names(place: QueueEntry, flow: str | None) -> Row:
+def _names(entry: QueueEntry, flow: str | None) -> Row:
     if flow is None:
         return {}
-    behind = {"you" if name == flow else hashed(name): seconds for name, seconds in place.behind.items()}
+    behind = {"you" if name == flow else hashed(name): seconds for name, seconds in entry.behind.items()}
     return {"flow": "you", "behind": behind}
 
 
@@ -122,6 +124,10 @@ def _cells(row: Row) -> list[str]:
         f"{end[0]:.0f} s" if end else "",
         ", ".join(f"{name} {seconds:.1f} s" for name, seconds in behind),
     ]
+
+
+def _rounded(seconds: dict[str, float]) -> dict[str, float]:
+    return {flow: round(each, 3) for flow, each in seconds.items()}
 
 
 def _pair(eta: tuple[float, float]) -> tuple[float, float] | None:

@@ -1,18 +1,8 @@
 """Does it fit: the admission state machine.
 
-A job is told of as it happens, by the methods below, and every method answers with the jobs to let go now, in order.
-There is no clock and no I/O here: the driver may be an event loop or a heap of simulated events.
-
-    refuses      may this job wait at all? asked before `arrive`; changes nothing
-    arrive       -> waiting
-    (dispatch)      waiting -> prefill     this is the answer, never a call
-    slice_done      prefill -> waiting     a part of its prefill is done; it goes on before others start in its lane
-    first_token     prefill -> decode      its prefill permit comes back
-    progress     it has come to so much by now, and will fill so much cache
-    finish          prefill | decode | waiting between slices -> gone; what it held comes back, its charge is settled
-    leave           waiting, never let go -> gone: the client left, it waited too long, the gateway drains
-
-`gateway.scheduling.ledger` has the budgets, `gateway.scheduling.queue` who waits. The rules:
+It is told each event as it happens, and answers with the jobs to dispatch now, in order. There is no clock and no I/O
+here: the driver may be an event loop or a heap of simulated events. `gateway.scheduling.transitions` has the phases of
+a job, `gateway.scheduling.ledger` the budgets, `gateway.scheduling.queue` who waits. The rules:
 
 1. A lane never idles while its head fits: a job that has begun, else the policy's choice among flows under their cap.
    Nobody passes the head of their own lane; but what has begun is passed by what is much shorter
@@ -25,102 +15,164 @@ There is no clock and no I/O here: the driver may be an event loop or a heap of 
 4. The first claim is that of the lane which was served longest ago, so that where seats or cache are scarce the lanes
    take turns, and a flood in one never starves the other.
 5. No dispatch takes a budget over its limit, except a job that is larger than the limit, alone. Lowered limits, growth
-   and correction may leave a budget over for a while; then nothing is let go that needs of it.
+   and correction may leave a budget over for a while; then nothing is dispatched that needs of it.
+6. A lane is held by what the engine has been sent and has not scheduled yet; the first token shows at the latest that
+   it has.
 """
 
 from typing import Self
 
 from gateway.outcome import Outcome
-from gateway.scheduling.ledger import Ledger, Slice
+from gateway.scheduling import events
+from gateway.scheduling.events import Corrected, Event, JobEvent
+from gateway.scheduling.ledger import Ledger
 from gateway.scheduling.limits import Limits
 from gateway.scheduling.queue import JobQueue
+from gateway.scheduling.ticket import Phase, Slice, Ticket
+from gateway.scheduling.transitions import after
+from policies import find
 from policies.base import LANES, Job, Lane, Policy
 
 
 class Admission:
-    """The state machine. Raises KeyError when told of a job in a phase that it is not in."""
+    """The state machine. Raises KeyError when told of a job in a phase in which that cannot happen."""
 
     def __init__(self, policy: Policy, limits: Limits | None = None) -> None:
         self.ledger = Ledger(limits or Limits())
-        self.line = JobQueue(policy, self.ledger.limits)
-        # In prefill, with the prefill seconds in the engine when it was let go, its own included.
-        self._prefill: dict[Job, float] = {}
-        self._decode: dict[Job, None] = {}
-        # What is prefilled next, or now, of jobs that come in slices.
-        self._parts: dict[Job, Slice] = {}
+        self.queue = JobQueue(policy, self.ledger.limits)
+        self._tickets: dict[Job, Ticket] = {}
+        self._dispatches = 0
         # Least recently served first.
         self._turns: list[Lane] = list(LANES)
 
     # What happened.
 
-    def refuses(self, job: Job) -> Outcome | None:
-        """Why this job may not wait, if it may not. Limits that are not set refuse nothing."""
-        return self.line.refuses(job)
+    def apply(self, event: Event) -> list[Job]:
+        """Let it happen; the jobs to dispatch now, in order."""
+        match event:
+            case events.LimitsChanged(limits):
+                return self.set_limits(limits)
+            case events.PolicyChanged(policy):
+                return self.set_policy(find(policy)())
+            case events.Corrected():
+                return self.correct(event)
+            case _:
+                return self._apply_to_job(event)
 
-    def arrive(self, job: Job, part: Slice | None = None) -> list[Job]:
-        """The job waits. `part` is the first slice of its prefill, if it comes in slices."""
-        self.line.join(job)
-        if part is not None:
-            self._parts[job] = part
+    def _apply_to_job(self, event: JobEvent) -> list[Job]:
+        match event:
+            case events.Arrived(job, first_slice):
+                return self.arrive(job, first_slice)
+            case events.Scheduled(job):
+                return self.scheduled(job)
+            case events.Requeued(job, following):
+                return self.requeue(job, following)
+            case events.SliceDone(job, following):
+                return self.slice_done(job, following)
+            case events.EarlierSliceDone(job):
+                return self.earlier_slice_done(job)
+            case events.FirstToken(job):
+                return self.first_token(job)
+            case events.Progressed(job, cost_s, kv_tokens):
+                return self.progress(job, cost_s, kv_tokens)
+            case events.Finished(job, cost_s):
+                return self.finish(job, cost_s)
+            case events.Left(job):
+                return self.leave(job)
+
+    def refuses(self, job: Job) -> Outcome | None:
+        """Why this job may not wait, if it may not. Asked before `arrive`; changes nothing. Limits that are not set
+        refuse nothing."""
+        return self.queue.refuses(job)
+
+    def arrive(self, job: Job, first_slice: Slice | None = None) -> list[Job]:
+        if job in self._tickets:
+            raise KeyError(job)
+        ticket = self._tickets[job] = Ticket.of(job, first_slice)
+        self.queue.enqueue(ticket)
         return self._dispatch()
 
-    def slice_done(self, job: Job, part: Slice) -> list[Job]:
-        """A slice is prefilled; `part` is the next one. The job's seats come back in between, its cache stays."""
-        self._end_prefill(job)
-        self._parts[job] = part
-        self.ledger.release_seats(job)
-        self.line.go_on(job, part.cost + part.rest)
+    def scheduled(self, job: Job) -> list[Job]:
+        """The engine has scheduled all that it was sent of the job: its lane is free."""
+        ticket = self._move(job, events.Scheduled)
+        self.ledger.release_lane(ticket)
+        return self._dispatch()
+
+    def requeue(self, job: Job, following: Slice) -> list[Job]:
+        """Its next slice waits while the engine computes the one before it, which keeps its seats."""
+        ticket = self._move(job, events.Requeued)
+        ticket.earlier += 1
+        return self._wait_for(ticket, following)
+
+    def slice_done(self, job: Job, following: Slice) -> list[Job]:
+        """A slice is prefilled, and the next one waits. The job's seats come back in between, its cache stays."""
+        holds_lane = self._tickets[job].phase is Phase.PREFILL
+        ticket = self._move(job, events.SliceDone)
+        if holds_lane:
+            self.ledger.release_lane(ticket)
+        self.ledger.release_seats(ticket)
+        return self._wait_for(ticket, following)
+
+    def earlier_slice_done(self, job: Job) -> list[Job]:
+        """A slice is prefilled whose successor waits, or was sent, already. Raises KeyError if there is none."""
+        ticket = self._move(job, events.EarlierSliceDone)
+        if not ticket.earlier:
+            raise KeyError(job)
+        ticket.earlier -= 1
+        self.ledger.release_seats(ticket)
         return self._dispatch()
 
     def first_token(self, job: Job) -> list[Job]:
-        """The engine has prefilled this job, or may be taken to have. Told again, it changes nothing."""
-        if job in self._decode:
+        """The engine has prefilled this job, or is taken to have. Told again, it changes nothing."""
+        before = self._tickets[job].phase
+        ticket = self._move(job, events.FirstToken)
+        if before is Phase.DECODE:
             return []
-        self._end_prefill(job)
-        self._decode[job] = None
+        if before is Phase.PREFILL:
+            self.ledger.release_lane(ticket)
         return self._dispatch()
 
-    def progress(self, job: Job, cost: float, kv_tokens: int) -> list[Job]:
-        """A running job has come to `cost` engine seconds, and fills or will fill `kv_tokens` of cache."""
-        self.ledger.reserve(job, kv_tokens)
-        self.line.charge(job, cost)
+    def progress(self, job: Job, cost_s: float, kv_tokens: int) -> list[Job]:
+        """A running job has come to `cost_s` engine seconds, and fills or will fill `kv_tokens` of cache."""
+        ticket = self._move(job, events.Progressed)
+        self.ledger.reserve(ticket, kv_tokens)
+        self.queue.charge(ticket, cost_s)
         return self._dispatch()
 
-    def finish(self, job: Job, cost: float) -> list[Job]:
-        """The job is out of the engine, however it ended; `cost` is what it came to, in engine seconds."""
-        if job in self._prefill:
-            self._end_prefill(job)
-            self.ledger.release_seats(job)
-        elif job in self._decode:
-            del self._decode[job]
-            self.ledger.release_seats(job)
-        self.line.end(job, cost)
-        self.ledger.release_kv(job)
-        self._parts.pop(job, None)
+    def finish(self, job: Job, cost_s: float) -> list[Job]:
+        """The job is out of the engine, however it ended; `cost_s` is what it came to, in engine seconds."""
+        before = self._tickets[job].phase
+        ticket = self._move(job, events.Finished)
+        del self._tickets[job]
+        if before is Phase.PREFILL:
+            self.ledger.release_lane(ticket)
+        for _ in range(ticket.earlier + (before is not Phase.REQUEUED)):
+            self.ledger.release_seats(ticket)
+        self.queue.complete(ticket, cost_s)
+        self.ledger.release_kv(ticket)
         return self._dispatch()
 
     def leave(self, job: Job) -> list[Job]:
         """Out of the queue without having been served. What it had reserved is free for others."""
-        self.line.leave(job)
-        self._parts.pop(job, None)
+        ticket = self._move(job, events.Left)
+        del self._tickets[job]
+        self.queue.leave(ticket)
         return self._dispatch()
 
-    def relimit(self, limits: Limits) -> list[Job]:
-        """Other limits from now on. What is over them stays, and nothing is let go until it has room."""
+    def set_limits(self, limits: Limits) -> list[Job]:
+        """Other limits from now on. What is over them stays, and nothing is dispatched until it has room."""
         self.ledger.limits = limits
-        self.line.relimit(limits)
+        self.queue.set_limits(limits)
         return self._dispatch()
 
-    def use(self, policy: Policy) -> list[Job]:
+    def set_policy(self, policy: Policy) -> list[Job]:
         """Another policy from now on; nobody loses their place or their permit."""
-        self.line.use(policy)
+        self.queue.set_policy(policy)
         return self._dispatch()
 
-    def correct(self, *, kv_scale: float = 1.0, external_seats: int = 0, external_kv_tokens: int = 0) -> list[Job]:
+    def correct(self, correction: Corrected) -> list[Job]:
         """What the engine's own metrics say: how much of our reservations is in use, and what others use."""
-        self.ledger.kv_scale = kv_scale
-        self.ledger.external_seats = external_seats
-        self.ledger.external_kv_tokens = external_kv_tokens
+        self.ledger.correction = correction
         return self._dispatch()
 
     # What is the case.
@@ -135,82 +187,86 @@ class Admission:
 
     @property
     def running(self) -> int:
-        return len(self._prefill) + len(self._decode)
+        """Jobs that are in the engine."""
+        waiting = sum(map(self.waiting, LANES))
+        return len(self._tickets) - waiting
 
     def waiting(self, lane: Lane) -> int:
-        return self.line.waiting(lane)
+        return self.queue.waiting(lane)
 
     def prefill_jobs(self, lane: Lane) -> int:
-        return self.ledger.prefill[lane].jobs
+        return self.ledger.lanes[lane].jobs
 
     def prefill_tokens(self, lane: Lane) -> int:
-        return self.ledger.prefill[lane].tokens
+        return self.ledger.lanes[lane].tokens
 
     def held(self) -> dict[str, int]:
         """What the budgets have given out."""
         return {"seats": self.seats, "kv": self.ledger.kv_tokens} | {lane: self.prefill_tokens(lane) for lane in LANES}
 
-    def predicted_prefill(self, job: Job) -> float:
-        """Seconds from dispatch to first token of a job in prefill, the work ahead of it in the engine counted.
-
-        Whoever gets no sign of the first token, as with an answer that is not streamed, calls `first_token` when they
-        have passed.
-        """
-        return self._prefill[job]
+    def ticket(self, job: Job) -> Ticket:
+        """To read, not to change. Raises KeyError for a job that is not here."""
+        return self._tickets[job]
 
     def copy(self) -> Self:
         """The same state, and a policy of its own: what happens to it happens to nobody else."""
-        clone = type(self)(self.line.policy, self.limits)
+        clone = type(self)(self.queue.policy, self.limits)
+        clone._tickets = {job: ticket.copy() for job, ticket in self._tickets.items()}
         clone.ledger = self.ledger.copy()
-        clone.line = self.line.copy()
-        clone._prefill = self._prefill.copy()
-        clone._decode = self._decode.copy()
-        clone._parts = self._parts.copy()
+        clone.queue = self.queue.copy(clone._tickets)
+        clone._dispatches = self._dispatches
         clone._turns = self._turns.copy()
         return clone
 
     # What to do.
 
+    def grant(self, ticket: Ticket) -> None:
+        """Give it all that it needs, at once. Called by nobody but `_dispatch`."""
+        self.queue.dispatch(ticket)
+        self._move(ticket.job, events.Dispatched)
+        self.ledger.acquire(ticket)
+        self._dispatches += 1
+        ticket.number, ticket.predicted_prefill_s = self._dispatches, self.ledger.prefill_s
+        self._turns.remove(ticket.job.lane)
+        self._turns.append(ticket.job.lane)
+
     def _dispatch(self) -> list[Job]:
         dispatched: list[Job] = []
-        while job := self._next():
-            self._start(job)
-            dispatched.append(job)
+        while ticket := self._next():
+            self.grant(ticket)
+            dispatched.append(ticket.job)
         return dispatched
 
-    def _next(self) -> Job | None:
+    def _next(self) -> Ticket | None:
         reserved = False
         for lane in self._turns:
-            job = self.line.head(lane, _nobody if reserved else self._fits)
-            if job is None or not self.ledger.lane_fits(job, self._part(job)):
+            ticket = self.queue.head(lane, _nobody if reserved else self._fits)
+            if ticket is None or not self.ledger.lane_fits(ticket):
                 continue
-            if reserved and not self.line.has_begun(job):
+            if reserved and not ticket.begun:
                 continue
-            if self.ledger.engine_fits(job):
-                return job
+            if self.ledger.engine_fits(ticket):
+                return ticket
             # Cache may be held by those between slices: they take none, and go on, or it would never come back.
-            if not self.ledger.lacks_cache_alone(job):
+            if not self.ledger.lacks_cache_alone(ticket):
                 return None
             reserved = True
         return None
 
-    def _start(self, job: Job) -> None:
-        self.line.take(job)
-        self.ledger.take(job, self._part(job))
-        self._prefill[job] = self.ledger.prefill_cost
-        self._turns.remove(job.lane)
-        self._turns.append(job.lane)
+    def _fits(self, ticket: Ticket) -> bool:
+        return self.ledger.lane_fits(ticket) and self.ledger.engine_fits(ticket)
 
-    def _fits(self, job: Job) -> bool:
-        return self.ledger.lane_fits(job, self._part(job)) and self.ledger.engine_fits(job)
+    def _wait_for(self, ticket: Ticket, following: Slice) -> list[Job]:
+        ticket.slice = following
+        self.queue.requeue(ticket)
+        return self._dispatch()
 
-    def _end_prefill(self, job: Job) -> None:
-        del self._prefill[job]
-        self.ledger.end_prefill(job, self._part(job))
-
-    def _part(self, job: Job) -> Slice:
-        return self._parts.get(job) or Slice(job.tokens, job.cost)
+    def _move(self, job: Job, event: type) -> Ticket:
+        """Into the phase that follows. Raises KeyError, and then nothing has changed."""
+        ticket = self._tickets[job]
+        ticket.phase = after(ticket.phase, event)
+        return ticket
 
 
-def _nobody(job: Job) -> bool:
+def _nobody(ticket: Ticket) -> bool:
     return False

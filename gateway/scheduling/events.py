@@ -1,67 +1,130 @@
-"""What admission can be told of: the one way in, for the gateway, the simulator and whoever replays a log."""
+"""What admission can be told: the one way in, for the gateway, the simulator and the replay of a decision log."""
 
+import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import get_args
 
-from gateway.scheduling.admission import Admission
-from gateway.scheduling.ledger import Slice
 from gateway.scheduling.limits import Limits
-from policies import find
+from gateway.scheduling.ticket import Slice
 from policies.base import Job
-
-Kind = Literal["arrive", "slice_done", "first_token", "progress", "finish", "leave", "relimit", "use", "correct"]
 
 
 @dataclass(frozen=True, slots=True)
-class Correction:
-    """What the engine's own metrics say, beside the gateway's ledger."""
+class Arrived:
+    """`slice` is the first one, if its prompt is prefilled in slices; `max_tokens` the longest answer it asks for."""
+
+    job: Job
+    slice: Slice | None = None
+    max_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatched:
+    """Admission's own answer. Nobody tells it of this one; it has a place in the table of transitions."""
+
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
+class Scheduled:
+    """The engine has scheduled all that it was sent of this job, which comes before the first token."""
+
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
+class Requeued:
+    """The job waits for its next slice while the engine still computes the one before it."""
+
+    job: Job
+    slice: Slice
+
+
+@dataclass(frozen=True, slots=True)
+class SliceDone:
+    """A slice is prefilled, and the job waits for the next one, which is `slice`. `observed` is False where nobody saw
+    it done."""
+
+    job: Job
+    slice: Slice
+    observed: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class EarlierSliceDone:
+    """A slice is prefilled whose successor was queued, or sent, before."""
+
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
+class FirstToken:
+    """`observed` is False where nobody saw it come, and it is taken to have come."""
+
+    job: Job
+    observed: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Progressed:
+    """A running job has come to `cost_s` engine seconds, and fills or will fill `kv_tokens` of the cache."""
+
+    job: Job
+    cost_s: float
+    kv_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The job is out of the engine, however it ended.
+
+    cost_s         engine seconds that it is charged
+    output_tokens  of each of its answers, if they came to their end
+    """
+
+    job: Job
+    cost_s: float
+    output_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """Out of the queue without having been served: its client left, it waited too long, or the gateway drains."""
+
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
+class LimitsChanged:
+    limits: Limits
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyChanged:
+    """`policy` is a name, as `policies.find` knows it."""
+
+    policy: str
+
+
+@dataclass(frozen=True, slots=True)
+class Corrected:
+    """What the engine's own metrics say beside the ledger.
+
+    kv_scale                          share of our reservations that is in use
+    external_seats, external_kv_tokens  what others use of the engine
+    """
 
     kv_scale: float = 1.0
     external_seats: int = 0
     external_kv_tokens: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
-    """Of a job: what `gateway.scheduling.admission` calls by that name. Of none: new limits, another policy, a
-    correction."""
+JobEvent = Arrived | Scheduled | Requeued | SliceDone | EarlierSliceDone | FirstToken | Progressed | Finished | Left
+Event = JobEvent | LimitsChanged | PolicyChanged | Corrected
 
-    kind: Kind
-    job: Job | None = None
-    cost: float | None = None
-    kv_tokens: int | None = None
-    part: Slice | None = None
-    limits: Limits | None = None
-    policy: str | None = None
-    correction: Correction | None = None
-    max_tokens: int | None = None  # of an arrival: the longest answer
-    output_tokens: int | None = None  # of a finish: the answer, if it came to its end
-    guessed: bool | None = None  # of a first token, or a slice: nobody saw it, it is taken to have come
+EVENTS: tuple[type[Event], ...] = get_args(Event)
 
 
-def tell(admission: Admission, event: Event) -> list[Job]:
-    """Let it happen; the jobs to let go now, in order. Raises KeyError for a job that is not in that phase."""
-    match event:
-        case Event(kind="arrive", job=Job() as job):
-            return admission.arrive(job, event.part)
-        case Event(kind="slice_done", job=Job() as job, part=Slice() as part):
-            return admission.slice_done(job, part)
-        case Event(kind="first_token", job=Job() as job):
-            return admission.first_token(job)
-        case Event(kind="progress", job=Job() as job, cost=float() | int() as cost, kv_tokens=int(kv_tokens)):
-            return admission.progress(job, cost, kv_tokens)
-        case Event(kind="finish", job=Job() as job, cost=float() | int() as cost):
-            return admission.finish(job, cost)
-        case Event(kind="leave", job=Job() as job):
-            return admission.leave(job)
-        case Event(kind="relimit", limits=Limits() as limits):
-            return admission.relimit(limits)
-        case Event(kind="use", policy=str(name)):
-            return admission.use(find(name)())
-        case Event(kind="correct", correction=Correction() as seen):
-            return admission.correct(
-                kv_scale=seen.kv_scale,
-                external_seats=seen.external_seats,
-                external_kv_tokens=seen.external_kv_tokens,
-            )
-    raise ValueError(f"an incomplete event: {event}")
+def event_name(event: type) -> str:
+    """As logs have it: `SliceDone` is slice_done."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", event.__name__).lower()

@@ -13,22 +13,14 @@ ever must not freeze it.
 from dataclasses import dataclass, replace
 from typing import Self
 
+from gateway.scheduling.events import Corrected
 from gateway.scheduling.limits import Limits
-from policies.base import LANES, Job, Lane
-
-
-@dataclass(frozen=True, slots=True)
-class Slice:
-    """What of a job's prefill is done at once: a slice, or all of it. Tokens, the engine seconds they cost, and those
-    that the slices after it will."""
-
-    tokens: int
-    cost: float
-    rest: float = 0.0
+from gateway.scheduling.ticket import Ticket
+from policies.base import LANES, Lane
 
 
 @dataclass(slots=True)
-class _Prefilling:
+class _LaneLoad:
     jobs: int = 0
     tokens: int = 0
 
@@ -39,71 +31,76 @@ class Ledger:
         self.seats = 0
         self.kv_tokens = 0
         # What the engine's own metrics say of our reservations, and of others.
-        self.kv_scale = 1.0
-        self.external_seats = 0
-        self.external_kv_tokens = 0
+        self.correction = Corrected()
         # Of what is in prefill, engine seconds.
-        self.prefill_cost = 0.0
-        self.prefill: dict[Lane, _Prefilling] = {lane: _Prefilling() for lane in LANES}
-        self._reserved: dict[Job, int] = {}
+        self.prefill_s = 0.0
+        self.lanes: dict[Lane, _LaneLoad] = {lane: _LaneLoad() for lane in LANES}
 
-    def lane_fits(self, job: Job, part: Slice) -> bool:
-        prefilling = self.prefill[job.lane]
-        if prefilling.jobs == 0:
+    def lane_fits(self, ticket: Ticket) -> bool:
+        load = self.lanes[ticket.job.lane]
+        if load.jobs == 0:
             return True
-        if job.lane == "long":
-            return prefilling.jobs < self.limits.long_lane_jobs
-        return prefilling.tokens + part.tokens <= self.limits.short_lane_tokens
+        if ticket.job.lane == "long":
+            return load.jobs < self.limits.long_lane_jobs
+        return load.tokens + ticket.slice.tokens <= self.limits.short_lane_tokens
 
-    def engine_fits(self, job: Job) -> bool:
+    def engine_fits(self, ticket: Ticket) -> bool:
         """Seats and cache, which both lanes share."""
-        return self._seats_fit(job) and self._kv_fits(job)
+        return self._seats_fit(ticket) and self._kv_fits(ticket)
 
-    def lacks_cache_alone(self, job: Job) -> bool:
-        return self._seats_fit(job) and not self._kv_fits(job)
+    def lacks_cache_alone(self, ticket: Ticket) -> bool:
+        return self._seats_fit(ticket) and not self._kv_fits(ticket)
 
-    def take(self, job: Job, part: Slice) -> None:
-        """All that the job needs for this part, at once. Cache is reserved once, for the whole job."""
+    def acquire(self, ticket: Ticket) -> None:
+        """All that the job needs for its slice, at once. Cache is reserved once, for the whole job."""
+        job, load = ticket.job, self.lanes[ticket.job.lane]
         self.seats += job.seats
-        self.prefill_cost += part.cost
-        self.prefill[job.lane].jobs += 1
-        self.prefill[job.lane].tokens += part.tokens
-        if job not in self._reserved:
-            self._reserved[job] = 0
-            self.reserve(job, job.kv_tokens)
+        self.prefill_s += ticket.slice.cost_s
+        load.jobs += 1
+        load.tokens += ticket.slice.tokens
+        if ticket.kv_tokens is None:
+            self.reserve(ticket, job.kv_tokens)
 
-    def end_prefill(self, job: Job, part: Slice) -> None:
-        prefilling = self.prefill[job.lane]
-        prefilling.jobs -= 1
-        prefilling.tokens -= part.tokens
-        self.prefill_cost -= part.cost
-        if not any(lane.jobs for lane in self.prefill.values()):
-            self.prefill_cost = 0.0  # a running sum of floats drifts; here it can be exact again
+    def release_lane(self, ticket: Ticket) -> None:
+        load = self.lanes[ticket.job.lane]
+        load.jobs -= 1
+        load.tokens -= ticket.slice.tokens
+        self.prefill_s -= ticket.slice.cost_s
+        if not any(lane.jobs for lane in self.lanes.values()):
+            self.prefill_s = 0.0  # a running sum of floats drifts; here it can be exact again
 
-    def release_seats(self, job: Job) -> None:
-        self.seats -= job.seats
+    def release_seats(self, ticket: Ticket) -> None:
+        """Those of one slice."""
+        self.seats -= ticket.job.seats
 
-    def reserve(self, job: Job, kv_tokens: int) -> None:
-        """So much cache and no more, nor less. Raises KeyError for a job that holds none."""
-        self.kv_tokens += kv_tokens - self._reserved[job]
-        self._reserved[job] = kv_tokens
+    def reserve(self, ticket: Ticket, kv_tokens: int) -> None:
+        """So much cache and no more, nor less."""
+        self.kv_tokens += kv_tokens - (ticket.kv_tokens or 0)
+        ticket.kv_tokens = kv_tokens
 
-    def release_kv(self, job: Job) -> None:
-        self.kv_tokens -= self._reserved.pop(job)
+    def release_kv(self, ticket: Ticket) -> None:
+        self.kv_tokens -= ticket.kv_tokens or 0
+        ticket.kv_tokens = None
+
+    def kv_in_use(self) -> float:
+        """Tokens of the engine's cache, ours and others', as far as is known."""
+        return self.kv_tokens * self.correction.kv_scale + self.correction.external_kv_tokens
 
     def copy(self) -> Self:
         clone = type(self)(self.limits)
-        clone.__dict__.update(self.__dict__)
-        clone.prefill = {lane: replace(prefilling) for lane, prefilling in self.prefill.items()}
-        clone._reserved = self._reserved.copy()
+        clone.seats, clone.kv_tokens, clone.prefill_s = self.seats, self.kv_tokens, self.prefill_s
+        clone.correction = self.correction
+        clone.lanes = {lane: replace(load) for lane, load in self.lanes.items()}
         return clone
 
-    def _seats_fit(self, job: Job) -> bool:
-        return self.seats == 0 or self.seats + self.external_seats + job.seats <= self.limits.max_num_seqs
+    def _seats_fit(self, ticket: Ticket) -> bool:
+        wanted = self.seats + self.correction.external_seats + ticket.job.seats
+        return self.seats == 0 or wanted <= self.limits.max_num_seqs
 
-    def _kv_fits(self, job: Job) -> bool:
-        limit = self.limits.kv_tokens
+    def _kv_fits(self, ticket: Ticket) -> bool:
+        limit, wanted = self.limits.kv_tokens, ticket.job.kv_tokens
         # What a job that has begun holds, it holds already.
-        if limit is None or self.kv_tokens == 0 or job.kv_tokens == 0 or job in self._reserved:
+        if limit is None or self.kv_tokens == 0 or wanted == 0 or ticket.kv_tokens is not None:
             return True
-        return (self.kv_tokens + job.kv_tokens) * self.kv_scale + self.external_kv_tokens <= limit
+        correction = self.correction
+        return (self.kv_tokens + wanted) * correction.kv_scale + correction.external_kv_tokens <= limit

@@ -10,7 +10,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Self
 
-from gateway.scheduling.events import Correction
+from gateway.scheduling.events import Corrected
 
 # Scrapes in a row that must agree that others use the engine.
 AGREEING = 3
@@ -90,21 +90,21 @@ class Reconciler:
         self._excess: deque[int] = deque(maxlen=AGREEING)
         self._scale = 1.0
 
-    def seen(self, state: EngineState, seats: int, kv_tokens: int, kv_limit: int | None) -> Correction:
+    def observe(self, state: EngineState, seats: int, kv_tokens: int, kv_limit: int | None) -> Corrected:
         """`seats` and `kv_tokens` are what the ledger has given out, `kv_limit` the configured capacity."""
         self._excess.append(max(0, round(state.running + state.waiting) - seats))
         external_seats = min(self._excess) if len(self._excess) == AGREEING else 0
         capacity = kv_limit or state.kv_capacity
         if not capacity:
-            return Correction(external_seats=external_seats)
+            return Corrected(external_seats=external_seats)
         used = state.kv_usage * capacity
         if external_seats == 0 and kv_tokens >= LEAST_RESERVED:
             measured = min(1.0, max(LEAST_SCALE, used / kv_tokens))
             self._scale += GAIN * (measured - self._scale)
         external_kv_tokens = max(0, round(used - kv_tokens * self._scale)) if external_seats else 0
-        return Correction(self._scale, external_seats, external_kv_tokens)
+        return Corrected(self._scale, external_seats, external_kv_tokens)
 
-    def lost(self) -> Correction:
+    def lost(self) -> Corrected:
         """No scrape, or an old one: the ledger alone."""
         self._excess.clear()
-        return Correction(kv_scale=1.0)
+        return Corrected(kv_scale=1.0)

@@ -19,7 +19,6 @@ import anyio
 import uvicorn
 
 from gateway.app import Gateway
-from gateway.config.settings import Settings
 from gateway.server.connection import Bounds, bounded
 from gateway.tcp import PROBES, unacknowledged_for
 
@@ -47,38 +46,40 @@ def _allow_files(count: int) -> None:
             logger.warning("the system allows %d open files: too few for max_connections", given)
 
 
+def _config(gateway: Gateway) -> uvicorn.Config:
+    settings, metrics = gateway.settings, gateway.telemetry.metrics
+    bounds = Bounds(settings.max_connections, settings.max_headers, lambda error: metrics.refused(error.outcome))
+    return uvicorn.Config(
+        gateway.app,
+        host=settings.host,
+        port=settings.port,
+        loop="uvloop",
+        http=bounded(bounds),
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=75,
+        ssl_certfile=settings.tls_certificate,
+        ssl_keyfile=settings.tls_key,
+    )
+
+
 class Server(uvicorn.Server):
     def __init__(
         self,
         gateway: Gateway,
         on_start: Callable[[int], None] | None = None,
-        read_settings: Callable[[], Settings] | None = None,
+        reload: Callable[[], None] | None = None,
     ) -> None:
-        """`on_start` is told the port when connections are accepted; `read_settings` is asked at SIGHUP.
+        """`on_start` is told the port when connections are accepted; `reload` is called at SIGHUP,
+        and may raise ValueError or OSError if nothing was changed.
 
         Raises ValueError if the TLS certificate cannot be used.
         """
-        settings, metrics = gateway.parts.settings, gateway.parts.telemetry.metrics
-        bounds = Bounds(settings.max_connections, settings.max_headers, lambda error: metrics.refused(error.outcome))
-        super().__init__(
-            uvicorn.Config(
-                gateway.app,
-                host=settings.host,
-                port=settings.port,
-                loop="uvloop",
-                http=bounded(bounds),
-                ws="none",
-                lifespan="on",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                timeout_keep_alive=75,
-                ssl_certfile=settings.tls_certificate,
-                ssl_keyfile=settings.tls_key,
-                # A backstop: by then the gateway has ended everything itself.
-                timeout_graceful_shutdown=int(settings.drain_timeout) + CUT_OFF_TIMEOUT,
-            )
-        )
+        settings = gateway.settings
+        super().__init__(_config(gateway))
         if settings.tls_key and not settings.tls_certificate:
             raise ValueError("tls_key without tls_certificate: nothing is encrypted with a key alone")
         try:
@@ -88,29 +89,29 @@ class Server(uvicorn.Server):
         logging.getLogger("uvicorn.error").addFilter(_news)
         self._gateway = gateway
         self._on_start = on_start
-        self._read_settings = read_settings
+        self._reload = reload
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        _allow_files(2 * self._gateway.parts.settings.max_connections)
+        _allow_files(2 * self._gateway.settings.max_connections)
         await super().startup(sockets)
-        for server in self.servers:
-            for listener in server.sockets:
-                self._watch_over(listener)
+        self._watch_over_listeners()
         if self._on_start and not self.should_exit:
             self._on_start(self.servers[0].sockets[0].getsockname()[1])
 
-    def _watch_over(self, listener: socket.socket) -> None:
+    def _watch_over_listeners(self) -> None:
         """Linux hands a listener's options down to its connections. A window that stays shut ends one like silence
         does, so a client may be unacknowledged for as long as it may read nothing."""
-        for option in (*PROBES, unacknowledged_for(self._gateway.parts.settings.client_stall)):
-            listener.setsockopt(*option)
+        options = (*PROBES, unacknowledged_for(self._gateway.settings.client_stall))
+        for listener in (listener for server in self.servers for listener in server.sockets):
+            for option in options:
+                listener.setsockopt(*option)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         # A handler may run between any two instructions: what it does to the gateway waits for the loop's next turn.
         self._loop = asyncio.get_running_loop()
         previous = {number: signal.signal(number, self.handle_exit) for number in SIGNALS}
-        if self._read_settings:
+        if self._reload:
             previous[signal.SIGHUP] = signal.signal(
                 signal.SIGHUP, lambda *_: self._loop.call_soon_threadsafe(self._reconfigure)
             )
@@ -126,18 +127,21 @@ class Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
     def _reconfigure(self) -> None:
-        assert self._read_settings
+        assert self._reload
         try:
-            self._gateway.reconfigure(self._read_settings())
+            self._reload()
+            self._watch_over_listeners()
         except (ValueError, OSError) as error:
             logger.error("SIGHUP: nothing changed: %s", error)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # A backstop: by then the gateway has ended everything itself.
+        self.config.timeout_graceful_shutdown = int(self._gateway.settings.drain_timeout) + CUT_OFF_TIMEOUT
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._cut_off)
             await super().shutdown(sockets)
             tasks.cancel_scope.cancel()
 
     async def _cut_off(self) -> None:
-        await anyio.sleep(self._gateway.parts.settings.drain_timeout)
+        await anyio.sleep(self._gateway.settings.drain_timeout)
         self._gateway.cut_off()

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from math import sqrt
 
 # Of what was prefilled by the slices before, so much must be found: some engines keep the last block to themselves.
-HIT = 0.9
+MIN_FOUND = 0.9
 # Misses in a row after which a model's prompts are no longer cut, and for how many seconds.
-MOST_MISSES = 2
+MAX_MISSES = 2
 OFF_S = 600.0
 # A slice that was done from scratch must be predicted to take so many times what it takes from where it began, before
 # its time says anything.
-TELLING = 2.0
+MIN_CONTRAST = 2.0
 
 
 @dataclass(slots=True)
@@ -38,7 +38,7 @@ class SliceCircuitBreaker:
         """The models whose prompts are not cut now."""
         return [model for model in self._models if not self.allows(model, now)]
 
-    def saw(self, model: str, *, hit: bool, now: float) -> bool:
+    def observe(self, model: str, *, hit: bool, now: float) -> bool:
         """Told of each slice but the first, of the request behind them, and of a slice that the engine refuses, as of a
         miss; whether that switches its model off."""
         state = self._models.setdefault(model, _State())
@@ -46,24 +46,24 @@ class SliceCircuitBreaker:
             state.misses, state.off_until = 0, None
             return False
         state.misses += 1
-        off = state.misses >= MOST_MISSES
+        off = state.misses >= MAX_MISSES
         if off:
             # The next one is a trial: one miss more, and it is off again.
-            state.misses, state.off_until = MOST_MISSES - 1, now + OFF_S
+            state.misses, state.off_until = MAX_MISSES - 1, now + OFF_S
         return off
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Another engine."""
         self._models.clear()
 
 
-def hit(done: int, cached: int, block: int) -> bool:
+def cache_hit(done: int, cached: int, block: int) -> bool:
     """Of `done` tokens that the slices before have prefilled, as the engine says, so many were cached."""
-    return cached >= HIT * done - block
+    return cached >= MIN_FOUND * done - block
 
 
-def hit_by_time(seconds: float, expected: float, from_scratch: float) -> bool | None:
+def cache_hit_by_time(seconds: float, expected: float, from_scratch: float) -> bool | None:
     """The same by what it took, and what it should take with the cache and without it; None if that does not tell."""
-    if from_scratch < TELLING * expected:
+    if from_scratch < MIN_CONTRAST * expected:
         return None
     return seconds < sqrt(expected * from_scratch)

@@ -8,39 +8,38 @@ size    A slice takes about `max_stall` seconds, by the learned curve at its dep
         slices grow, each at most twice as long as the prompt has been alone: who comes then waits no longer than
         that, and a prompt alone has few of them.
 cut     Slices end on whole blocks of the cache, and on whole engine steps where they are longer than one: what a step
-        has too much costs another one. What is left is cut into equal parts, so that no small rest is left over.
+        has too much costs another one. What is left is cut into equal slices, so that no small rest is left over.
 pause   While others decode, they get so much of the engine's time between slices, in steps that are theirs alone, that
         a token takes them `tpot_target` seconds, or that the prompt has its `long_share` of the time. Prefill makes
-        every step of theirs as long as a slice; so that is what they are slow by. The share is that beside TEN who
-        decode, and each of them weighs alike: one alone delays a prompt by a tenth of that, twenty by twice as much.
-        For what a pause brings grows with those who have it, and what it costs does not.
-
-Pure: no I/O, no clock. The gateway and the simulator drive the same objects.
+        every step of theirs as long as a slice; so that is what they are slow by. The share is that beside
+        REFERENCE_DECODES who decode, and each of them weighs alike: one alone delays a prompt by a tenth of that,
+        twenty by twice as much. For what a pause brings grows with those who have it, and what it costs does not.
 """
 
 from dataclasses import dataclass
 from math import ceil, inf, sqrt
 
 from gateway.pricing.cost_model import CostModel
-from gateway.scheduling.ledger import Slice
+from gateway.scheduling.ticket import Slice
 
-# Of what a slice may take, by which it may be longer if that saves one.
-SLACK = 1.1
+# A slice may be this much longer than it should take, if that saves one.
+SIZE_TOLERANCE = 1.1
 # How much longer than it has been alone a prompt may take the engine at once.
-GROWTH = 2.0
+ALONE_GROWTH = 2.0
 # A pause is at most so many times the slice before it, whatever the target: long prompts must not starve either.
-MOST_PAUSE = 9.0
+MAX_PAUSE_TO_SLICE = 9.0
 # Who decode, beside whom a long prompt has its `long_share`: what a Spark's office has when documents come.
-TEN = 10
+REFERENCE_DECODES = 10
 # A slice takes at least so many times what any request costs, however short: a mixture's experts are read for each.
-WORTH = 5.0
+MIN_SLICE_TO_OVERHEAD = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Slicing:
     """
     max_stall    seconds that others may wait for a slice
-    long_share   of the engine's time that a long prompt has while TEN others decode, 0 to 1; 1 is no pause
+    long_share   of the engine's time that a long prompt has while REFERENCE_DECODES others decode, 0 to 1; 1 is no
+                 pause
     tpot_target  seconds a token that those who decode should get; instead of the share
     step_tokens  most of one prompt in an engine step: its budget, or its long prefill threshold
     """
@@ -63,18 +62,18 @@ class Slicer:
         """Tokens of a block of the engine's cache."""
         return self._cost_model.prefixes.block
 
-    def cut(self, tokens: int, done: int, stall: float, sequences: int = 0) -> int:
+    def next_boundary(self, tokens: int, done: int, stall: float, sequences: int = 0) -> int:
         """Where the slice ends that begins at `done`, if it is to take about `stall` seconds while so many sequences
         decode. `tokens` if that is the last one."""
         profile = self._cost_model.profile
-        stall = SLACK * max(stall, WORTH * profile.c_s)
+        stall = SIZE_TOLERANCE * max(stall, MIN_SLICE_TO_OVERHEAD * profile.c_s)
         left = profile.prefill(tokens, done)
         if left <= stall:
             return tokens
-        # Each has the constant; the rest of the work is cut into as many equal parts as that takes.
+        # Each has the constant; the rest of the work is cut into as many equal slices as that takes.
         work = left - profile.c_s
-        parts = ceil(work / (stall - profile.c_s))
-        count = _depth(work / parts, done, profile.a_s_per_token, profile.b_s_per_token2) - done
+        slices = ceil(work / (stall - profile.c_s))
+        count = _depth(work / slices, done, profile.a_s_per_token, profile.b_s_per_token2) - done
         step = self._step(sequences)
         if count > step:
             count = count // step * step
@@ -84,7 +83,8 @@ class Slicer:
             end = done + self.block
         return tokens if tokens - end < self.block else int(end)
 
-    def part(self, tokens: int, done: int, end: int) -> Slice:
+    def slice(self, tokens: int, done: int, end: int) -> Slice:
+        """Of a prompt of so many tokens, those from `done` up to `end`."""
         profile = self._cost_model.profile
         rest = profile.prefill(tokens, end) if end < tokens else 0.0
         return Slice(end - done, profile.prefill(end, done), rest)
@@ -93,11 +93,11 @@ class Slicer:
         """After a slice of so many seconds and tokens, while so many sequences decode. Seconds."""
         if sequences < 1:
             return 0.0
-        most = MOST_PAUSE * seconds
+        most = MAX_PAUSE_TO_SLICE * seconds
         target = self.slicing.tpot_target
         if target is None:
             share = self.slicing.long_share
-            return min(most, seconds * (1 / share - 1) * sequences / TEN) if share > 0 else most
+            return min(most, seconds * (1 / share - 1) * sequences / REFERENCE_DECODES) if share > 0 else most
         step = self._cost_model.step.at(sequences)
         if target <= step:
             return most
@@ -116,7 +116,8 @@ class SlicePlan:
     tokens  that it has
     found   of these, those that the engine had before the first slice, as far as is known
     done    so many are in its cache now
-    part    what is prefilled next, or now
+    end     where the slice ends that is prefilled next, or now
+    slice   that slice
     """
 
     def __init__(self, slicer: Slicer, tokens: int, found: int = 0) -> None:
@@ -124,7 +125,12 @@ class SlicePlan:
         self.found = self.done = max(0, min(found, tokens - 1)) // slicer.block * slicer.block
         self._slicer = slicer
         self._alone_since = inf
-        self._next(slicer.slicing.max_stall, 0)
+        self._cut(slicer.slicing.max_stall, 0)
+
+    @property
+    def block(self) -> int:
+        """Tokens of a block of the engine's cache, on which slices end."""
+        return self._slicer.block
 
     @property
     def last(self) -> bool:
@@ -132,31 +138,35 @@ class SlicePlan:
         return self.end == self.tokens
 
     def begin(self, now: float) -> None:
-        """The first slice is let go."""
+        """The first slice is dispatched."""
         self._alone_since = now
 
-    def go_on(self, now: float, *, company: bool, sequences: int = 0) -> Slice:
+    def advance(self, now: float, *, contended: bool, sequences: int = 0) -> Slice:
         """The slice is done; the next one.
 
-        company    somebody else is here, or has been since the slice was let go
+        contended  somebody else is here, or has been since the slice was dispatched
         sequences  that decode
         """
         self.done = self.end
-        if company:
+        if contended:
             self._alone_since = now
         alone = max(0.0, now - self._alone_since)
-        self._next(max(self._slicer.slicing.max_stall, GROWTH * alone), sequences)
-        return self.part
+        self._cut(max(self._slicer.slicing.max_stall, ALONE_GROWTH * alone), sequences)
+        return self.slice
+
+    def pause(self, seconds: float, sequences: int) -> float:
+        """After the slice, which took so many seconds, while so many sequences decode. Seconds."""
+        return self._slicer.pause(seconds, sequences, self.end - self.done)
 
     def whole(self) -> Slice:
         """No more slices: the rest goes in one."""
         self.end = self.tokens
-        self.part = self._slicer.part(self.tokens, self.done, self.tokens)
-        return self.part
+        self.slice = self._slicer.slice(self.tokens, self.done, self.tokens)
+        return self.slice
 
-    def _next(self, stall: float, sequences: int) -> None:
-        self.end = self._slicer.cut(self.tokens, self.done, stall, sequences)
-        self.part = self._slicer.part(self.tokens, self.done, self.end)
+    def _cut(self, stall: float, sequences: int) -> None:
+        self.end = self._slicer.next_boundary(self.tokens, self.done, stall, sequences)
+        self.slice = self._slicer.slice(self.tokens, self.done, self.end)
 
 
 def _depth(seconds: float, done: int, a: float, b: float) -> int:

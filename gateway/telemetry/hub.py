@@ -16,37 +16,37 @@ class Telemetry:
         self.tracing = tracing
         self.metrics = metrics
 
-    def start(self, exchange: RequestRecord, headers: dict[bytes, bytes]) -> RequestTrace:
-        return self.tracing.start(exchange, headers)
+    def start(self, route: str, arrived_at: float, headers: dict[bytes, bytes]) -> RequestTrace:
+        return self.tracing.start(route, arrived_at, headers)
 
-    def finish(self, exchange: RequestRecord, trace: RequestTrace) -> None:
+    def finish(self, record: RequestRecord, trace: RequestTrace) -> None:
         """Never raises: an answer that was given stays given, whatever becomes of its telemetry."""
         try:
-            trace.finish()
-            self.metrics.finish(exchange)
-            requests.info("%s", _line(exchange))
+            trace.finish(record)
+            self.metrics.finish(record)
+            requests.info("%s", _line(record))
         except Exception:
-            logger.exception("telemetry of request %s failed", exchange.id)
+            logger.exception("telemetry of request %s failed", record.id)
 
 
-def _line(exchange: RequestRecord) -> str:
+def _line(record: RequestRecord) -> str:
     """`key=value` pairs in a fixed order; seconds with milliseconds, `-` for a phase that was not reached."""
-    job, price, timeline, usage = exchange.job, exchange.price, exchange.timeline, exchange.usage
+    job, price, timeline, usage = record.job, record.price, record.timeline, record.usage
     pairs = {
-        "id": exchange.id,
+        "id": record.id,
         "user": hashed(job.flow) if job else None,
         "lane": job.lane if job else None,
-        "class": "background" if exchange.background else None,
+        "class": "background" if record.background else None,
         "predicted": price.tokens if price else None,
         "prompt": usage.prompt_tokens if usage else None,
         "cached": usage.cached if usage else None,
         "output": usage.output_tokens if usage else None,
-        "slices": len(exchange.slices) or None,
+        "slices": len(record.slices) or None,
         "queue_s": timeline.queue_s,
         "prefill_s": timeline.prefill_s,
         "decode_s": timeline.decode_s,
-        "status": exchange.status or None,
-        "outcome": exchange.outcome,
+        "status": record.status or None,
+        "outcome": record.outcome,
     }
     return " ".join(f"{key}={_value(value)}" for key, value in pairs.items())
 

@@ -30,6 +30,12 @@ class Metrics:
             "fairlane_slicing_off", "Models whose long prompts are not cut, for slices do not find their beginnings."
         )
         off.set_function(slicing_off)
+        self._count_requests()
+        self._watch_engine()
+        self._count_tokens()
+        self._count_slices()
+
+    def _count_requests(self) -> None:
         self._requests = Counter(
             "fairlane_requests", "Finished requests by how they ended.", ["outcome"], registry=self._registry
         )
@@ -42,6 +48,11 @@ class Metrics:
             buckets=(0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0),
             registry=self._registry,
         )
+        self._retried = self._counter(
+            "fairlane_engine_asked_again", "Requests sent once more, for a connection that broke before an answer came."
+        )
+
+    def _watch_engine(self) -> None:
         self._engine_up = self._gauge(
             "fairlane_engine_metrics_up", "Whether the engine's metrics can be read; if not, the ledger stands alone."
         )
@@ -49,40 +60,41 @@ class Metrics:
         self._engine_waiting = self._gauge("fairlane_engine_waiting", "Sequences that wait inside the engine.")
         self._engine_kv = self._gauge("fairlane_engine_kv_usage", "Share of the engine's cache in use.")
         self._engine_preemptions = self._gauge("fairlane_engine_preemptions", "Preemptions in the engine so far.")
+
+    def _count_tokens(self) -> None:
         self._prompt_tokens = self._counter("fairlane_prompt_tokens", "Prompt tokens, as the engine counted them.")
         self._cached_tokens = self._counter("fairlane_cached_tokens", "Of these, found in the engine's prefix cache.")
-        self._asked_again = self._counter(
-            "fairlane_engine_asked_again", "Requests sent once more, for a connection that broke before an answer came."
-        )
         self._output_tokens = self._counter("fairlane_output_tokens", "Output tokens, as the engine counted them.")
+        self._predicted_tokens = self._counter("fairlane_predicted_prompt_tokens", "Prompt tokens, as predicted.")
+        self._predicted_cached_tokens = self._counter("fairlane_predicted_cached_tokens", "Of these, cached.")
+
+    def _count_slices(self) -> None:
         self._slices = self._counter("fairlane_slices", "Slices of long prompts, prefilled.")
         self._sliced = self._counter("fairlane_sliced_tokens", "Prompt tokens that they have prefilled.")
         self._slice_tokens = self._counter(
             "fairlane_slice_tokens", "Tokens that the slices before a slice, or before the request itself, had done."
         )
         self._slice_cached = self._counter("fairlane_slice_cached_tokens", "Of these, found in the engine's cache.")
-        self._predicted_tokens = self._counter("fairlane_predicted_prompt_tokens", "Prompt tokens, as predicted.")
-        self._predicted_cached_tokens = self._counter("fairlane_predicted_cached_tokens", "Of these, cached.")
 
-    def finish(self, exchange: RequestRecord) -> None:
-        timeline = exchange.timeline
-        self._requests.labels(exchange.outcome).inc()
-        if exchange.job is None:
+    def finish(self, record: RequestRecord) -> None:
+        timeline = record.timeline
+        self._requests.labels(record.outcome).inc()
+        if record.job is None:
             return
         for histogram, seconds in (
             (self._queue, timeline.queue_s),
-            (self._ttft, timeline.ttft_s if exchange.stream else None),
+            (self._ttft, timeline.ttft_s if record.stream else None),
             (self._e2e, timeline.e2e_s),
         ):
             if seconds is not None:
-                histogram.labels(exchange.job.lane).observe(seconds)
-        if exchange.counts is not None:
-            self._prompt_tokens.inc(exchange.counts.prompt)
-            self._cached_tokens.inc(exchange.counts.cached)
-            self._output_tokens.inc(exchange.counts.output)
-            if exchange.price is not None:
-                self._predicted_tokens.inc(exchange.price.tokens)
-                self._predicted_cached_tokens.inc(exchange.price.cached)
+                histogram.labels(record.job.lane).observe(seconds)
+        if record.counts is not None:
+            self._prompt_tokens.inc(record.counts.prompt)
+            self._cached_tokens.inc(record.counts.cached)
+            self._output_tokens.inc(record.counts.output)
+            if record.price is not None:
+                self._predicted_tokens.inc(record.price.tokens)
+                self._predicted_cached_tokens.inc(record.price.cached)
 
     def refused(self, outcome: Outcome) -> None:
         """A connection ended before there was a request."""
@@ -93,7 +105,7 @@ class Metrics:
         self._forecast.observe(ratio)
 
     def engine_retried(self) -> None:
-        self._asked_again.inc()
+        self._retried.inc()
 
     def slice_done(self, tokens: int) -> None:
         self._slices.inc()
@@ -147,9 +159,9 @@ class _Budgets(Collector):
         for name, description, value in (
             ("fairlane_seats", "Sequences in the engine.", ledger.seats),
             ("fairlane_kv_tokens", "Cache reserved, in tokens.", ledger.kv_tokens),
-            ("fairlane_kv_scale", "Share of the reservations that the engine has in use.", ledger.kv_scale),
-            ("fairlane_foreign_seats", "Sequences of others in the engine.", ledger.external_seats),
-            ("fairlane_queue_prefill_seconds", "Prefill that waits, in engine seconds.", admission.line.cost),
+            ("fairlane_kv_scale", "Share of the reservations that the engine has in use.", ledger.correction.kv_scale),
+            ("fairlane_foreign_seats", "Sequences of others in the engine.", ledger.correction.external_seats),
+            ("fairlane_queue_prefill_seconds", "Prefill that waits, in engine seconds.", admission.queue.prefill_s),
         ):
             yield GaugeMetricFamily(name, description, value=value)
         yield GaugeMetricFamily(
@@ -169,7 +181,7 @@ class _Prices(Collector):
             "fairlane_prediction_bias", "Median of (predicted - true) / true, of late.", labels=["what"]
         )
         error = GaugeMetricFamily(
-            "fairlane_prediction_error", "PromptSize of that, by quantile.", labels=["what", "quantile"]
+            "fairlane_prediction_error", "Size of that, by quantile.", labels=["what", "quantile"]
         )
         for what, accuracy in model.accuracy.items():
             if accuracy.bias is not None:

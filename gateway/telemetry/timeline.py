@@ -7,7 +7,7 @@ timestamp depends on when code got to run. `None` is a phase that was never reac
 from dataclasses import dataclass
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Timeline:
     """arrived <= asked <= counted <= queued <= dispatched <= first_token <= ended"""
 

@@ -8,7 +8,7 @@
     |  `- slice                 INTERNAL  sent .. answered       each but the last, which is the client's own request
     `- decode                   INTERNAL  first token .. ended
 
-Spans are drawn after the fact from the exchange's timeline. Exporting happens on a thread of its own, from a
+Spans are drawn after the fact from the record's timeline. Exporting happens on a thread of its own, from a
 bounded queue that drops what does not fit: a collector that is slow or dead costs a request nothing.
 """
 
@@ -19,6 +19,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Thread
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from opentelemetry import trace
@@ -30,25 +31,34 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
 
-from gateway.api.routes import QUEUED
 from gateway.identity.callers import hashed
+from gateway.lifecycle.settlement import FinishedSlice
 from gateway.telemetry import semconv
-from gateway.telemetry.record import FinishedSlice, RequestRecord
+from gateway.telemetry.record import RequestRecord
 from gateway.types import Headers
 
 _propagator = TraceContextTextMapPropagator()
-_OPERATIONS = {route.path: route.api.operation for route in QUEUED}
 
 # The SDK waits for up to 30 s at shutdown for a collector that does not answer; the gateway does not.
 SHUTDOWN_TIMEOUT = 3.0
 
 
-class RequestTrace:
-    """The spans of one exchange."""
+class EngineCall(NamedTuple):
+    """What is sent to the engine, as its CLIENT span tells it. `operation` is its gen_ai.operation.name."""
 
-    def __init__(self, tracer: trace.Tracer, exchange: RequestRecord, headers: dict[bytes, bytes]) -> None:
+    operation: str
+    base_url: str
+    model: str | None
+    stream: bool
+    max_tokens: int | None
+    started_at: float | None
+
+
+class RequestTrace:
+    """The spans of one request."""
+
+    def __init__(self, tracer: trace.Tracer, route: str, arrived_at: float, headers: dict[bytes, bytes]) -> None:
         self._tracer = tracer
-        self._exchange = exchange
         # Span times are wall-clock nanoseconds; the timeline's are seconds on a monotonic clock.
         self._epoch_ns = time.time_ns() - int(time.perf_counter() * 1e9)
         carrier = {
@@ -57,52 +67,52 @@ class RequestTrace:
             if name.encode() in headers
         }
         self._server = tracer.start_span(
-            f"POST {exchange.route}",
+            f"POST {route}",
             context=_propagator.extract(carrier),
             kind=SpanKind.SERVER,
-            start_time=self._ns(exchange.timeline.arrived),
+            start_time=self._ns(arrived_at),
         )
         self._context = trace.set_span_in_context(self._server)
         self._client: Span | None = None
 
-    def call_engine(self, base_url: str) -> Headers:
+    def call_engine(self, call: EngineCall) -> Headers:
         """Begin the CLIENT span; the headers that make the engine's spans its children."""
-        exchange, engine = self._exchange, urlsplit(base_url)
-        operation = _OPERATIONS[exchange.route]
+        engine = urlsplit(call.base_url)
         attributes: dict[str, AttributeValue | None] = {
-            semconv.OPERATION: operation,
+            semconv.OPERATION: call.operation,
             semconv.PROVIDER: "vllm",
-            semconv.REQUEST_MODEL: exchange.model,
-            semconv.REQUEST_STREAM: exchange.stream,
-            semconv.REQUEST_MAX_TOKENS: exchange.max_tokens,
+            semconv.REQUEST_MODEL: call.model,
+            semconv.REQUEST_STREAM: call.stream,
+            semconv.REQUEST_MAX_TOKENS: call.max_tokens,
             semconv.SERVER_ADDRESS: engine.hostname,
             semconv.SERVER_PORT: engine.port,
         }
         self._client = self._tracer.start_span(
-            f"{operation} {exchange.model or ''}".strip(),
+            f"{call.operation} {call.model or ''}".strip(),
             context=self._context,
             kind=SpanKind.CLIENT,
-            start_time=self._ns(exchange.timeline.dispatched),
+            start_time=self._ns(call.started_at),
             attributes=_given(attributes),
         )
         carrier: dict[str, str] = {}
         _propagator.inject(carrier, trace.set_span_in_context(self._client))
         return [(name.encode(), value.encode()) for name, value in carrier.items()]
 
-    def finish(self) -> None:
-        exchange, timeline = self._exchange, self._exchange.timeline
+    def finish(self, record: RequestRecord) -> None:
+        """Draw the phases and end all spans."""
+        timeline = record.timeline
         self._phase("tokenize", timeline.asked, timeline.counted or timeline.ended)
         self._phase("queue", timeline.queued, timeline.dispatched or timeline.ended)
-        source = {semconv.TIMING_SOURCE: exchange.prefill_source}
+        source = {semconv.TIMING_SOURCE: str(record.timing_source)}
         prefill = self._phase("prefill", timeline.dispatched, timeline.first_token or timeline.ended, source)
-        for each in exchange.slices:
+        for each in record.slices:
             self._slice(each, prefill)
         self._phase("decode", timeline.first_token, timeline.ended, source)
         if self._client:
-            self._client.set_attributes(_given(_usage(exchange)))
-            self._end(self._client)
-        self._server.set_attributes(_given(_request(exchange) | _usage(exchange)))
-        self._end(self._server)
+            self._client.set_attributes(_given(_usage(record)))
+            self._end(self._client, record)
+        self._server.set_attributes(_given(_request(record) | _usage(record)))
+        self._end(self._server, record)
 
     def _phase(
         self, name: str, start: float | None, end: float | None, attributes: dict[str, str] | None = None
@@ -119,35 +129,35 @@ class RequestTrace:
             semconv.SLICE_START: done.start,
             semconv.SLICE_END: done.end,
             semconv.CACHED_TOKENS: done.cached,
-            semconv.PREDICTED_COST: done.cost,
+            semconv.PREDICTED_COST: done.cost_s,
         }
         span = self._tracer.start_span(
             "slice", prefill, start_time=self._ns(done.started), attributes=_given(attributes)
         )
         span.end(self._ns(done.ended))
 
-    def _end(self, span: Span) -> None:
+    def _end(self, span: Span, record: RequestRecord) -> None:
         # A 4xx or a client that left is no failure of the server (semantic conventions for HTTP spans, Status). What
         # went wrong after a stream had begun with 200 is one.
-        if self._exchange.failed:
+        if record.failed:
             span.set_status(Status(StatusCode.ERROR))
-            span.set_attribute(semconv.ERROR_TYPE, self._exchange.outcome)
-        span.end(self._ns(self._exchange.timeline.ended))
+            span.set_attribute(semconv.ERROR_TYPE, record.outcome)
+        span.end(self._ns(record.timeline.ended))
 
     def _ns(self, seconds: float | None) -> int | None:
         return None if seconds is None else self._epoch_ns + int(seconds * 1e9)
 
 
-def _request(exchange: RequestRecord) -> dict[str, AttributeValue | None]:
-    job, price = exchange.job, exchange.price
+def _request(record: RequestRecord) -> dict[str, AttributeValue | None]:
+    job, price = record.job, record.price
     return {
         semconv.HTTP_METHOD: "POST",
-        semconv.HTTP_ROUTE: exchange.route,
-        semconv.URL_PATH: exchange.route,
-        semconv.URL_SCHEME: exchange.scheme,
-        semconv.HTTP_STATUS: exchange.status or None,
-        semconv.REQUEST_ID: exchange.id,
-        semconv.OUTCOME: exchange.outcome,
+        semconv.HTTP_ROUTE: record.route,
+        semconv.URL_PATH: record.route,
+        semconv.URL_SCHEME: record.scheme,
+        semconv.HTTP_STATUS: record.status or None,
+        semconv.REQUEST_ID: record.id,
+        semconv.OUTCOME: record.outcome,
         semconv.USER: hashed(job.flow) if job else None,
         semconv.LANE: job.lane if job else None,
         semconv.SEATS: job.seats if job else None,
@@ -155,16 +165,16 @@ def _request(exchange: RequestRecord) -> dict[str, AttributeValue | None]:
         semconv.PREDICTED_CACHED: price.cached if price else None,
         semconv.PREDICTED_COST: price.seconds if price else None,
         semconv.COUNTED: price.counted if price else None,
-        semconv.TRUE_COST: exchange.true_prefill_s,
-        semconv.OBSERVED_PREFILL: exchange.seen.seconds if exchange.seen else None,
-        semconv.CHARGED: exchange.charged_s,
-        semconv.SLICES: len(exchange.slices) or None,
-        semconv.ASKED_AGAIN: exchange.retried or None,
+        semconv.TRUE_COST: record.true_prefill_s,
+        semconv.OBSERVED_PREFILL: record.observation.seconds if record.observation else None,
+        semconv.CHARGED: record.charged_s,
+        semconv.SLICES: len(record.slices) or None,
+        semconv.RETRIED: record.retried or None,
     }
 
 
-def _usage(exchange: RequestRecord) -> dict[str, AttributeValue | None]:
-    usage = exchange.usage
+def _usage(record: RequestRecord) -> dict[str, AttributeValue | None]:
+    usage = record.usage
     return {
         semconv.INPUT_TOKENS: usage.prompt_tokens if usage else None,
         semconv.OUTPUT_TOKENS: usage.output_tokens if usage else None,
@@ -197,8 +207,8 @@ class Tracing:
                 )
         self._tracer = provider.get_tracer("fairlane")
 
-    def start(self, exchange: RequestRecord, headers: dict[bytes, bytes]) -> RequestTrace:
-        return RequestTrace(self._tracer, exchange, headers)
+    def start(self, route: str, arrived_at: float, headers: dict[bytes, bytes]) -> RequestTrace:
+        return RequestTrace(self._tracer, route, arrived_at, headers)
 
     def shutdown(self) -> None:
         """Export what is left, for at most SHUTDOWN_TIMEOUT seconds. Blocks: call it off the event loop."""

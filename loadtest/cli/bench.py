@@ -2,13 +2,12 @@
 
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Annotated
 
-import anyio
 import typer
 from rich.console import Console
 
@@ -18,22 +17,23 @@ from gateway.config.settings import ENV_PREFIX, Settings
 from gateway.pricing.profile import Profile
 from gateway.storage.config_file import load as load_settings
 from gateway.storage.state_file import StateFile
-from loadtest.calibration import measure
-from loadtest.calibration.measure import LONGEST, Target
-from loadtest.calibration.samples import Calibration
-from loadtest.cli.profile import FEW, calibrating, cost_model
-from loadtest.preempt import shape as shaping
-from loadtest.preempt.advice import Advice, Bounds, Prefer, advise
-from loadtest.preempt.bench import Bench, Interrupted
-from loadtest.preempt.figures import Measured, figures
-from loadtest.preempt.shape import Shape
-from loadtest.preempt.summary import summary
-from loadtest.preempt.table import table
-from loadtest.preempt.variant import NAMES, Variant, variants
+from loadtest.benchmark import shape as shaping
+from loadtest.benchmark.advice import Advice, Bounds, Prefer, advise
+from loadtest.benchmark.calibration import Calibration
+from loadtest.benchmark.engine_probe import DEFAULT_CONTEXT, Target
+from loadtest.benchmark.figures import Measured, Trial, figures
+from loadtest.benchmark.findings import Findings
+from loadtest.benchmark.shape import LongPrompts, Shape
+from loadtest.benchmark.table import table
+from loadtest.benchmark.variant import NAMES, Variant, variants
+from loadtest.benchmark.variant_runner import Interrupted, VariantRunner
+from loadtest.charts.units import shown
+from loadtest.cli.profile import MIN_PROMPTS, calibrating, cost_model, find_engine
 from loadtest.report import page
-from loadtest.report.units import shown
+from loadtest.runs.load_client import Endpoint
 from loadtest.runs.provenance import provenance
 from loadtest.storage.results_folder import SUMMARY, ResultError, encode
+from loadtest.storage.templates import report_template
 
 app = typer.Typer(no_args_is_help=True, help="Measure at an engine what the gateway would do for it.")
 
@@ -92,43 +92,51 @@ def preempt(
     the runs that were whole are shown.
     """
     console = Console(width=None if Console().is_terminal else 120, highlight=False, stderr=as_json)
+    given = tuple(assignments or ())
     with user_errors(RuntimeError), tempfile.TemporaryDirectory(prefix="fairlane-") as folder:
         chosen = variants(only)
-        settings = _settings(upstream, assignments or [], chosen)
-        if out and out.exists() and any(out.iterdir()):
-            raise ResultError(f"{out} is not empty: nothing in it is overwritten; name another folder, or remove it")
-        target = _find(console, settings)
-        most = min(target.served.max_model_len or LONGEST, target.longest)
+        settings = _settings(upstream, given, chosen)
+        _check_empty(out)
+        target = find_engine(console, settings, "it will show.")
+        most = min(target.served.max_model_len or DEFAULT_CONTEXT, target.longest)
         if short_tokens + short_answer > most:
             raise ValueError(f"this model takes {most} tokens: --short-tokens {most - short_answer} at the most")
-
-        def of_long(prefill: Callable[[float], float]) -> int:
-            return shaping.long_tokens(long_tokens, most, long_answer, settings.long_prompt_tokens, prefill)
-
-        of_long(lambda tokens: 0.0)  # what is wrong whatever it costs is said before that is measured
+        sizes = LongPrompts(long_tokens, most, long_answer, settings.long_prompt_tokens)
+        sizes.tokens(lambda tokens: 0.0)  # what is wrong whatever it costs is said before that is measured
         cost, state_file = _calibrated(console, target, settings, calibrate, Path(folder))
-        shape = Shape(longs, of_long(cost.prefill), long_answer, shorts, short_tokens, short_answer, seed=seed)
-        bench = Bench(console, target, cost, state_file, tuple(assignments or ()), out)
-        course = _run(bench, shape, rate, chosen, repeat)
-        measured = [Measured(each, figures(bench.trials[each.name])) for each in chosen if each.name in bench.trials]
+        shape = Shape(longs, sizes.tokens(cost.prefill), long_answer, shorts, short_tokens, short_answer, seed=seed)
+        engine = Endpoint(target.base_url, target.model, target.api_key)
+        runner = VariantRunner(console, engine, cost.prefill, state_file, given, out)
+        course = _run(runner, shape, rate, chosen, repeat)
+        measured = [Measured(each, figures(runner.trials[each.name])) for each in chosen if each.name in runner.trials]
         advice = advise(measured, prefer, Bounds(long_median_at_most, makespan_at_most))
-        told = summary(target.served.name, course.shape, course.unloaded, measured, advice, provenance())
+        findings = Findings(target.served.name, course.shape, course.unloaded, measured, advice)
+        _tell(console, findings, given, as_json=as_json)
         if out and measured:
-            (out / SUMMARY).write_bytes(encode(told) + b"\n")
-            groups = [[trial.result for trial in bench.trials[each.variant.name]] for each in measured]
-            (out / "report.html").write_text(page.html(groups))
-        if as_json:
-            print(encode(told).decode())
-        elif measured:
-            console.print(table(measured, course.unloaded["ttft_s"]))
-            _tell(console, advice, assignments or [])
-        if out and measured:
+            _keep(out, findings, runner.trials)
             console.print(f"wrote {out}", soft_wrap=True)
-        if course.interrupted:
-            console.print(f"interrupted: {'what was measured by then is told' if measured else 'nothing is measured'}")
-            raise typer.Exit(130)
-        if course.failure:
-            raise course.failure
+        _end(console, course, measured)
+
+
+def _check_empty(out: Path | None) -> None:
+    """Raises ResultError."""
+    if out and out.exists() and any(out.iterdir()):
+        raise ResultError(f"{out} is not empty: nothing in it is overwritten; name another folder, or remove it")
+
+
+def _keep(out: Path, findings: Findings, trials: dict[str, list[Trial]]) -> None:
+    (out / SUMMARY).write_bytes(encode(findings.summary(provenance())) + b"\n")
+    groups = [[trial.result for trial in trials[each.variant.name]] for each in findings.measured]
+    (out / "report.html").write_text(page.html(groups, report_template()))
+
+
+def _end(console: Console, course: "_Course", measured: Sequence[Measured]) -> None:
+    """Raises what cut it short."""
+    if course.interrupted:
+        console.print(f"interrupted: {'what was measured by then is told' if measured else 'nothing is measured'}")
+        raise typer.Exit(130)
+    if course.failure:
+        raise course.failure
 
 
 @dataclass
@@ -141,7 +149,7 @@ class _Course:
     failure: RuntimeError | None = None
 
 
-def _settings(upstream: str, assignments: list[str], chosen: Sequence[Variant]) -> Settings:
+def _settings(upstream: str, assignments: Sequence[str], chosen: Sequence[Variant]) -> Settings:
     """Raises ConfigError, for those of a variant, too."""
     name = f"{ENV_PREFIX}UPSTREAM_KEY"
     environ = {name: os.environ[name]} if name in os.environ else {}
@@ -149,16 +157,6 @@ def _settings(upstream: str, assignments: list[str], chosen: Sequence[Variant]) 
     for variant in chosen:
         load_settings(None, environ, given | variant.settings)
     return load_settings(None, environ, given)[0]
-
-
-def _find(console: Console, settings: Settings) -> Target:
-    """Raises ServerError."""
-    key = settings.upstream_key
-    target = anyio.run(measure.find, settings.base_url, key.get_secret_value() if key else None)
-    console.print(f"{target.served.name}, at {settings.base_url}", style="bold")
-    if target.others:
-        console.print(f"Others use the engine, {target.others} at this moment: it will show.", style="yellow")
-    return target
 
 
 def _calibrated(
@@ -171,7 +169,7 @@ def _calibrated(
     except KeyboardInterrupt:
         console.print("interrupted: nothing is measured")
         raise typer.Exit(130) from None
-    if len(calibration.trials) < FEW:
+    if len(calibration.trials) < MIN_PROMPTS:
         raise ValueError(f"{len(calibration.trials)} prompts in that time tell no curve: --calibrate more seconds")
     path = folder / "learned.json"
     if not StateFile(path).write(calibration.learned(target.served.name, settings.profile, None)):
@@ -179,30 +177,38 @@ def _calibrated(
     return calibration.model.profile, path
 
 
-def _run(bench: Bench, shape: Shape, rate: float | None, chosen: Sequence[Variant], repeat: int) -> _Course:
+def _run(runner: VariantRunner, shape: Shape, rate: float | None, chosen: Sequence[Variant], repeat: int) -> _Course:
     """All of it, or what came before Ctrl-C, or before the engine failed, which is raised where nothing came before."""
     course = _Course(shape, {})
     try:
-        records = bench.unloaded(shape)
+        records = runner.unloaded(shape)
         course.unloaded = {
             "ttft_s": median(record.ttft for record in records),
             "e2e_s": median(record.e2e for record in records),
         }
         course.shape = replace(shape, rate=shaping.rate(rate, **course.unloaded))
-        bench.console.print(f"{course.shape.text}; a short one alone: {shown(course.unloaded['ttft_s'], 's')}")
+        runner.console.print(f"{course.shape.text}; a short one alone: {shown(course.unloaded['ttft_s'], 's')}")
         for number in range(1, repeat + 1):
             for variant in chosen:
-                bench.measure(variant, number, course.shape)
+                runner.measure(variant, number, course.shape)
     except (KeyboardInterrupt, Interrupted):
         course.interrupted = True
     except RuntimeError as error:
-        if not bench.trials:
+        if not runner.trials:
             raise
         course.failure = error
     return course
 
 
-def _tell(console: Console, advice: Advice | None, assignments: list[str]) -> None:
+def _tell(console: Console, findings: Findings, assignments: Sequence[str], *, as_json: bool) -> None:
+    if as_json:
+        print(encode(findings.summary(provenance())).decode())
+    elif findings.measured:
+        console.print(table(findings.measured, findings.unloaded["ttft_s"]))
+        _tell_advice(console, findings.advice, assignments)
+
+
+def _tell_advice(console: Console, advice: Advice | None, assignments: Sequence[str]) -> None:
     if advice is None:
         console.print("\nNothing beside direct was measured, so nothing can be advised.")
         return

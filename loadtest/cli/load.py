@@ -1,7 +1,8 @@
 """`fairlane load`: workloads on either clock, and what came of them."""
 
 import re
-import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -15,86 +16,62 @@ from gateway.cli.options import user_errors
 from gateway.config import layers
 from gateway.storage.config_file import load as load_settings
 from gateway.storage.profile_file import load as load_cost_profile
-from loadtest.client.probe import served_model
-from loadtest.fitting import fit
-from loadtest.fitting.accuracy import accuracies
-from loadtest.fitting.measurements import measurements
-from loadtest.report import comparison, terminal, vllm_json
-from loadtest.report import page as report
-from loadtest.results.records import Record
-from loadtest.results.summary import Slo, row
-from loadtest.runs import suite
-from loadtest.runs.live_display import displaying
-from loadtest.runs.run import Load, Run, Target, simulate
-from loadtest.runs.run import run as run_real
-from loadtest.simulation.deployment import Deployment, deployments
-from loadtest.simulation.pricing import PRICINGS
-from loadtest.spark.cost_fit import cost_profile
-from loadtest.spark.profile import EngineProfile, load_profile
-from loadtest.storage.results_folder import Result, encode, load_apart, writing
-from loadtest.workloads import PRESETS, WORKLOADS
-from loadtest.workloads import find as find_workload
-from loadtest.workloads.workload import Options
-
-BF16 = "gemma-4-26b-bf16"
-DEFAULT_SLO = "ttft=2s,tpot=150ms"
+from loadtest.cli import load_options as options
+from loadtest.report import comparison, page, terminal, vllm_json
+from loadtest.report.suite_page import suite_page
+from loadtest.results.measurements import HELD_OUT
+from loadtest.results.result import Result
+from loadtest.results.run import Load, Run
+from loadtest.results.suite import SuiteTest
+from loadtest.results.summary import Slo
+from loadtest.runs.load_client import Endpoint
+from loadtest.runs.probe import served_model
+from loadtest.runs.provenance import provenance
+from loadtest.runs.run import Target
+from loadtest.runs.watched import run_watched
+from loadtest.simulation import fit
+from loadtest.simulation.accuracy import accuracies
+from loadtest.simulation.cost_fit import cost_profile
+from loadtest.simulation.deployment import Deployment
+from loadtest.simulation.run import simulate
+from loadtest.spark.profile import EngineProfile
+from loadtest.storage.engine_profiles import load_profile
+from loadtest.storage.measurements import measurements
+from loadtest.storage.results_folder import encode, has, load_apart, put_aside, writing
+from loadtest.storage.results_folder import load as load_results
+from loadtest.storage.templates import report_template, suite_template
+from loadtest.workloads.catalogue import PRESETS, WORKLOADS
+from loadtest.workloads.catalogue import find as find_workload
+from loadtest.workloads.workload import Dataset, Workload
+from loadtest.workloads.workload import Options as WorkloadOptions
 
 app = typer.Typer(
     no_args_is_help=True,
     help="Load a server, real or simulated, with a workload, and tell what its users felt.",
 )
 
-Name = Annotated[str, typer.Argument(metavar="WORKLOAD", help="By name or letter; `fairlane load list` has them.")]
-Preset = Annotated[str, typer.Argument(metavar="PRESET", help=f"{', '.join(PRESETS)}, or workloads with commas.")]
-Machine = Annotated[str, typer.Option("--profile", help="Simulated machine: a shipped name, or a .toml file.")]
-Fronts = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--policy", help=f"Who decides: {', '.join(deployments())}. Repeat it to compare.", show_default="direct"
-    ),
-]
-Pricings = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--pricing",
-        help=f"Who prices requests at the gateway: {', '.join(PRICINGS)}. Repeat it to compare.",
-        show_default="learned",
-    ),
-]
-Seed = Annotated[int | None, typer.Option(help="Of the load.", show_default="the published one")]
-Users = Annotated[int | None, typer.Option(min=1, help="How many people, in office-mix.")]
-Duration = Annotated[float | None, typer.Option(min=1, help="Leave out what would begin after so many seconds.")]
-Requests = Annotated[int | None, typer.Option(min=1, help="Only the first so many requests.")]
-Concurrency = Annotated[int | None, typer.Option(min=0, help="The client's own cap; 0 takes a workload's away.")]
-Dataset = Annotated[
-    Path | None, typer.Option(exists=True, dir_okay=False, help="ShareGPT's JSON, for sharegpt-replay.")
-]
-SloText = Annotated[str, typer.Option("--slo", help="What a good answer is: first token, from arrival; time a token.")]
-Out = Annotated[Path | None, typer.Option(help="Folder for results.jsonl, summary.json and report.html.")]
-VllmJson = Annotated[Path | None, typer.Option("--vllm-json", help="Write the figures as `vllm bench serve` does.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the summary alone, as JSON.")]
-Assignments = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A gateway setting of `fairlane config show`.")
-]
-Seats = Annotated[int, typer.Option(min=1, help="Of the semaphore.")]
-Noise = Annotated[float, typer.Option(min=0, help="Sigma of a step's duration, as a share of it.")]
-Label = Annotated[str, typer.Option(help="What it is called in the figures.", show_default="the policy")]
-BatchedTokens = Annotated[int | None, typer.Option("--max-num-batched-tokens", help="vLLM's flag of that name.")]
-NumSeqs = Annotated[int | None, typer.Option("--max-num-seqs", help="vLLM's flag of that name.")]
-Threshold = Annotated[int | None, typer.Option("--long-prefill-token-threshold", help="vLLM's flag of that name.")]
-Caching = Annotated[
-    bool | None,
-    typer.Option("--enable-prefix-caching/--no-enable-prefix-caching", help="vLLM's flag.", show_default="as measured"),
-]
-CacheTokens = Annotated[int | None, typer.Option(min=16, help="Size of the cache.", show_default="the profile's")]
-BaseUrl = Annotated[str, typer.Option(help="Where the server answers, such as http://127.0.0.1:8100/v1.")]
-Model = Annotated[str, typer.Option(help="Its name there.", show_default="the first it serves")]
-ApiKey = Annotated[str | None, typer.Option(envvar="OPENAI_API_KEY", help="Bearer token.", show_default=False)]
-UserHeader = Annotated[str, typer.Option(help="Header that names each request's user.")]
-Speed = Annotated[float, typer.Option(min=0.01, help="That `fairlane sim` runs at; figures are in its seconds.")]
-Timeout = Annotated[float, typer.Option(min=0.1, help="Seconds after which a request has failed.")]
-IgnoreEos = Annotated[bool, typer.Option("--ignore-eos", help="Ask vLLM for answers of full length.")]
-BytesPerToken = Annotated[float | None, typer.Option(min=0.1, help="Of its tokenizer.", show_default="measured first")]
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """What the command line says of a load; None leaves it as the workload has it."""
+
+    workload: str
+    seed: int | None = None
+    users: int | None = None
+    duration: float | None = None
+    requests: int | None = None
+    max_concurrency: int | None = None
+    dataset: Path | None = None
+    slo: str = options.DEFAULT_SLO
+
+
+@dataclass(frozen=True)
+class GatewayOptions:
+    """What it says of what stands before a simulated engine."""
+
+    assignments: list[str] | None = None
+    seats: int = 8
+    pricing: str = "learned"
 
 
 @app.command("list")
@@ -111,29 +88,29 @@ def list_workloads() -> None:
 
 @app.command("simulate")
 def simulate_workload(
-    workload: Name,
-    profile: Machine = BF16,
-    policy: Fronts = None,
-    pricing: Pricings = None,
-    seed: Seed = None,
-    users: Users = None,
-    duration: Duration = None,
-    requests: Requests = None,
-    max_concurrency: Concurrency = None,
-    dataset: Dataset = None,
-    slo: SloText = DEFAULT_SLO,
-    assignments: Assignments = None,
-    seats: Seats = 8,
-    noise: Noise = 0.0,
-    max_num_batched_tokens: BatchedTokens = None,
-    max_num_seqs: NumSeqs = None,
-    long_prefill_token_threshold: Threshold = None,
-    enable_prefix_caching: Caching = None,
-    kv_cache_tokens: CacheTokens = None,
-    out: Out = None,
-    label: Label = "",
-    vllm_json_file: VllmJson = None,
-    as_json: AsJson = False,
+    workload: options.Name,
+    profile: options.Machine = options.BF16,
+    policy: options.Policies = None,
+    pricing: options.Pricings = None,
+    seed: options.Seed = None,
+    users: options.Users = None,
+    duration: options.Duration = None,
+    requests: options.Requests = None,
+    max_concurrency: options.Concurrency = None,
+    dataset: options.DatasetFile = None,
+    slo: options.SloText = options.DEFAULT_SLO,
+    assignments: options.Assignments = None,
+    seats: options.Seats = 8,
+    noise: options.Noise = 0.0,
+    max_num_batched_tokens: options.BatchedTokens = None,
+    max_num_seqs: options.NumSeqs = None,
+    long_prefill_token_threshold: options.Threshold = None,
+    enable_prefix_caching: options.Caching = None,
+    kv_cache_tokens: options.CacheTokens = None,
+    out: options.Out = None,
+    label: options.Label = "",
+    vllm_json_file: options.VllmJson = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Run a workload at a simulated Spark, on the virtual clock: minutes of load in seconds.
 
@@ -147,64 +124,51 @@ def simulate_workload(
             enable_prefix_caching=enable_prefix_caching,
             kv_cache_tokens=kv_cache_tokens,
         )
-        wanted = read_load(workload, seed, users, duration, requests, max_concurrency, dataset, slo)
-        chosen = (
-            front(name, machine, assignments, seats, pricing=price)
-            for name in policy or ["direct"]
-            for price in pricing or ["learned"]
-        )
-        # By title: where nobody prices, it is the same run whoever would.
-        compared = {each.title: each for each in chosen}
-        runs = []
+        load = read_load(LoadOptions(workload, seed, users, duration, requests, max_concurrency, dataset, slo))
+        gateway = GatewayOptions(assignments, seats)
+        compared = _deployments(policy or ["direct"], pricing or ["learned"], machine, gateway)
+        results = []
         for title, each in compared.items():
-            run = simulate(wanted, each, machine, noise=noise, label=label)
             folder = out if out is None or len(compared) == 1 else out / title.replace(", ", "-")
-            runs.append(_keep(run, folder))
-        _show(runs, out, as_json)
+            run = simulate(load, each, machine, noise=noise, label=label).with_provenance(provenance())
+            results.append(_keep(run, folder))
+        _show(results, out, as_json)
         if vllm_json_file:
-            _write_vllm_json(vllm_json_file, runs[0])
+            _write_vllm_json(vllm_json_file, results[0])
 
 
 @app.command("run")
 def run_workload(
-    workload: Name,
-    base_url: BaseUrl,
-    model: Model = "",
-    api_key: ApiKey = None,
-    user_header: UserHeader = "x-openwebui-user-id",
-    seed: Seed = None,
-    users: Users = None,
-    duration: Duration = None,
-    requests: Requests = None,
-    max_concurrency: Concurrency = None,
-    dataset: Dataset = None,
-    slo: SloText = DEFAULT_SLO,
-    speed: Speed = 1.0,
-    timeout: Timeout = 3600.0,
-    ignore_eos: IgnoreEos = False,
-    bytes_per_token: BytesPerToken = None,
-    profile: Annotated[str, typer.Option(help="What prompts cost there alone, to compare users by.")] = BF16,
-    out: Out = None,
+    workload: options.Name,
+    base_url: options.BaseUrl,
+    model: options.Model = "",
+    api_key: options.ApiKey = None,
+    user_header: options.UserHeader = "x-openwebui-user-id",
+    seed: options.Seed = None,
+    users: options.Users = None,
+    duration: options.Duration = None,
+    requests: options.Requests = None,
+    max_concurrency: options.Concurrency = None,
+    dataset: options.DatasetFile = None,
+    slo: options.SloText = options.DEFAULT_SLO,
+    speed: options.Speed = 1.0,
+    timeout: options.Timeout = 3600.0,
+    ignore_eos: options.IgnoreEos = False,
+    bytes_per_token: options.BytesPerToken = None,
+    profile: Annotated[str, typer.Option(help="What prompts cost there alone, to compare users by.")] = options.BF16,
+    out: options.Out = None,
     label: Annotated[str, typer.Option(help="What the server is called in the figures.")] = "direct",
-    vllm_json_file: VllmJson = None,
-    as_json: AsJson = False,
+    vllm_json_file: options.VllmJson = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Run a workload at any OpenAI server, in real time. Ctrl-C ends it; what was measured is kept."""
     with user_errors(RuntimeError, ImportError):
-        wanted = read_load(workload, seed, users, duration, requests, max_concurrency, dataset, slo)
-        target = Target(
-            base_url=base_url,
-            model=model or served_model(base_url, api_key),
-            label=label,
-            cost=load_cost_profile(profile),
-            api_key=api_key,
-            user_header=user_header,
-            speed=speed,
-            timeout=timeout,
-            ignore_eos=ignore_eos,
-            bytes_per_token=bytes_per_token,
+        load = read_load(LoadOptions(workload, seed, users, duration, requests, max_concurrency, dataset, slo))
+        endpoint = Endpoint(
+            base_url, model or served_model(base_url, api_key), api_key, user_header, speed, timeout, ignore_eos
         )
-        result = _run(wanted, target, out, Console(stderr=True))
+        target = Target(endpoint, label, load_cost_profile(profile).prefill, bytes_per_token)
+        result = run_watched(load, target, Console(stderr=True), f"{load.workload.name}, {label}", out).result
         _show([result], out, as_json)
         if vllm_json_file:
             _write_vllm_json(vllm_json_file, result)
@@ -227,60 +191,45 @@ def compare_runs(
         else:
             Console().print(terminal.comparison_table(compared))
         if html:
-            html.write_text(report.html(groups))
+            html.write_text(page.html(groups, report_template()))
 
 
 @app.command("suite")
 def run_suite(
-    preset: Preset,
+    preset: options.Preset,
     out: Annotated[Path, typer.Option(help="Folder for the runs and index.html; what it has is not run again.")],
-    profile: Machine = BF16,
-    policy: Fronts = None,
+    profile: options.Machine = options.BF16,
+    policy: options.Policies = None,
     base_url: Annotated[str, typer.Option(help="Run at this server, in real time, instead of simulating.")] = "",
-    model: Model = "",
-    api_key: ApiKey = None,
-    speed: Speed = 1.0,
+    model: options.Model = "",
+    api_key: options.ApiKey = None,
+    speed: options.Speed = 1.0,
     label: Annotated[str, typer.Option(help="What that server is called in the figures.")] = "direct",
-    seed: Seed = None,
-    requests: Requests = None,
-    dataset: Dataset = None,
-    slo: SloText = DEFAULT_SLO,
-    assignments: Assignments = None,
-    seats: Seats = 8,
-    long_prefill_token_threshold: Threshold = None,
+    seed: options.Seed = None,
+    requests: options.Requests = None,
+    dataset: options.DatasetFile = None,
+    slo: options.SloText = options.DEFAULT_SLO,
+    assignments: options.Assignments = None,
+    seats: options.Seats = 8,
+    long_prefill_token_threshold: options.Threshold = None,
 ) -> None:
     """Run a preset, on either clock, and write a page with a real Spark's measured figures beside ours.
 
     Stopped and started again, it goes on where it was.
     """
     with user_errors(RuntimeError, ImportError):
-        console = Console(stderr=True)
-        machine = load_profile(profile).with_flags(long_prefill_token_threshold=long_prefill_token_threshold)
-        names = [label] if base_url else policy or ["direct"]
         members = PRESETS.get(preset) or tuple(preset.split(","))
-        loads = [read_load(name, seed, None, None, requests, None, dataset, slo) for name in members]
-        served = (model or served_model(base_url, api_key)) if base_url else ""
-        for wanted in loads:
-            for name in names:
-                folder = out / wanted.workload.name / name
-                if suite.has(folder, wanted, name):
-                    console.print(f"{folder}: is there already")
-                    continue
-                if beside := suite.put_aside(folder):
-                    console.print(f"{folder}: was interrupted; what it had is in {beside.name}")
-                if base_url:
-                    target = Target(base_url, served, name, load_cost_profile(BF16), api_key, speed=speed)
-                    if _run(wanted, target, folder, console).summary.interrupted:
-                        console.print("interrupted; the same command goes on from here")
-                        raise typer.Exit(130)
-                else:
-                    with console.status(f"{wanted.workload.name}, {name}"):
-                        run = simulate(wanted, front(name, machine, assignments, seats), machine)
-                    _keep(run, folder)
-                    console.print(f"{folder}: {run.summary.completed} of {run.summary.offered} completed")
-        page = out / "index.html"
-        page.write_text(suite.page(out, [wanted.workload for wanted in loads], names))
-        console.print(f"wrote {page}")
+        loads = [read_load(LoadOptions(name, seed, requests=requests, dataset=dataset, slo=slo)) for name in members]
+        run_one: Callable[[Load, str, Path], None]
+        if base_url:
+            names = [label]
+            endpoint = Endpoint(base_url, model or served_model(base_url, api_key), api_key, speed=speed)
+            run_one = ServerSuite(endpoint)
+        else:
+            names = policy or ["direct"]
+            machine = load_profile(profile).with_flags(long_prefill_token_threshold=long_prefill_token_threshold)
+            run_one = SimulatedSuite(machine, GatewayOptions(assignments, seats))
+        _run_suite(loads, names, out, run_one)
 
 
 @app.command("fit")
@@ -309,18 +258,77 @@ def fit_machine(
         print(cost_profile(fitted.machine).toml(measured))
         table = Table("test", "", "figures", "median error / 90th percentile", box=None, pad_edge=False)
         for test, accuracy in accuracies(fitted.errors).items():
-            table.add_row(test, "held out" if test in fit.HELD_OUT else "", str(accuracy.figures), str(accuracy))
+            table.add_row(test, "held out" if test in HELD_OUT else "", str(accuracy.figures), str(accuracy))
         console.print(table)
 
 
-def front(
-    name: str,
-    machine: EngineProfile,
-    assignments: list[str] | None = None,
-    seats: int = 8,
-    *,
-    pricing: str = "learned",
-) -> Deployment:
+@dataclass(frozen=True)
+class SimulatedSuite:
+    """Runs a suite's workloads at a simulated Spark."""
+
+    machine: EngineProfile
+    gateway: GatewayOptions
+    console: Console = field(default_factory=lambda: Console(stderr=True))
+
+    def __call__(self, load: Load, name: str, folder: Path) -> None:
+        with self.console.status(f"{load.workload.name}, {name}"):
+            run = simulate(load, deployment(name, self.machine, self.gateway), self.machine)
+        _keep(run.with_provenance(provenance()), folder)
+        self.console.print(f"{folder}: {run.summary.completed} of {run.summary.offered} completed")
+
+
+@dataclass(frozen=True)
+class ServerSuite:
+    """Runs a suite's workloads at a server, in real time."""
+
+    endpoint: Endpoint
+    console: Console = field(default_factory=lambda: Console(stderr=True))
+
+    def __call__(self, load: Load, name: str, folder: Path) -> None:
+        target = Target(self.endpoint, name, load_cost_profile(options.BF16).prefill)
+        run = run_watched(load, target, self.console, f"{load.workload.name}, {name}", folder)
+        if run.summary.interrupted:
+            self.console.print("interrupted; the same command goes on from here")
+            raise typer.Exit(130)
+
+
+def _run_suite(
+    loads: Sequence[Load], names: Sequence[str], out: Path, run_one: Callable[[Load, str, Path], None]
+) -> None:
+    """What the folder has is not run again."""
+    console = Console(stderr=True)
+    for load in loads:
+        for name in names:
+            folder = out / load.workload.name / name
+            if has(folder, load, name):
+                console.print(f"{folder}: is there already")
+                continue
+            if beside := put_aside(folder):
+                console.print(f"{folder}: was interrupted; what it had is in {beside.name}")
+            run_one(load, name, folder)
+    file = out / "index.html"
+    tests = [_suite_test(out, load.workload, names) for load in loads]
+    file.write_text(suite_page(tests, names, suite_template()))
+    console.print(f"wrote {file}")
+
+
+def _suite_test(out: Path, workload: Workload, names: Sequence[str]) -> SuiteTest:
+    summaries = [load_results(out / workload.name / name)[0].summary for name in names]
+    measured = measurements().get(summaries[0].profile, {}).get(workload.letter)
+    return SuiteTest.of(workload, summaries, measured)
+
+
+def _deployments(
+    policies: Sequence[str], pricings: Sequence[str], machine: EngineProfile, gateway: GatewayOptions
+) -> dict[str, Deployment]:
+    """By title: where nobody prices, it is the same run whoever would."""
+    found = (
+        deployment(policy, machine, replace(gateway, pricing=pricing)) for policy in policies for pricing in pricings
+    )
+    return {each.title: each for each in found}
+
+
+def deployment(policy: str, machine: EngineProfile, gateway: GatewayOptions) -> Deployment:
     """A gateway that knows how this engine was started, what work costs there unless it is told otherwise, and the
     settings that were given."""
     engine = {
@@ -330,42 +338,36 @@ def front(
     }
     if machine.kv_cache_tokens is not None:
         engine["engine.kv_tokens"] = machine.kv_cache_tokens
-    given = layers.assigned(assignments or [])
+    given = layers.assigned(gateway.assignments or [])
     settings, _ = load_settings(flags=engine | given)
     cost = load_cost_profile(settings.profile) if "profile" in given else cost_profile(machine)
     return Deployment(
-        name,
+        policy,
         cost,
         from_settings.limits(settings, cost),
         settings.queue_timeout,
-        seats,
-        pricing,
+        gateway.seats,
+        gateway.pricing,
         from_settings.slicing(settings),
     )
 
 
-def read_load(
-    name: str,
-    seed: int | None,
-    users: int | None,
-    duration: float | None,
-    requests: int | None,
-    max_concurrency: int | None,
-    dataset: Path | None,
-    slo: str,
-) -> Load:
-    workload = find_workload(name)
-    options = Options(workload.seed if seed is None else seed, users, duration, dataset=dataset)
-    plan = workload.plan(options)
+def read_load(wanted: LoadOptions) -> Load:
+    workload = find_workload(wanted.workload)
+    dataset = None if wanted.dataset is None else Dataset(str(wanted.dataset), wanted.dataset.read_bytes())
+    seed = workload.seed if wanted.seed is None else wanted.seed
+    asked = WorkloadOptions(seed, wanted.users, wanted.duration, dataset=dataset)
+    plan = workload.plan(asked)
+    duration = wanted.duration
     if duration is not None and workload.loop != "people":
         plan = plan.only(lambda request: request.at < duration)
-    if requests is not None:
-        plan = plan.first(requests)
-    if max_concurrency is not None:
-        plan = plan.capped(max_concurrency or None)
+    if wanted.requests is not None:
+        plan = plan.first(wanted.requests)
+    if wanted.max_concurrency is not None:
+        plan = plan.capped(wanted.max_concurrency if wanted.max_concurrency else None)
     if not plan.requests:
         raise ValueError(f"nothing of {workload.name} is left: it begins later, or has no requests")
-    return Load(workload, options, plan, read_slo(slo))
+    return Load(workload, asked, plan, read_slo(wanted.slo))
 
 
 def read_slo(text: str) -> Slo:
@@ -374,28 +376,10 @@ def read_slo(text: str) -> Slo:
     for part in filter(None, map(str.strip, text.split(","))):
         match = re.fullmatch(r"(ttft|tpot)\s*=\s*([0-9.]+)\s*(ms|s)", part)
         if match is None:
-            raise ValueError(f"--slo {text!r}: write it like {DEFAULT_SLO}")
+            raise ValueError(f"--slo {text!r}: write it like {options.DEFAULT_SLO}")
         name, number, unit = match.groups()
         found[name] = float(number) * (1e-3 if unit == "ms" else 1.0)
     return Slo(**found)
-
-
-def _run(wanted: Load, target: Target, folder: Path | None, console: Console) -> Result:
-    """At a real server, with its progress on the console; rows are kept as they come."""
-    nonce = secrets.token_hex(4)
-    with displaying(console, f"{wanted.workload.name}, {target.label}", len(wanted.plan.requests)) as display:
-        if folder is None:
-            run = run_real(wanted, target, display.ended, nonce=nonce)
-        else:
-            with writing(folder) as writer:
-
-                def ended(record: Record) -> None:
-                    writer.add(record)
-                    display.ended(record)
-
-                run = run_real(wanted, target, ended, nonce=nonce)
-                writer.finish(run.summary)
-    return _result(run)
 
 
 def _keep(run: Run, folder: Path | None) -> Result:
@@ -404,18 +388,14 @@ def _keep(run: Run, folder: Path | None) -> Result:
             for record in run.records:
                 writer.add(record)
             writer.finish(run.summary)
-    return _result(run)
-
-
-def _result(run: Run) -> Result:
-    return Result(run.summary.policy, run.summary, tuple(map(row, run.records)))
+    return run.result
 
 
 def _show(results: list[Result], out: Path | None, as_json: bool) -> None:
     """The summary, or the comparison of several, on the terminal; and as a page in the folder."""
     groups = [[result] for result in results]
     if out is not None:
-        (out / "report.html").write_text(report.html(groups))
+        (out / "report.html").write_text(page.html(groups, report_template()))
     if as_json:
         summaries = [msgspec.to_builtins(result.summary) for result in results]
         print(encode(summaries[0] if len(summaries) == 1 else summaries).decode())
@@ -430,4 +410,4 @@ def _show(results: list[Result], out: Path | None, as_json: bool) -> None:
 
 
 def _write_vllm_json(file: Path, result: Result) -> None:
-    file.write_bytes(msgspec.json.encode(vllm_json.bench(result.summary, result.rows)))
+    file.write_bytes(msgspec.json.encode(vllm_json.bench_result(result.summary, result.rows)))

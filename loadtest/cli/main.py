@@ -10,18 +10,21 @@ import uvicorn
 from rich.console import Console
 
 from gateway.cli import main as gateway_commands
+from gateway.cli.options import user_errors
 from gateway.storage.profile_file import load as load_cost_profile
 from loadtest import demo as demonstration
 from loadtest.cli import bench as bench_commands
 from loadtest.cli import load as load_commands
+from loadtest.cli import load_options
 from loadtest.cli import profile as profile_commands
 from loadtest.cli import trade as trade_commands
 from loadtest.simulation import policy_table
+from loadtest.simulation.deployment import check_policy, policy_names
 from loadtest.simulation.replay import Divergence
 from loadtest.simulation.replay import replay as replay_log
-from loadtest.spark.profile import EngineProfile, load_profile
+from loadtest.spark_server.options import ServerOptions
 from loadtest.spark_server.server import create_app as create_spark
-from policies import find, names
+from loadtest.storage.engine_profiles import load_profile
 
 BF16, NVFP4 = "gemma-4-26b-bf16", "gemma-4-26b-nvfp4"
 
@@ -44,10 +47,10 @@ def create_app() -> typer.Typer:
 
 def demo(
     profile: EngineName = BF16,
-    policy: Annotated[str, typer.Option(help=f"The gateway's policy: {', '.join(names())}.")] = "fair",
+    policy: Annotated[str, typer.Option(help=f"The gateway's policy: {', '.join(policy_names())}.")] = "fair",
     seed: Annotated[int, typer.Option(help="Seed of the load and of the machine's noise.")] = 1,
     speed: Annotated[float, typer.Option(min=0.1, max=20, help="How many times as fast as life.")] = 4.0,
-    assignments: load_commands.Assignments = None,
+    assignments: load_options.Assignments = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave gateway and engine running; print their URLs.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures only, as JSON.")] = False,
 ) -> None:
@@ -56,12 +59,12 @@ def demo(
     Takes about 340 / SPEED seconds. Nothing but this machine is needed. The gateway's idea of what work costs is
     on purpose that of the model's other precision.
     """
-    _check_policy(policy)
-    engine = _engine(profile)
-    cost = load_cost_profile(BF16 if engine.name == NVFP4 else NVFP4)
-    console = Console(stderr=as_json)
-    wanted = demonstration.Demo(profile, engine, cost, policy, seed, speed, tuple(assignments or ()))
-    try:
+    with user_errors(RuntimeError):
+        check_policy(policy)
+        engine = load_profile(profile)
+        cost = load_cost_profile(BF16 if engine.name == NVFP4 else NVFP4)
+        console = Console(stderr=as_json)
+        wanted = demonstration.Demo(profile, engine, cost, policy, seed, speed, tuple(assignments or ()))
         with demonstration.show(wanted, console) as shown:
             rows = demonstration.figures(shown.runs)
             if as_json:
@@ -71,8 +74,6 @@ def demo(
                 console.print(demonstration.sentence(shown.runs))
             if keep:
                 demonstration.hold(console, shown)
-    except (RuntimeError, ValueError) as error:
-        raise typer.BadParameter(str(error)) from error
     if any(row["failed"] for row in rows.values()):
         raise typer.Exit(1)
 
@@ -107,9 +108,8 @@ def sim(
     """Serve a simulated DGX Spark: an OpenAI server that takes as long as vLLM would there."""
     if scheduling_policy not in ("fcfs", "priority"):
         raise typer.BadParameter(f"--scheduling-policy is fcfs or priority, not {scheduling_policy!r}")
-    engine = _engine(profile)
-    try:
-        engine = engine.with_flags(
+    with user_errors():
+        engine = load_profile(profile).with_flags(
             max_num_batched_tokens=max_num_batched_tokens,
             max_num_seqs=max_num_seqs,
             long_prefill_token_threshold=long_prefill_token_threshold,
@@ -119,10 +119,7 @@ def sim(
             block_size=block_size,
             max_model_len=max_model_len,
         )
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-    server = create_spark(
-        engine,
+    options = ServerOptions(
         speed=speed,
         seed=seed,
         noise=noise,
@@ -131,6 +128,7 @@ def sim(
         max_num_queued_reqs=max_num_queued_reqs,
         max_num_queued_tokens=max_num_queued_tokens,
     )
+    server = create_spark(engine, options)
     print(f"simulated Spark, {engine.name}, {speed:g} times as fast as life: http://{host}:{port}/v1", file=sys.stderr)
     uvicorn.run(server, host=host, port=port, log_level="warning", timeout_graceful_shutdown=1)
 
@@ -140,13 +138,9 @@ def replay(
     policy: Annotated[str | None, typer.Option(help="Decide by this policy instead of the log's own.")] = None,
 ) -> None:
     """Take a gateway's decisions again, from its decision log, and say whether they are the same."""
-    if policy is not None:
-        _check_policy(policy)
     try:
-        with log.open() as lines:
+        with user_errors(), log.open() as lines:
             events = replay_log(lines, policy)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
     except Divergence as error:
         print(f"{log}: {error}")
         raise typer.Exit(1) from error
@@ -158,23 +152,10 @@ def policies(
     seeds: Annotated[int, typer.Option(min=1, help="How many seeded office minutes each policy gets.")] = 3,
 ) -> None:
     """Compare all policies on the same office minutes, simulated; prints a Markdown table in a few seconds."""
-    engine = _engine(profile).with_flags(long_prefill_token_threshold=demonstration.DEPLOY_THRESHOLD)
+    with user_errors():
+        engine = load_profile(profile).with_flags(long_prefill_token_threshold=demonstration.DEPLOY_THRESHOLD)
     cost = load_cost_profile(BF16 if engine.name == NVFP4 else NVFP4)
-    print(policy_table.markdown(policy_table.table(engine, cost, names(), range(1, seeds + 1))))
-
-
-def _check_policy(name: str) -> None:
-    try:
-        find(name)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-
-
-def _engine(name: str) -> EngineProfile:
-    try:
-        return load_profile(name)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
+    print(policy_table.markdown(policy_table.table(engine, cost, policy_names(), range(1, seeds + 1))))
 
 
 app = create_app()

@@ -23,12 +23,12 @@ from gateway.storage.config_file import load as load_settings
 from gateway.storage.profile_file import load as load_profile
 from gateway.storage.profile_file import shipped
 from gateway.storage.state_file import StateFile, chosen_path
-from loadtest.calibration import measure
-from loadtest.calibration.samples import Calibration
-from loadtest.report.price_curve import PriceCurve, accuracy, formula, ms, percent, took
-from loadtest.report.units import NOTHING, number
+from loadtest.benchmark import engine_probe
+from loadtest.benchmark.calibration import Calibration
+from loadtest.charts.price_curve import PriceCurve, accuracy, formula, ms, percent, took
+from loadtest.charts.units import NOTHING, number
 
-FEW = 3  # prompts, from which no curve can be told
+MIN_PROMPTS = 3  # to tell a curve
 
 app = typer.Typer(no_args_is_help=True, help="Look at what work costs: as shipped, as measured, as learned.")
 
@@ -59,15 +59,8 @@ def calibrate(
     with user_errors(RuntimeError):
         flags = {"upstream": upstream, "profile": profile, "state_file": state_file}
         settings = _settings(config_file, flags, assignments)
-        key = settings.upstream_key
-        target = anyio.run(measure.find, settings.base_url, key.get_secret_value() if key else None)
-        console.print(f"{target.served.name}, at {settings.base_url}", style="bold")
-        if target.others:
-            console.print(
-                f"Others use the engine, {target.others} at this moment: what is measured is theirs, too. Do it again "
-                "when they are gone.",
-                style="yellow",
-            )
+        warning = "what is measured is theirs, too. Do it again when they are gone."
+        target = find_engine(console, settings, warning)
         calibration = Calibration(cost_model(settings))
         interrupted = False
         try:
@@ -78,7 +71,7 @@ def calibrate(
         if interrupted:
             console.print("interrupted: nothing is kept")
             raise typer.Exit(130)
-        if len(calibration.trials) < FEW:
+        if len(calibration.trials) < MIN_PROMPTS:
             raise ValueError(f"{len(calibration.trials)} prompts in that time tell no curve: give it more --seconds")
         _keep(console, settings, calibration, target.served.name, out)
 
@@ -104,8 +97,7 @@ def show(
         path = state_file or chosen_path(settings.state_file, settings.base_url)
         learned = None if name else _read(path, must_exist=state_file is not None)
         if learned is None or path is None:
-            named = name or settings.profile
-            curve, title = PriceCurve(_brief(named), load_profile(named)), named
+            title = name or settings.profile
             if not name:
                 console.print(
                     f"Nothing was learned of {settings.base_url} yet (there is no {path}). This is what is believed "
@@ -113,19 +105,15 @@ def show(
                     style="yellow",
                 )
             console.print(title, style="bold")
+            curve = PriceCurve(_brief(title), load_profile(title))
+            _tell_curve(console, curve)
         else:
-            model = cost_model(settings, learned)
-            curve, title = PriceCurve.of(model, _brief(learned.name) or "its profile"), learned.engine
+            title = learned.engine
             console.print(title, style="bold")
             console.print(f"{path}, written {_ago(path)} ago", soft_wrap=True)
-        console.print(curve.drawn())
-        console.print(formula(curve.best))
-        for table in (curve.table(), curve.steps()):
-            if table:
-                console.print()
-                console.print(table)
-        console.print(f"\nan output token is charged {ms(curve.best.decode_s_per_token)}")
-        if learned is not None:
+            model = cost_model(settings, learned)
+            curve = PriceCurve.of(model, _brief(learned.name) or "its profile")
+            _tell_curve(console, curve)
             _tell_samples(console, model)
         if svg:
             svg.write_text(curve.svg(f"Prefill of {title}"))
@@ -146,8 +134,18 @@ def list_profiles() -> None:
     Console(highlight=False).print(table)
 
 
+def find_engine(console: Console, settings: Settings, warning: str) -> engine_probe.Target:
+    """The engine of the settings; the warning is for where others use it. Raises ServerError."""
+    key = settings.upstream_key
+    target = anyio.run(engine_probe.find, settings.base_url, key.get_secret_value() if key else None)
+    console.print(f"{target.served.name}, at {settings.base_url}", style="bold")
+    if target.others:
+        console.print(f"Others use the engine, {target.others} at this moment: {warning}", style="yellow")
+    return target
+
+
 def calibrating(
-    console: Console, target: measure.Target, calibration: Calibration, duration: float, settings: Settings
+    console: Console, target: engine_probe.Target, calibration: Calibration, duration: float, settings: Settings
 ) -> None:
     """With its progress on the console. Raises ServerError; what was measured by then is in the calibration."""
     columns = (SpinnerColumn(), BarColumn(20), TimeElapsedColumn(), TextColumn("{task.description}"))
@@ -159,7 +157,9 @@ def calibrating(
             progress.update(task, description=said, completed=min(duration, time.monotonic() - began))
 
         async def run() -> None:
-            await measure.calibrate(target, calibration, duration, most_streams=settings.engine.max_num_seqs, say=say)
+            await engine_probe.calibrate(
+                target, calibration, duration, most_streams=settings.engine.max_num_seqs, say=say
+            )
 
         anyio.run(run)
 
@@ -212,6 +212,16 @@ def _rounded(profile: Profile) -> Profile:
     figures = {key: float(f"{value:.5g}") for key, value in profile if isinstance(value, float)}
     steps = {sequences: float(f"{value:.4g}") for sequences, value in profile.decode_step_s.items()}
     return profile.model_copy(update=figures | {"decode_step_s": steps})
+
+
+def _tell_curve(console: Console, curve: PriceCurve) -> None:
+    console.print(curve.drawn())
+    console.print(formula(curve.best))
+    for table in (curve.table(), curve.steps()):
+        if table:
+            console.print()
+            console.print(table)
+    console.print(f"\nan output token is charged {ms(curve.best.decode_s_per_token)}")
 
 
 def _tell_samples(console: Console, model: CostModel) -> None:

@@ -9,28 +9,30 @@ from rich.console import Console
 from rich.progress import track
 
 from gateway.cli.options import user_errors
-from loadtest.cli import load
-from loadtest.report import trade_curve
-from loadtest.simulation.tradeoff import SHARES, Point, at_most, best_threshold, sweep, ways
-from loadtest.spark.profile import load_profile
+from loadtest.charts import trade_curve
+from loadtest.cli import load_options as options
+from loadtest.cli.load import GatewayOptions, LoadOptions, deployment, read_load
+from loadtest.results.trade import Point, at_most, best_threshold
+from loadtest.simulation.tradeoff import SHARES, setups, sweep
+from loadtest.storage.engine_profiles import load_profile
 from loadtest.storage.results_folder import encode
 
 PAGE, POINTS = "trade.html", "trade.json"
 
 
 def trade(
-    workload: load.Name,
-    profile: load.Machine = load.BF16,
+    workload: options.Name,
+    profile: options.Machine = options.BF16,
     policy: Annotated[str, typer.Option(help="Who decides at the gateway.")] = "fair",
     shares: Annotated[
         list[float] | None,
         typer.Option("--share", min=0.01, max=1, help="A long_share; repeat it.", show_default="from 1 to 0.2"),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Loads to take the mean of: seeds 0 and up.")] = 5,
-    users: load.Users = None,
-    duration: load.Duration = None,
-    assignments: load.Assignments = None,
-    noise: load.Noise = 0.1,
+    users: options.Users = None,
+    duration: options.Duration = None,
+    assignments: options.Assignments = None,
+    noise: options.Noise = 0.1,
     out: Annotated[Path | None, typer.Option(help=f"Folder for {PAGE} and {POINTS}.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the points alone, as JSON.")] = False,
 ) -> None:
@@ -40,11 +42,9 @@ def trade(
     """
     with user_errors(RuntimeError, ImportError):
         machine = load_profile(profile).with_flags(enable_prefix_caching=True)
-        plans = [
-            (seed, load.read_load(workload, seed, users, duration, None, None, None, load.DEFAULT_SLO).plan)
-            for seed in range(seeds)
-        ]
-        chosen = ways(load.front(policy, machine, assignments), machine, shares or SHARES)
+        plans = [(seed, read_load(LoadOptions(workload, seed, users, duration)).plan) for seed in range(seeds)]
+        gateway = deployment(policy, machine, GatewayOptions(assignments))
+        chosen = setups(gateway, machine, shares or SHARES)
         console = Console(stderr=True)
         points = list(track(sweep(plans, chosen, noise), "simulating", len(chosen), console=console, transient=True))
     if out is not None:

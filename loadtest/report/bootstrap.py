@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     Counts = NDArray[np.int64]
 
 SEED = 20_260_101
-REPLICATES, FEWEST_REPLICATES = 1000, 200
-MOST_DRAWS = 10_000_000  # of all replicates: what fits into memory with ease
+REPLICATES, MIN_REPLICATES = 1000, 200
+MAX_DRAWS = 10_000_000  # of all replicates: what fits into memory with ease
 LEVEL = 95.0
 
 
@@ -40,7 +40,7 @@ def draw(sizes: Sequence[int], stream: int) -> Draws:
     import numpy as np
 
     random = np.random.default_rng([SEED, stream])
-    replicates = max(FEWEST_REPLICATES, min(REPLICATES, MOST_DRAWS // max(1, sum(sizes))))
+    replicates = max(MIN_REPLICATES, min(REPLICATES, MAX_DRAWS // max(1, sum(sizes))))
     runs = random.multinomial(len(sizes), [1 / len(sizes)] * len(sizes), size=replicates)
     requests = [
         random.multinomial(times * size, [1 / size] * size) if size else np.zeros((replicates, 0), np.int64)

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Literal
 
 from loadtest.report import bootstrap
 from loadtest.report.differences import faults, notes
-from loadtest.report.figures import FAILED, GOODPUT, OF_A_PART, OF_A_RUN, OF_ALL, Figure, Measure, failed, good
-from loadtest.report.groups import Group, counted, long_kinds, same_plan
+from loadtest.results.figures import FAILED, GOODPUT, OF_A_PART, OF_A_RUN, OF_ALL, Figure, Measure, failed, good
+from loadtest.results.groups import Group, counted, long_kinds, same_plan
 from loadtest.results.records import percentile
 from loadtest.results.summary import Row
 
 if TYPE_CHECKING:
     from loadtest.report.bootstrap import Draws, Floats
 
-FEWEST_REQUESTS, FEWEST_RUNS = 8, 3
+MIN_REQUESTS, MIN_RUNS = 8, 3
 SHORT, LONG = "short prompts", "long prompts"  # what they are called where there are several kinds of them
 
 
@@ -183,7 +183,7 @@ class _Sample:
         known = values[values == values]
         if not len(known):
             return _Estimate(None, None)
-        enough = len(known) >= FEWEST_REQUESTS and len(known) * (100 - q) >= 100
+        enough = len(known) >= MIN_REQUESTS and len(known) * (100 - q) >= 100
         replicates = bootstrap.percentiles(values, self.draws.requests, q) if enough else None
         return _Estimate(percentile(known.tolist(), q), replicates)
 
@@ -192,14 +192,14 @@ class _Sample:
         known = values[values == values]
         if not len(known):
             return _Estimate(None, None)
-        replicates = bootstrap.means(values, self.draws.requests) if len(known) >= FEWEST_REQUESTS else None
+        replicates = bootstrap.means(values, self.draws.requests) if len(known) >= MIN_REQUESTS else None
         return _Estimate(float(known.mean()), replicates)
 
     def over_runs(self, values: Sequence[float | None]) -> _Estimate:
         known = [value for value in values if value is not None]
         if len(known) < len(values):
             return _Estimate(fmean(known) if known else None, None)
-        replicates = self.draws.runs @ known / len(known) if len(known) >= FEWEST_RUNS else None
+        replicates = self.draws.runs @ known / len(known) if len(known) >= MIN_RUNS else None
         return _Estimate(fmean(known), replicates)
 
     def _values(self, measure: Measure) -> "Floats":

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
 
-from loadtest.report.groups import Group, same_plan
-from loadtest.report.units import number, shown
+from loadtest.charts.units import number, shown
+from loadtest.results.groups import Group, same_plan
+from loadtest.results.result import Result
 from loadtest.results.summary import Summary
-from loadtest.storage.results_folder import Result
 
 OTHER_RATE = 0.1  # of the offered rates, what is another load
 

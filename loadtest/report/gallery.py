@@ -5,18 +5,18 @@ from dataclasses import dataclass
 from math import inf, isfinite
 from statistics import fmean
 
-from loadtest.report import charts
-from loadtest.report.charts import Bar, Curve, Dots
+from loadtest.charts import plots
+from loadtest.charts.plots import Bar, Curve, Dots, Waits
+from loadtest.charts.svg import SIDES
 from loadtest.report.comparison import Comparison
-from loadtest.report.figures import wait
-from loadtest.report.groups import Group, counted, long_kinds
-from loadtest.report.points import batches, rates
 from loadtest.report.sentence import called
-from loadtest.report.svg import SIDES
+from loadtest.results.figures import wait
+from loadtest.results.groups import Group, counted, long_kinds
+from loadtest.results.points import batches, rates
 from loadtest.results.records import percentile
 from loadtest.results.summary import Row
 
-MOST_PEOPLE = 14
+MAX_PEOPLE = 14
 BINS = 60  # of a run, of its throughput
 
 
@@ -80,7 +80,7 @@ def _distributions(sides: Sequence[Drawn], long: set[str]) -> Iterable[Chart]:
         if not any(isfinite(each) for _, found in waits for each in found):
             continue
         title = f"Wait for the first word{f', {part} prompts' if part else ''}"
-        svg = charts.distribution(f"distribution{part}", title, waits)
+        svg = plots.distribution(f"distribution{part}", title, waits)
         plain = "The further left, the sooner. A line that ends below the top: the rest never got an answer."
         yield Chart(title, plain, "TTFT from arrival, cumulative", svg, keys(sides))
 
@@ -96,7 +96,7 @@ def _over_time(sides: Sequence[Drawn], long: set[str]) -> Iterable[Chart]:
             for part, chosen in _sizes(long)
         ]
         title = f"Every wait, by when it began: {side.name}"
-        svg = charts.over_time(f"time{side.number}", title, side.number, dots, until or 1.0, room)
+        svg = plots.over_time(f"time{side.number}", title, Waits(side.number, dots, until or 1.0, room))
         what = "A dot is a request; a large pale one has a long prompt." if long else "A dot is a request."
         crosses = " A cross never got an answer." if any(wait(row) == inf for row in side.rows) else ""
         yield Chart(title, what + crosses, "TTFT from arrival, by arrival", svg, keys([side]))
@@ -130,7 +130,7 @@ def _stages(sides: Sequence[Drawn]) -> Iterable[Chart]:
         "Where the time went",
         "Mean time of an answer: in line, then its prompt is read, then it is written.",
         "queue, prefill, decode",
-        charts.stages("stages", "Mean time in line, in prefill and in decode", bars),
+        plots.stages("stages", "Mean time in line, in prefill and in decode", bars),
         (("stage0", "in line"), ("stage1", "read"), ("stage2", "written")),
     )
 
@@ -147,13 +147,13 @@ def _people(sides: Sequence[Drawn]) -> Iterable[Chart]:
                 each.append((side.number, percentile(waits, 50), percentile(waits, 95)))
         found.append((user, each))
     found.sort(key=lambda person: -max(p95 for _, _, p95 in person[1]))
-    shown = found[:MOST_PEOPLE]
+    shown = found[:MAX_PEOPLE]
     more = f" The {len(shown)} who waited longest, of {len(found)}." if len(found) > len(shown) else ""
     yield Chart(
         "Person by person",
         f"From the median wait (filled) to what one in twenty exceeds (open).{more}",
         "TTFT from arrival, p50 and p95 of each user",
-        charts.people("people", "Median and 95th percentile of each person's wait", shown),
+        plots.people("people", "Median and 95th percentile of each person's wait", shown),
         keys(sides),
     )
 
@@ -174,7 +174,7 @@ def _throughput(sides: Sequence[Drawn]) -> Iterable[Chart]:
         "Words a second, all together",
         "A word is a token here. An answer's are spread evenly over its time.",
         "output tokens a second",
-        charts.going_on("throughput", "Output tokens a second, over time", curves, "a second"),
+        plots.going_on("throughput", "Output tokens a second, over time", curves, "a second"),
         keys(sides),
     )
 
@@ -195,7 +195,7 @@ def _sweep(groups: Sequence[Group], sides: Sequence[Drawn]) -> Iterable[Chart]:
         "How fast requests may come",
         "95 of 100 first words came within so long. Below a dotted line, that wait is kept to.",
         "TTFT from arrival, p95, at each offered rate",
-        charts.capacities("capacity", "95th percentile of the wait at each rate", found),
+        plots.capacities("capacity", "95th percentile of the wait at each rate", found),
         keys(sides),
     )
 
@@ -223,8 +223,6 @@ def _closed(groups: Sequence[Group], sides: Sequence[Drawn]) -> Iterable[Chart]:
                 if points:
                     pictures.setdefault("" if alone else f", {prompt}", []).append(curve)
         for number, (part, curves) in enumerate(pictures.items()):
-            svg = charts.by_size(
-                f"{name.replace('_', '-')}{number}", title + part, curves, unit, waits=name == "ttft_s"
-            )
+            svg = plots.by_size(f"{name.replace('_', '-')}{number}", title + part, curves, unit, waits=name == "ttft_s")
             plain = "Against how many ask at once." + " A line for each length of prompt." * any(c.name for c in curves)
             yield Chart(title + part, plain, technical, svg, keys(sides))

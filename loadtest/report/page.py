@@ -7,30 +7,28 @@ it takes to have it again. The same runs give the same page, to the byte.
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from importlib.resources import files
 from math import inf, isfinite
 
+from loadtest.charts.svg import PALETTE, SIDES
+from loadtest.charts.units import number, shown, span, times
 from loadtest.report.comparison import Cell, Comparison, compare
 from loadtest.report.differences import slo_text
-from loadtest.report.figures import FAILED, Figure
 from loadtest.report.gallery import gallery
-from loadtest.report.groups import Group
-from loadtest.report.points import LIMITS_S, batches, highest, rates
 from loadtest.report.sentence import called, sentence
-from loadtest.report.strips import named, strips
-from loadtest.report.svg import SIDES, palette
-from loadtest.report.units import Unit, number, shown, span, times
+from loadtest.report.strips import highest, named, strips
+from loadtest.results.figures import FAILED, Figure, Unit
+from loadtest.results.groups import Group
+from loadtest.results.points import LIMITS_S, batches, rates
 from loadtest.results.summary import Summary
 
-TEMPLATE = "page.html.j2"
 BATCH_MEASURES: tuple[tuple[str, str, str, Unit], ...] = (
     ("ttft_s", "First word", "TTFT from send, mean", "s"),
     ("tps_each", "Words a second, each", "decode per request", "/s"),
     ("tps_all", "Words a second, all", "decode of the batch", "/s"),
     ("prefill_tps", "Prompts read, words a second", "prefill", "/s"),
 )
-A_LITTLE = 1.2  # factor below which it is told in percent
-SAME = 0.005  # of a ratio: what is written as the same figure
+FACTOR_FROM = 1.2  # below which a ratio is told in percent
+ROUNDING = 0.005  # of a ratio: what is written as the same figure
 
 
 @dataclass(frozen=True)
@@ -56,8 +54,8 @@ class Table:
     rows: tuple[Row, ...]
 
 
-def html(groups: Sequence[Group]) -> str:
-    """Raises ValueError for what cannot be compared."""
+def html(groups: Sequence[Group], template: str) -> str:
+    """`template` is page.html.j2. Raises ValueError for what cannot be compared."""
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
@@ -65,7 +63,7 @@ def html(groups: Sequence[Group]) -> str:
     sides = compared.sides
     runs = [run.summary for group in groups for run in group]
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string((files("loadtest.report") / TEMPLATE).read_text()).render(
+    return environment.from_string(template).render(
         workload=compared.workload,
         sentence=unbroken(sentence(groups, compared)).partition(";"),
         origin=_origin(groups, compared),
@@ -77,7 +75,7 @@ def html(groups: Sequence[Group]) -> str:
         two_tones=not groups[0][0].summary.points,
         headline=_headline(groups, compared),
         charts=gallery(groups, compared),
-        palette=Markup(palette().rstrip("\n")),
+        palette=Markup(PALETTE.rstrip("\n")),
         svg=Markup,
         colours=SIDES,
         figures=list(_all_figures(groups, compared)),
@@ -155,7 +153,7 @@ def change(figure: Figure, cell: Cell) -> str:
     ratio = cell.ratio
     if ratio is None or cell.value == inf or cell.value == 0 == ratio - 1:
         return ""
-    if abs(ratio - 1) < SAME:
+    if abs(ratio - 1) < ROUNDING:
         return "the same"
     if cell.in_doubt:
         return "no clear difference"
@@ -166,7 +164,7 @@ def change(figure: Figure, cell: Cell) -> str:
     if ratio in (0, inf):
         return more if ratio else less
     factor, word = (ratio, more) if ratio > 1 else (1 / ratio, less)
-    return f"{100 * abs(ratio - 1):.0f} % {word}" if factor < A_LITTLE else f"{number(factor, 2)}× {word}"
+    return f"{100 * abs(ratio - 1):.0f} % {word}" if factor < FACTOR_FROM else f"{number(factor, 2)}× {word}"
 
 
 def unbroken(text: str) -> str:

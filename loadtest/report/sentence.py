@@ -7,14 +7,14 @@ medians, from arrival, with failures as waits without an end.
 from collections.abc import Iterable, Sequence
 from math import inf
 
+from loadtest.charts.units import number, spoken
 from loadtest.report.comparison import LONG, SHORT, Cell, Comparison, Side
-from loadtest.report.groups import Group
-from loadtest.report.points import LIMITS_S, Batch, Rate, batches, capacity, rates
-from loadtest.report.units import number, spoken
+from loadtest.results.groups import Group
+from loadtest.results.points import LIMITS_S, Batch, Rate, batches, capacity, rates
 from policies import names
 
-SAME = 0.05  # of a ratio, what nobody notices
-MOST_TOLD = 4  # sides, one by one
+UNNOTICED = 0.05  # of a ratio, what nobody notices
+MAX_SIDES_TOLD = 4  # sides, one by one
 
 WITHOUT_GATEWAY = {
     "direct": "straight at the engine",
@@ -159,7 +159,7 @@ def _never(before: str, base: Cell, now: Cell) -> str:
 
 def _told(cells: Sequence[Cell]) -> list[int]:
     """Of many sides, the first, the best and the worst."""
-    if len(cells) <= MOST_TOLD:
+    if len(cells) <= MAX_SIDES_TOLD:
         return list(range(len(cells)))
     ordered = sorted(range(len(cells)), key=lambda side: inf if (value := cells[side].value) is None else value)
     return sorted({0, ordered[0], ordered[-1]})
@@ -277,7 +277,7 @@ def _s(cell: Cell) -> str:
 
 
 def _alike(cell: Cell) -> bool:
-    return cell.in_doubt or cell.ratio is None or abs(cell.ratio - 1) <= SAME
+    return cell.in_doubt or cell.ratio is None or abs(cell.ratio - 1) <= UNNOTICED
 
 
 def _against(base: Cell, now: Cell) -> str:

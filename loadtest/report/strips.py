@@ -4,15 +4,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import isfinite
 
+from loadtest.charts.svg import SIDES
+from loadtest.charts.units import NOTHING, shown
 from loadtest.report.comparison import Comparison
-from loadtest.report.groups import Group
-from loadtest.report.points import LIMITS_S, batches, capacity, highest, rates
 from loadtest.report.sentence import called
-from loadtest.report.svg import SIDES
-from loadtest.report.units import shown
+from loadtest.results.groups import Group
+from loadtest.results.points import LIMITS_S, Rate, batches, capacity, rates
 
 WAIT = "Wait for the first word"
-ALONE = "side1"  # the class of whoever is compared with nobody; the first of several is grey
+SINGLE_SIDE = "side1"  # the class of whoever is compared with nobody; the first of several is grey
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def strips(groups: Sequence[Group], compared: Comparison) -> Iterable[Strips]:
         names = named(compared)
         sizes = _sizes(compared)
         if len(names) == 1:
-            yield _wait_strips(WAIT, compared, [(title, ALONE, part, 0) for part, title in sizes])
+            yield _wait_strips(WAIT, compared, [(title, SINGLE_SIDE, part, 0) for part, title in sizes])
             return
         for part, title in sizes:
             sides = [(name, css, part, place) for place, (css, name) in enumerate(names)]
@@ -60,7 +60,7 @@ def _sizes(compared: Comparison) -> list[tuple[str, str]]:
 def _wait_strips(title: str, compared: Comparison, bars: Sequence[tuple[str, str, str, int]]) -> Strips:
     """Of each bar its name, its class, and whose it is: the part and the side."""
     waits = [
-        tuple(compared.cells(f"ttft_arrival_{stat}", part)[side].value for stat in ("p50", "p95"))
+        (compared.cells("ttft_arrival_p50", part)[side].value, compared.cells("ttft_arrival_p95", part)[side].value)
         for _, _, part, side in bars
     ]
     longest = max((wait for both in waits for wait in both if wait and isfinite(wait)), default=1.0)
@@ -68,9 +68,13 @@ def _wait_strips(title: str, compared: Comparison, bars: Sequence[tuple[str, str
         title,
         tuple(
             Strip(
-                name, css, " · ".join(shown(wait, "s", 2) for wait in both), *(_percent(wait, longest) for wait in both)
+                name,
+                css,
+                f"{shown(p50, 's', 2)} · {shown(p95, 's', 2)}",
+                _percent(p50, longest),
+                _percent(p95, longest),
             )
-            for (name, css, _, _), both in zip(bars, waits, strict=True)
+            for (name, css, _, _), (p50, p95) in zip(bars, waits, strict=True)
         ),
     )
 
@@ -81,8 +85,18 @@ def _rate_strips(groups: Sequence[Group], compared: Comparison) -> Strips:
         found = [(rates(group), css, name) for group, (css, name) in zip(groups, named(compared), strict=True)]
         bars = [(name, css, capacity(each, limit) or 0.0, highest(each, limit)) for each, css, name in found]
         return _strips_of(f"Requests a second with 95 of 100 first words within {limit:g} s (more is better)", bars)
-    waits = [(f"at {rate.rps:g} a second", ALONE, rate.p95_s, shown(rate.p95_s, "s", 2)) for rate in rates(groups[0])]
+    waits = [
+        (f"at {rate.rps:g} a second", SINGLE_SIDE, rate.p95_s, shown(rate.p95_s, "s", 2)) for rate in rates(groups[0])
+    ]
     return _strips_of(f"{WAIT}: 95 of 100 within", waits)
+
+
+def highest(found: Sequence[Rate], limit_s: float) -> str:
+    """In signs; the highest rate that was tried may not be the highest there is."""
+    rps = capacity(found, limit_s)
+    if rps is None:
+        return f"< {found[0].rps:g} /s" if found else NOTHING
+    return f"{'≥ ' if rps == found[-1].rps else ''}{rps:g} /s"
 
 
 def _batch_strips(groups: Sequence[Group], compared: Comparison) -> Iterable[Strips]:
@@ -92,7 +106,7 @@ def _batch_strips(groups: Sequence[Group], compared: Comparison) -> Iterable[Str
     found = [[batch for batch in batches(group) if batch.pp == longest] for group in groups]
     prompts = f"prompts of {longest:,} tokens"
     if len(groups) == 1:
-        chosen = [(f"{batch.size} at once", ALONE, batch) for batch in found[0]]
+        chosen = [(f"{batch.size} at once", SINGLE_SIDE, batch) for batch in found[0]]
     else:
         most = max(batch.size for batch in found[0])
         prompts = f"{most} at once, {prompts}"
@@ -116,5 +130,5 @@ def _percent(value: float | None, longest: float) -> float:
 
 def named(compared: Comparison) -> list[tuple[str, str]]:
     if len(compared.sides) == 1:
-        return [(ALONE, called(compared.sides[0], compared.sides))]
+        return [(SINGLE_SIDE, called(compared.sides[0], compared.sides))]
     return [(f"side{place % SIDES}", called(side, compared.sides)) for place, side in enumerate(compared.sides)]

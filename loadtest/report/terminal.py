@@ -7,15 +7,15 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from loadtest.charts.units import shown, span, times
 from loadtest.report.comparison import Cell, Comparison
 from loadtest.report.differences import spoiled
-from loadtest.report.figures import FAILED, Figure
-from loadtest.report.units import shown, span, times
+from loadtest.results.figures import FAILED, Figure
 from loadtest.results.summary import PointSummary, Stat, Summary, UserSummary
 
 STATS = ("mean", "p50", "p90", "p95", "p99", "max")
-MOST_USERS = 12
-FEW = 3  # sides whose intervals have room
+MAX_USERS = 12
+MAX_WITH_INTERVALS = 3  # sides whose intervals have room
 FOREVER = Stat(inf, inf, inf, inf, inf, inf)
 
 
@@ -29,7 +29,7 @@ def comparison_table(compared: Comparison) -> RenderableType:
 
     Of two sides a ratio stands beside its figures, of more below each, and of many without its interval.
     """
-    beside, few = len(compared.sides) == 2, len(compared.sides) <= FEW
+    beside, few = len(compared.sides) == 2, len(compared.sides) <= MAX_WITH_INTERVALS
     table = _table("", *(side.name for side in compared.sides), *(["ratio (95 %)"] if beside else []))
     part = ""
     for line in compared.lines:
@@ -113,7 +113,7 @@ def _rates(summary: Summary) -> Iterable[str]:
 def _groups(what: str, groups: Mapping[str, UserSummary]) -> Table:
     """Those who fared worst, where there are many."""
     table = _table(what, "asked", "failed", "TTFT p50", "p95", "E2E p50", "p95", "slowdown")
-    worst = sorted(groups, key=lambda name: -(groups[name].slowdown or 0.0))[:MOST_USERS]
+    worst = sorted(groups, key=lambda name: -(groups[name].slowdown or 0.0))[:MAX_USERS]
     for name in (name for name in groups if name in worst):
         group = groups[name]
         ttft, e2e = _reached(group.ttft_arrival_ms, group.failed), _reached(group.e2e_ms, group.failed)

@@ -7,6 +7,7 @@ requests back before they were sent.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import sqrt
 from statistics import fmean
 from typing import Any
@@ -17,29 +18,21 @@ from loadtest.results.summary import Row, Slo, Stat, Summary
 PERCENTILES = (50, 90, 95, 99)
 
 
-def bench(
-    summary: Summary,
-    rows: Sequence[Row],
-    *,
-    date: str = "",
-    request_rate: float | None = None,
-    burstiness: float = 1.0,
-    max_concurrency: int | None = None,
-) -> dict[str, Any]:
-    """`request_rate` is the one that came about, unless the nominal one is given; `date` is like 20260131-235959."""
+@dataclass(frozen=True)
+class Nominal:
+    """What the tool was asked for. `request_rate` None: the one that came about; `date` is like 20260131-235959."""
+
+    date: str = ""
+    request_rate: float | None = None
+    burstiness: float = 1.0
+    max_concurrency: int | None = None
+
+
+def bench_result(summary: Summary, rows: Sequence[Row], nominal: Nominal | None = None) -> dict[str, Any]:
     asked = sorted((row for row in rows if row.outcome is not Outcome.INTERRUPTED), key=lambda row: row.n)
     done = [row for row in asked if row.outcome is Outcome.COMPLETED]
     return {
-        "date": date,
-        "endpoint_type": "openai-chat",
-        "backend": "openai-chat",
-        "label": summary.policy,
-        "model_id": summary.model,
-        "tokenizer_id": summary.model,
-        "num_prompts": len(asked),
-        "request_rate": summary.offered_rps if request_rate is None else request_rate,
-        "burstiness": burstiness,
-        "max_concurrency": max_concurrency,
+        **_head(summary, asked, nominal or Nominal()),
         "duration": summary.duration_s,
         "completed": len(done),
         "failed": len(asked) - len(done),
@@ -49,6 +42,34 @@ def bench(
         "request_goodput": _rate(sum(_good(row, summary.slo) for row in done), summary.duration_s),
         "output_throughput": summary.output_tps,
         "total_token_throughput": _rate(summary.input_tokens + summary.output_tokens, summary.duration_s),
+        **_details(asked),
+        "max_output_tokens_per_s": None,
+        "max_concurrent_requests": _peak(done),
+        **_figures("ttft", [row.ttft_send_ms for row in done]),
+        **_figures("tpot", [row.tpot_ms for row in done]),
+        **_gaps(summary.itl_ms),
+        **_figures("e2el", [1e3 * _latency(row) for row in done]),
+    }
+
+
+def _head(summary: Summary, asked: Sequence[Row], nominal: Nominal) -> dict[str, Any]:
+    return {
+        "date": nominal.date,
+        "endpoint_type": "openai-chat",
+        "backend": "openai-chat",
+        "label": summary.policy,
+        "model_id": summary.model,
+        "tokenizer_id": summary.model,
+        "num_prompts": len(asked),
+        "request_rate": summary.offered_rps if nominal.request_rate is None else nominal.request_rate,
+        "burstiness": nominal.burstiness,
+        "max_concurrency": nominal.max_concurrency,
+    }
+
+
+def _details(asked: Sequence[Row]) -> dict[str, Any]:
+    """Of each request, in their order."""
+    return {
         "input_lens": [row.prompt_tokens or 0 for row in asked],
         "output_lens": [_of(row, row.output_tokens) for row in asked],
         "ttfts": [_of(row, _seconds(row.ttft_send_ms)) for row in asked],
@@ -56,12 +77,6 @@ def bench(
         "start_times": [row.scheduled if row.sent is None else row.sent for row in asked],
         "queue_times": [0.0 if row.sent is None else round(row.sent - row.scheduled, 6) for row in asked],
         "errors": ["" if row.outcome is Outcome.COMPLETED else row.detail or row.outcome.value for row in asked],
-        "max_output_tokens_per_s": None,
-        "max_concurrent_requests": _peak(done),
-        **_figures("ttft", [row.ttft_send_ms for row in done]),
-        **_figures("tpot", [row.tpot_ms for row in done]),
-        **_gaps(summary.itl_ms),
-        **_figures("e2el", [1e3 * _latency(row) for row in done]),
     }
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import pairwise
 
-from loadtest.plan.plan import Request
+from loadtest.workloads.plan import Request
 
 
 class Outcome(StrEnum):

@@ -7,13 +7,14 @@ are milliseconds where the name ends in _ms, else seconds from the start of the 
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from math import inf, isfinite
 from statistics import fmean
 
 import msgspec
 
-from loadtest.plan.plan import Plan, Point
 from loadtest.results.records import Outcome, Record, percentile
+from loadtest.workloads.plan import Plan, Point
 
 
 class Slo(msgspec.Struct, frozen=True):
@@ -223,42 +224,43 @@ def row(record: Record) -> Row:
     )
 
 
-def summarize(
-    about: About,
-    plan: Plan,
-    records: Sequence[Record],
-    *,
-    alone: Alone,
-    slo: Slo | None = None,
-    latency: float = 0.0,
-    client_cpu: float | None = None,
-) -> Summary:
-    """`records` are of all requests that were due; `latency` is the server's to a prompt of a word, in seconds."""
-    slo = slo or Slo()
-    counted = [record for record in records if record.outcome is not Outcome.INTERRUPTED]
+DEFAULT_SLO = Slo()
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What a run is summarized from.
+
+    records     of all requests that were due
+    latency     the server's to a prompt of a word, in seconds
+    client_cpu  cores that the load tester itself took
+    """
+
+    plan: Plan
+    records: Sequence[Record]
+    alone: Alone
+    slo: Slo = DEFAULT_SLO
+    latency: float = 0.0
+    client_cpu: float | None = None
+
+
+def summarize(about: About, measured: Measurement) -> Summary:
+    counted = [record for record in measured.records if record.outcome is not Outcome.INTERRUPTED]
     done = [record for record in counted if record.completed]
-    ends = [record.tokens[-1] for record in done] + [record.ended for record in counted if record.ended is not None]
-    duration = max(ends, default=0.0)
-    good = sum(map(slo.met, counted))
-    slowdowns = _slowdowns(counted, alone)
+    duration = _duration(counted)
+    good = sum(map(measured.slo.met, counted))
+    slowdowns = _slowdowns(counted, measured.alone)
     users = _grouped(counted, slowdowns, lambda record: record.request.user)
-    arrivals = [record.scheduled for record in counted]
-    span = max(arrivals, default=0.0)
     output_tokens = sum(record.output_tokens or len(record.tokens) for record in done)
     return Summary(
-        workload=about.workload,
-        seed=about.seed,
-        clock=about.clock,
-        profile=about.profile,
-        policy=about.policy,
-        model=about.model,
+        **msgspec.structs.asdict(about),
         offered=len(counted),
         completed=len(done),
         failed=len(counted) - len(done),
         rejected=sum(record.outcome is Outcome.REJECTED for record in counted),
-        interrupted=len(records) - len(counted),
+        interrupted=len(measured.records) - len(counted),
         duration_s=round(duration, 3),
-        offered_rps=_rate(len(counted), span),
+        offered_rps=_rate(len(counted), max((record.scheduled for record in counted), default=0.0)),
         rps=_rate(len(done), duration),
         input_tokens=sum(record.prompt_tokens or 0 for record in done),
         output_tokens=output_tokens,
@@ -269,20 +271,24 @@ def summarize(
         itl_ms=Stat.of(gap for record in done for gap in record.itls),
         e2e_ms=Stat.of(record.e2e if record.completed else inf for record in counted),
         e2e_send_ms=Stat.of(record.e2e_send for record in done),
-        slo=slo,
+        slo=measured.slo,
         goodput=round(good / len(counted), 4) if counted else None,
         goodput_rps=_rate(good, duration),
         jain=jain([user.slowdown for user in users.values()]),
         worst_user=max(users, key=lambda name: users[name].slowdown or 0.0, default=None),
-        outcomes=dict(Counter(record.outcome.value for record in records)),
+        outcomes=dict(Counter(record.outcome.value for record in measured.records)),
         kinds=_grouped(counted, slowdowns, lambda record: record.request.kind),
         users=users,
-        points=[_point(point, number, counted, latency) for number, point in enumerate(plan.points)],
+        points=[_point(each, number, counted, measured.latency) for number, each in enumerate(measured.plan.points)],
         schedule_lag=_lag(counted, done),
-        client_cpu=None if client_cpu is None else round(client_cpu, 3),
-        note=about.note,
-        provenance=about.provenance,
+        client_cpu=None if measured.client_cpu is None else round(measured.client_cpu, 3),
     )
+
+
+def _duration(records: Sequence[Record]) -> float:
+    """Until the last token, or the last failure."""
+    tokens = [record.tokens[-1] for record in records if record.completed]
+    return max([*tokens, *(record.ended for record in records if record.ended is not None)], default=0.0)
 
 
 def jain(slowdowns: Iterable[float | None]) -> float | None:

@@ -1,1 +1,1 @@
-"""Runs of a workload on either clock, and what is kept of them."""
+"""Runs at real servers, in real time: the client that sends a load, and the servers that are started for it."""

@@ -9,17 +9,17 @@ POLICY     the gateway
 from dataclasses import asdict, dataclass
 from math import inf
 
+from gateway.lifecycle.core import Core
 from gateway.pricing.cost_model import CostModel
 from gateway.pricing.profile import Profile
-from gateway.scheduling.admission import Admission
 from gateway.scheduling.limits import Limits
-from gateway.slicing.planner import Slicer, Slicing
-from loadtest.plan.plan import Plan
+from gateway.slicing.planner import Slicing
 from loadtest.results.records import Record
 from loadtest.simulation.pricing import check_pricing, cost_model
-from loadtest.simulation.simulation import Simulation
+from loadtest.simulation.simulation import Options, Simulation
 from loadtest.spark.engine import Engine
 from loadtest.spark.profile import EngineProfile
+from loadtest.workloads.plan import Plan
 from policies import find, names
 from policies.fifo import Fifo
 
@@ -30,6 +30,15 @@ DEFAULT_LIMITS = Limits()
 DEFAULT_SLICING = Slicing()
 
 
+def policy_names() -> list[str]:
+    return names()
+
+
+def check_policy(name: str) -> None:
+    """Raises ValueError, which names those there are."""
+    find(name)
+
+
 def deployments() -> list[str]:
     return [*WITHOUT_GATEWAY, *names()]
 
@@ -37,9 +46,8 @@ def deployments() -> list[str]:
 @dataclass(frozen=True)
 class Deployment:
     """`cost` is what the gateway is told of the machine, `pricing` who prices by it (`loadtest.simulation.pricing`);
-    `limits`,
-    `queue_timeout` and `slicing` are the gateway's, too, and `seats` the semaphore's. Slices need an engine that has a
-    prefix cache; on others there are none.
+    `limits`, `queue_timeout` and `slicing` are the gateway's, too, and `seats` the semaphore's. Slices need an engine
+    that has a prefix cache; on others there are none.
 
     Raises ValueError for an unknown name.
     """
@@ -74,21 +82,19 @@ class Deployment:
             case "direct":
                 simulation = Simulation(engine)
             case "priority":
-                simulation = Simulation(engine, priority=lambda prompt_tokens: prompt_tokens)
+                simulation = Simulation(engine, options=Options(priority=lambda prompt_tokens: prompt_tokens))
             case "semaphore":
-                admission = Admission(Fifo(), Limits(NO_LIMIT, NO_LIMIT, NO_LIMIT, self.seats))
-                simulation = Simulation(engine, admission, self._cost_model(machine))
+                limits = Limits(NO_LIMIT, NO_LIMIT, NO_LIMIT, self.seats)
+                simulation = Simulation(engine, Core.create(self._cost_model(machine), Fifo(), limits))
             case policy:
-                admission, model = Admission(find(policy)(), self.limits), self._cost_model(machine)
-                simulation = Simulation(
-                    engine,
-                    admission,
-                    model,
-                    queue_timeout=self.queue_timeout,
-                    counts=self.pricing == "true",
-                    slicer=Slicer(self.slicing, model) if self.slicing else None,
-                )
+                options = Options(queue_timeout=self.queue_timeout, counts_all=self.pricing == "true")
+                simulation = Simulation(engine, self._core(policy, machine), options)
         return simulation.run(plan)
+
+    def _core(self, policy: str, machine: EngineProfile) -> Core:
+        shares_steps = machine.long_prefill_token_threshold > 0
+        cost_model = self._cost_model(machine)
+        return Core.create(cost_model, find(policy)(), self.limits, self.slicing, shares_steps=shares_steps)
 
     def _cost_model(self, machine: EngineProfile) -> CostModel:
         assert self.cost is not None

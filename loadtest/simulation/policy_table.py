@@ -7,16 +7,17 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from statistics import fmean
 
+from gateway.lifecycle.core import Core
 from gateway.pricing.cost_model import CostModel
 from gateway.pricing.profile import Profile
-from gateway.scheduling.admission import Admission
 from gateway.scheduling.limits import Limits
+from loadtest.results.office_minute import figures
 from loadtest.results.records import Record
 from loadtest.results.summary import jain
 from loadtest.simulation.simulation import Simulation
 from loadtest.spark.engine import Engine, prefill_alone
 from loadtest.spark.profile import EngineProfile
-from loadtest.workloads import office
+from loadtest.workloads.office import office
 from policies import find
 
 NOISE = 0.1
@@ -58,11 +59,9 @@ def markdown(rows: dict[str, Row]) -> str:
 def _run(engine: EngineProfile, cost: Profile, policy: str, seed: int) -> list[Record]:
     simulated = Engine(engine, seed=seed, noise=NOISE)
     if policy == "direct":
-        return Simulation(simulated).run(office.office(seed))
-    admission = Admission(find(policy)(), Limits())
-    return Simulation(simulated, admission, CostModel(cost, threshold=engine.long_prefill_token_threshold)).run(
-        office.office(seed)
-    )
+        return Simulation(simulated).run(office(seed))
+    model = CostModel(cost, threshold=engine.long_prefill_token_threshold)
+    return Simulation(simulated, Core.create(model, find(policy)(), Limits())).run(office(seed))
 
 
 def _figures(engine: EngineProfile, records: list[Record]) -> Row:
@@ -72,4 +71,4 @@ def _figures(engine: EngineProfile, records: list[Record]) -> Row:
     for record in records:
         slowdowns[record.request.user].append(record.ttft / prefill_alone(engine, record.request.prompt_tokens))
     users = [fmean(each) for each in slowdowns.values()]
-    return office.figures(records) | {"worst_user": max(users), "jain": jain(users) or 0.0}
+    return figures(records) | {"worst_user": max(users), "jain": jain(users) or 0.0}

@@ -10,18 +10,18 @@ The price orders who waits, and is what users are charged. The lanes are by unca
 takes all of a prompt to be uncached, so it has other lanes, too. What is cached the others expect as ours does: the
 engine tells nobody before it has looked.
 
-`tokens` and `requests` are told what a prompt of USUAL tokens costs on this machine, which is a few pages that a search
-found, and never learn otherwise. Any price without a constant and a square is right for one length alone: at this one
-short prompts and documents are too cheap. `tokens` charges an output token what it costs.
+`tokens` and `requests` are told what a prompt of TYPICAL_TOKENS costs on this machine, which is a few pages that a
+search found, and never learn otherwise. Any price without a constant and a square is right for one length alone: at
+this one short prompts and documents are too cheap. `tokens` charges an output token what it costs.
 """
 
 from gateway.pricing.cost_model import CostModel
 from gateway.pricing.profile import Profile
-from loadtest.spark.cost_fit import cost_profile
+from loadtest.simulation.cost_fit import cost_profile
 from loadtest.spark.profile import EngineProfile
 
 PRICINGS = ("learned", "true", "cold", "tokens", "requests")
-USUAL = 4096
+TYPICAL_TOKENS = 4096
 
 
 class Fixed(CostModel):
@@ -57,10 +57,10 @@ def _profile(pricing: str, start: Profile, machine: EngineProfile) -> Profile:
     if pricing in ("learned", "cold"):
         return start
     true = cost_profile(machine)
-    usual = true.prefill(USUAL)
+    usual = true.prefill(TYPICAL_TOKENS)
     match pricing:
         case "tokens":
-            return true.model_copy(update={"c_s": 0.0, "a_s_per_token": usual / USUAL, "b_s_per_token2": 0.0})
+            return true.model_copy(update={"c_s": 0.0, "a_s_per_token": usual / TYPICAL_TOKENS, "b_s_per_token2": 0.0})
         case "requests":
             return Profile(c_s=usual, a_s_per_token=0.0, b_s_per_token2=0.0, decode_s_per_token=0.0)
     return true

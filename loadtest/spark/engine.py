@@ -36,18 +36,19 @@ layers that keep less than the whole context, speculative decoding, end of seque
 
 from bisect import insort
 from collections import deque
+from collections.abc import Iterable
 from contextlib import suppress
 from itertools import count
 from random import Random
 
 from loadtest.spark.decoding import Decoding
 from loadtest.spark.kv_cache import KVCache
-from loadtest.spark.profile import KINDS, EngineProfile
+from loadtest.spark.profile import KINDS, EngineProfile, StepWork
 from loadtest.spark.sequence import Sequence, Step
 
 __all__ = ["Engine", "Sequence", "Step", "prefill_alone"]
 
-A_WORD = 12  # tokens of a prompt of a word, its template included
+ONE_WORD_TOKENS = 12  # of a prompt of a word, its template included
 
 
 class Engine:
@@ -164,7 +165,8 @@ class Engine:
         cap = 0 if alone else self.profile.long_prefill_token_threshold
         chunks: dict[Sequence, int] = {}
         idle = self._go_on(chunks, cap) if self._prefilling or self._cache else []
-        context, routed, members = self._decoding.context, self._decoding.routed, list(self._decoding.members)
+        members = list(self._decoding.members)
+        work = StepWork(len(members), self._decoding.context, self._decoding.routed)
         started = self._start(chunks, cap) if self._waiting and self.preemptions == preemptions else []
         if not members and not chunks:
             for sequence in idle:
@@ -178,32 +180,37 @@ class Engine:
         for sequence in idle:
             sequence.first_step += 1
             self._decoding.start(sequence)
-        prefilled, attended, weighted = 0, 0.0, 0.0
+        self._prefill(chunks, work)
+        first, resumed = self._end_prefills(chunks, number)
+        finished = self._decoding.end()
+        return Step(self._duration_s(work), started, list(chunks.items()), members, first, resumed, finished)
+
+    def _prefill(self, chunks: dict[Sequence, int], work: StepWork) -> None:
+        """What the parts of prompts add to a step's work."""
+        for sequence, chunk in chunks.items():
+            work.prefilled += chunk
+            work.attended += chunk * (sequence.computed - chunk / 2)
+            work.weighted += chunk * self._tt_factor[sequence.text]
+
+    def _end_prefills(self, chunks: Iterable[Sequence], number: int) -> tuple[list[Sequence], list[Sequence]]:
+        """Whose prompt ends with the step of this number: who gets a first token, and who goes on after a
+        preemption."""
         first: list[Sequence] = []
         resumed: list[Sequence] = []
-        for sequence, chunk in chunks.items():
-            prefilled += chunk
-            attended += chunk * (sequence.computed - chunk / 2)
-            weighted += chunk * self._tt_factor[sequence.text]
-            if sequence.computed == sequence.prompt_tokens + sequence.kept:
+        for sequence in chunks:
+            if sequence.computed == sequence.to_prefill:
                 (resumed if sequence.kept else first).append(sequence)
                 sequence.first_step = number - sequence.kept
                 self._decoding.start(sequence)
         if first or resumed:
             self._prefilling = [sequence for sequence in self._prefilling if sequence.first_step < 0]
-        finished = self._decoding.end()
+        return first, resumed
 
-        duration_s = self.profile.step_s(
-            decoding=len(members),
-            context=context,
-            prefilled=prefilled,
-            attended=attended,
-            routed=routed,
-            weighted=weighted,
-        )
+    def _duration_s(self, work: StepWork) -> float:
+        duration_s = self.profile.step_s(work)
         if self._noise:
             duration_s *= min(2.0, max(0.5, self._random.gauss(1.0, self._noise)))
-        return Step(duration_s, started, list(chunks.items()), members, first, resumed, finished)
+        return duration_s
 
     def _go_on(self, chunks: dict[Sequence, int], cap: int) -> list[Sequence]:
         """Parts of the prompts already begun, and blocks for all; who decodes, but not in this step.
@@ -310,7 +317,7 @@ def _precedence(sequence: Sequence) -> tuple[int, int]:
 
 def word_latency(profile: EngineProfile) -> float:
     """Seconds to the first token of an answer to a prompt of a word: what a load tester takes for the server's own."""
-    return prefill_alone(profile, A_WORD)
+    return prefill_alone(profile, ONE_WORD_TOKENS)
 
 
 def prefill_alone(profile: EngineProfile, tokens: int) -> float:

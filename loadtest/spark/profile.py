@@ -1,18 +1,47 @@
 """A simulated machine: what an engine step costs on it, and the flags that vLLM was started with there."""
 
-import tomllib
 from dataclasses import dataclass, field, replace
-from importlib.resources import files
 from math import pow
-from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, TypedDict, Unpack, get_args
 
-import msgspec
-
-from loadtest.plan.plan import TextKind
+from loadtest.workloads.plan import TextKind
 
 KINDS: tuple[TextKind, ...] = get_args(TextKind)
 SchedulingPolicy = Literal["fcfs", "priority"]
+
+
+class Flags(TypedDict, total=False):
+    """vLLM's, by which a machine can be started otherwise."""
+
+    max_num_batched_tokens: int | None
+    max_num_seqs: int | None
+    long_prefill_token_threshold: int | None
+    async_scheduling: bool | None
+    kv_cache_tokens: int | None
+    block_size: int | None
+    enable_prefix_caching: bool | None
+    scheduling_policy: SchedulingPolicy | None
+    max_model_len: int | None
+
+
+@dataclass(slots=True)
+class StepWork:
+    """What a step computes.
+
+    decoding   sequences that decode
+    context    tokens that they read
+    routed     Σ d of them
+    prefilled  prompt tokens
+    attended   Σ chunk·(start + chunk/2) of the prompts
+    weighted   Σ tt_factor·chunk of them
+    """
+
+    decoding: int = 0
+    context: int = 0
+    routed: float = 0.0
+    prefilled: int = 0
+    attended: float = 0.0
+    weighted: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,83 +84,36 @@ class EngineProfile:
                 f"max_num_seqs ({self.max_num_seqs}), and that at least 1"
             )
 
-    def with_flags(
-        self,
-        *,
-        max_num_batched_tokens: int | None = None,
-        max_num_seqs: int | None = None,
-        long_prefill_token_threshold: int | None = None,
-        async_scheduling: bool | None = None,
-        kv_cache_tokens: int | None = None,
-        block_size: int | None = None,
-        enable_prefix_caching: bool | None = None,
-        scheduling_policy: SchedulingPolicy | None = None,
-        max_model_len: int | None = None,
-    ) -> "EngineProfile":
+    def with_flags(self, **flags: Unpack[Flags]) -> "EngineProfile":
         """The same machine with vLLM started otherwise; None leaves a flag as it is."""
-        flags: dict[str, Any] = {
-            "max_num_batched_tokens": max_num_batched_tokens,
-            "max_num_seqs": max_num_seqs,
-            "long_prefill_token_threshold": long_prefill_token_threshold,
-            "async_scheduling": async_scheduling,
-            "kv_cache_tokens": kv_cache_tokens,
-            "block_size": block_size,
-            "enable_prefix_caching": enable_prefix_caching,
-            "scheduling_policy": scheduling_policy,
-            "max_model_len": max_model_len,
-        }
-        return replace(self, **{flag: value for flag, value in flags.items() if value is not None})
+        return replace(self, **{flag: value for flag, value in flags.items() if value is not None})  # type: ignore[arg-type]
 
-    def step_s(
-        self,
-        *,
-        decoding: int,
-        context: int,
-        prefilled: int = 0,
-        attended: float = 0.0,
-        routed: float | None = None,
-        weighted: float | None = None,
-    ) -> float:
-        """Seconds of a step: sequences, tokens of context, prompt tokens, Σ chunk·(start + chunk/2).
+    @property
+    def flags(self) -> str:
+        """As vLLM would be started."""
+        said = [f"--max-num-batched-tokens {self.max_num_batched_tokens}", f"--max-num-seqs {self.max_num_seqs}"]
+        if self.long_prefill_token_threshold:
+            said.append(f"--long-prefill-token-threshold {self.long_prefill_token_threshold}")
+        if self.scheduling_policy != "fcfs":
+            said.append(f"--scheduling-policy {self.scheduling_policy}")
+        said.append("--enable-prefix-caching" if self.enable_prefix_caching else "--no-enable-prefix-caching")
+        if self.kv_cache_tokens is not None:
+            said.append(f"cache of {self.kv_cache_tokens} tokens")
+        return " ".join(said)
 
-        routed    Σ d of the sequences that decode; None if all are mixed text
-        weighted  Σ tt_factor·chunk of the prompts; None if all are mixed text
-        """
-        if routed is None:
-            routed = self.d["mixed"] * decoding
-        if weighted is None:
-            weighted = self.tt_factor.get("mixed", 1.0) * prefilled
-        touched = 1 - pow(1 - self.q, routed + prefilled)
+    def step_s(self, work: StepWork) -> float:
+        """Seconds of a step."""
+        touched = 1 - pow(1 - self.q, work.routed + work.prefilled)
         return (
             self.tf_s
             + self.te_s * touched
-            + self.td_s * decoding
-            + self.tk_s_per_token * context
-            + self.tt_s_per_token * weighted
-            + self.ta_s_per_token2 * attended
+            + self.td_s * work.decoding
+            + self.tk_s_per_token * work.context
+            + self.tt_s_per_token * work.weighted
+            + self.ta_s_per_token2 * work.attended
         )
 
-
-def load_profile(name_or_path: str) -> EngineProfile:
-    """A profile by its name in profiles.toml, or from a file like it: `path:table`, `path` for its only one."""
-    tables = tomllib.loads((files("loadtest.spark") / "profiles.toml").read_text())
-    path, name = "", name_or_path
-    if name not in tables:
-        path, name = (name, "") if Path(name).is_file() else name.rpartition(":")[::2]
-        if not Path(path).is_file():
-            raise ValueError(
-                f"no engine profile {name_or_path!r}: name one of {', '.join(tables)}, "
-                "or a TOML file like loadtest/spark/profiles.toml, as path or path:table"
-            )
-        tables = tomllib.loads(Path(path).read_text())
-        if not name and len(tables) == 1:
-            (name,) = tables
-    if name not in tables:
-        raise ValueError(f"which profile of {path}? {', '.join(f'{path}:{table}' for table in tables)}")
-    table = {**tables[name], "name": name}
-    if isinstance(table.get("d"), int | float):
-        table["d"] = dict.fromkeys(KINDS, table["d"])
-    try:
-        return msgspec.convert(table, EngineProfile)
-    except (TypeError, msgspec.ValidationError) as error:
-        raise ValueError(f"engine profile {name_or_path}: {error}") from None
+    def mixed_work(self, *, decoding: int = 0, context: int = 0, prefilled: int = 0, attended: float = 0.0) -> StepWork:
+        """What a step computes if all text is mixed."""
+        routed, weighted = self.d["mixed"] * decoding, self.tt_factor.get("mixed", 1.0) * prefilled
+        return StepWork(decoding, context, routed, prefilled, attended, weighted)

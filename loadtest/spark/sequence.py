@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from loadtest.plan.plan import TextKind
+from loadtest.workloads.plan import TextKind
 
 
 @dataclass(eq=False, slots=True)

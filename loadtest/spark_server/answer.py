@@ -44,7 +44,7 @@ class Choice:
 
 
 @dataclass(eq=False)
-class Answer:
+class SimulatedAnswer:
     """What one request is told. A stream: the opening with its first token, each token, the closing.
 
     n           choices to each prompt, one prompt's after the other's

@@ -5,10 +5,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 
-from loadtest.client.texts import read_heading
-from loadtest.plan.plan import TextKind
 from loadtest.spark_server.body import bad, broken
 from loadtest.spark_server.tokens import Ids, Text, Tokens
+from loadtest.workloads.plan import TextKind
+from loadtest.workloads.texts import read_heading
 
 Int64 = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 TokenId = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
@@ -17,7 +17,7 @@ _SALT_CHARACTERS = 128
 _NOT_IN_SALT = re.compile(r"[@/\\\0]")
 
 _HEADING = b"[fairlane-load "
-_MOST_HEADING = 200  # bytes
+_MAX_HEADING = 200  # bytes
 
 FinishReason = Literal["stop", "length"]
 
@@ -220,4 +220,4 @@ def encoded(text: str) -> bytes:
 def heading(prompt: Tokens) -> tuple[TextKind, int] | None:
     """The last one in a prompt: that of its last user's message, if that has one."""
     at = prompt.data.rfind(_HEADING)
-    return None if at < 0 else read_heading(prompt.data[at : at + _MOST_HEADING].decode(errors="replace"))
+    return None if at < 0 else read_heading(prompt.data[at : at + _MAX_HEADING].decode(errors="replace"))

@@ -6,11 +6,12 @@ from http import HTTPStatus
 from uuid import uuid4
 
 from loadtest.spark.engine import Sequence
-from loadtest.spark_server.answer import Answer, Choice
+from loadtest.spark_server.answer import Choice, SimulatedAnswer
 from loadtest.spark_server.api import Chat, TextCompletion, heading
 from loadtest.spark_server.body import Refused, bad
 from loadtest.spark_server.live_engine import LiveEngine
 from loadtest.spark_server.metrics import SimMetrics
+from loadtest.spark_server.options import ServerOptions
 from loadtest.spark_server.tokens import Tokens, answer, block_keys
 
 _FULL = {
@@ -26,20 +27,16 @@ class Frontend:
     live: LiveEngine
     metrics: SimMetrics
     model: str
-    bytes_per_token: float
-    enable_prompt_tokens_details: bool
-    enable_per_request_metrics: bool
-    max_num_queued_reqs: int | None
-    max_num_queued_tokens: int | None
+    options: ServerOptions
 
-    def accept(self, body: Chat | TextCompletion, headers: Mapping[str, str]) -> Answer:
+    def accept(self, body: Chat | TextCompletion, headers: Mapping[str, str]) -> SimulatedAnswer:
         """The answer that will be given. Where several things are wrong, what vLLM finds first is refused."""
         body.check()
         self.check_model(body.model)
         self._check_queue(body.choices)
         profile, priority = self.live.engine.profile, _priority(body.priority, headers)
         choices: list[Choice] = []
-        for prompt in body.prompts(self.bytes_per_token):
+        for prompt in body.prompts(self.options.bytes_per_token):
             kind, wanted = heading(prompt) or ("mixed", None)
             tokens, finish_reason = body.length(prompt, wanted, profile.max_model_len)
             self._check_cache(prompt.count + tokens)
@@ -48,18 +45,18 @@ class Frontend:
                 sequence = Sequence(prompt.count, tokens, text=kind, priority=priority, keys=keys)
                 choices.append(Choice(len(choices), prompt, sequence, finish_reason))
         name = headers.get("x-request-id") or body.request_id or uuid4().hex[:16]
-        return Answer(
+        return SimulatedAnswer(
             chat=isinstance(body, Chat),
             id=f"chatcmpl-{name}" if isinstance(body, Chat) else f"cmpl-{name}",
             model=self.model,
-            bytes_per_token=self.bytes_per_token,
+            bytes_per_token=self.options.bytes_per_token,
             choices=choices,
             n=body.choices,
             usage=body.usage,
             token_ids=bool(body.return_token_ids),
             block_size=profile.block_size if profile.enable_prefix_caching else 0,
-            details=self.enable_prompt_tokens_details,
-            metrics=self.enable_per_request_metrics,
+            details=self.options.enable_prompt_tokens_details,
+            metrics=self.options.enable_per_request_metrics,
         )
 
     def check_model(self, name: str | None) -> None:
@@ -69,7 +66,7 @@ class Frontend:
 
     def _check_queue(self, choices: int) -> None:
         """As roughly as vLLM: of several prompts one counts, and a long one passes if there was room for a short."""
-        requests, tokens = self.max_num_queued_reqs, self.max_num_queued_tokens
+        requests, tokens = self.options.max_num_queued_reqs, self.options.max_num_queued_tokens
         if requests is not None and self.live.unfinished + choices > requests:
             self._refuse("max_num_queued_reqs")
         if tokens is not None and self.live.prefilling >= tokens:
@@ -93,7 +90,7 @@ class Frontend:
         profile = self.live.engine.profile
         if not profile.enable_prefix_caching:
             return ()
-        return block_keys(prompt, answer(tokens, self.bytes_per_token), profile.block_size, salt or "")
+        return block_keys(prompt, answer(tokens, self.options.bytes_per_token), profile.block_size, salt or "")
 
 
 def _priority(said: int, headers: Mapping[str, str]) -> int:

@@ -4,7 +4,7 @@ It behaves as vLLM does. A stream's headers leave on accept, its role chunk with
 chunk a token, the last with its finish_reason. A client that leaves takes its sequences out of the engine at
 once. What it says is filler, the same in every answer.
 
-An answer is as long as its prompt's heading says (loadtest/client/texts.py) and ends there with "stop", unless
+An answer is as long as its prompt's heading says (loadtest/workloads/texts.py) and ends there with "stop", unless
 `max_tokens` comes first, with "length"; `ignore_eos` goes on to max_tokens. A prompt without a heading is answered
 up to max_tokens; a chat that names none, with 256 tokens.
 
@@ -29,12 +29,13 @@ from starlette.types import Receive, Scope, Send
 
 from loadtest.spark.engine import Engine
 from loadtest.spark.profile import EngineProfile
-from loadtest.spark_server.answer import Answer
+from loadtest.spark_server.answer import SimulatedAnswer
 from loadtest.spark_server.api import Chat, Detokenize, TextCompletion, Tokenize
 from loadtest.spark_server.body import Refused, read
 from loadtest.spark_server.frontend import Frontend
 from loadtest.spark_server.live_engine import LiveEngine, Tokens
 from loadtest.spark_server.metrics import SimMetrics
+from loadtest.spark_server.options import ServerOptions
 from loadtest.spark_server.tokens import Ids, decode, prepare
 
 VERSION = "0.32.0+simulated"  # the API's; the profiles were measured with an earlier vLLM
@@ -70,7 +71,7 @@ class Generate:
             tasks.cancel_scope.cancel()
 
 
-async def _stream(answer: Answer, tokens: Tokens, send: Send) -> None:
+async def _stream(answer: SimulatedAnswer, tokens: Tokens, send: Send) -> None:
     """A body message a token; those that came while the client was slow go together."""
     await send({"type": "http.response.start", "status": 200, "headers": EVENT_STREAM})
     left = sum(choice.sequence.output_tokens for choice in answer.choices)
@@ -112,42 +113,55 @@ def _not_routed(request: Request, error: Exception) -> Response:
     return JSONResponse({"detail": error.detail}, error.status_code, error.headers)
 
 
-def create_app(
-    profile: EngineProfile,
-    *,
-    speed: float = 1.0,
-    seed: int = 0,
-    noise: float = 0.1,
-    bytes_per_token: float = 3.2,
-    served_model_name: str | None = None,
-    enable_prompt_tokens_details: bool = True,
-    enable_per_request_metrics: bool = True,
-    max_num_queued_reqs: int | None = None,
-    max_num_queued_tokens: int | None = None,
-) -> Starlette:
-    """The server; run it with uvicorn. Its model is called as the profile is, unless it is named.
+@dataclass(frozen=True)
+class _Endpoints:
+    """What the server has beside the two that generate."""
 
-    bytes_per_token               of any text, from 1 to 6
-    enable_prompt_tokens_details  whether answers tell what the prefix cache had of their prompts
-    enable_per_request_metrics    whether they tell how long they queued, prefilled and decoded
-    max_num_queued_reqs           in the engine, running ones too; above, requests are refused with 503
-    max_num_queued_tokens         of prompts without an answer yet; when they are so many, requests are refused too
-    """
-    prepare(bytes_per_token)
-    engine = Engine(profile, seed=seed, noise=noise)
-    model = served_model_name or profile.name
+    frontend: Frontend
+
+    async def tokenize(self, request: Request) -> Response:
+        body = await _read(request, Tokenize)
+        self.frontend.check_model(body.model)
+        text = body.text(self.frontend.options.bytes_per_token)
+        strings = [decode([span]) for span in text.spans] if body.return_token_strs else None
+        content = {"count": text.count, "max_model_len": self._max_model_len, "tokens": text.ids}
+        return _json({**content, "token_strs": strings})
+
+    async def detokenize(self, request: Request) -> Response:
+        body = await _read(request, Detokenize)
+        self.frontend.check_model(body.model)
+        return _json({"prompt": decode(Ids(body.tokens).spans)})
+
+    async def models(self, request: Request) -> Response:
+        return _json({"object": "list", "data": [_card(self.frontend.model, self._max_model_len)]})
+
+    async def prometheus(self, request: Request) -> Response:
+        text = self.frontend.metrics.text()
+        return Response(text, media_type="text/plain; version=1.0.0; charset=utf-8")
+
+    async def load(self, request: Request) -> Response:
+        return _json({"server_load": self.frontend.live.requests})
+
+    async def health(self, request: Request) -> Response:
+        return Response()
+
+    async def version(self, request: Request) -> Response:
+        return _json({"version": VERSION})
+
+    @property
+    def _max_model_len(self) -> int:
+        return self.frontend.live.engine.profile.max_model_len
+
+
+def create_app(profile: EngineProfile, options: ServerOptions | None = None) -> Starlette:
+    """The server; run it with uvicorn. Its model is called as the profile is, unless it is named."""
+    options = options or ServerOptions()
+    prepare(options.bytes_per_token)
+    engine = Engine(profile, seed=options.seed, noise=options.noise)
+    model = options.served_model_name or profile.name
     metrics = SimMetrics(engine, model)
-    live = LiveEngine(engine, speed, metrics)
-    frontend = Frontend(
-        live,
-        metrics,
-        model,
-        bytes_per_token,
-        enable_prompt_tokens_details,
-        enable_per_request_metrics,
-        max_num_queued_reqs,
-        max_num_queued_tokens,
-    )
+    live = LiveEngine(engine, options.speed, metrics)
+    frontend = Frontend(live, metrics, model, options)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -156,48 +170,24 @@ def create_app(
             yield
             tasks.cancel_scope.cancel()
 
-    async def tokenize(request: Request) -> Response:
-        body = await _read(request, Tokenize)
-        frontend.check_model(body.model)
-        text = body.text(bytes_per_token)
-        strings = [decode([span]) for span in text.spans] if body.return_token_strs else None
-        content = {"count": text.count, "max_model_len": profile.max_model_len, "tokens": text.ids}
-        return _json({**content, "token_strs": strings})
+    handlers = {Refused: _refused, HTTPException: _not_routed, ClientDisconnect: _nobody_listens}
+    return Starlette(routes=_routes(frontend), lifespan=lifespan, exception_handlers=handlers)
 
-    async def detokenize(request: Request) -> Response:
-        body = await _read(request, Detokenize)
-        frontend.check_model(body.model)
-        return _json({"prompt": decode(Ids(body.tokens).spans)})
 
-    async def models(request: Request) -> Response:
-        return _json({"object": "list", "data": [_card(model, profile.max_model_len)]})
-
-    async def prometheus(request: Request) -> Response:
-        return Response(metrics.text(), media_type="text/plain; version=1.0.0; charset=utf-8")
-
-    async def load(request: Request) -> Response:
-        return _json({"server_load": live.requests})
-
-    async def health(request: Request) -> Response:
-        return Response()
-
-    async def version(request: Request) -> Response:
-        return _json({"version": VERSION})
-
-    routes = [
+def _routes(frontend: Frontend) -> list[Route]:
+    endpoints = _Endpoints(frontend)
+    return [
         Route("/v1/chat/completions", Generate(frontend, Chat), methods=["POST"]),
         Route("/v1/completions", Generate(frontend, TextCompletion), methods=["POST"]),
-        Route("/tokenize", tokenize, methods=["POST"]),
-        Route("/detokenize", detokenize, methods=["POST"]),
-        Route("/v1/models", models),
-        Route("/metrics", prometheus),
-        Route("/load", load),
-        Route("/health", health),
-        Route("/ping", health, methods=["GET", "POST"]),
-        Route("/version", version),
+        Route("/tokenize", endpoints.tokenize, methods=["POST"]),
+        Route("/detokenize", endpoints.detokenize, methods=["POST"]),
+        Route("/v1/models", endpoints.models),
+        Route("/metrics", endpoints.prometheus),
+        Route("/load", endpoints.load),
+        Route("/health", endpoints.health),
+        Route("/ping", endpoints.health, methods=["GET", "POST"]),
+        Route("/version", endpoints.version),
     ]
-    handlers = {Refused: _refused, HTTPException: _not_routed, ClientDisconnect: _nobody_listens}
-    return Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
 
 
 def _json(content: dict[str, Any]) -> Response:

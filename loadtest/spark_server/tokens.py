@@ -14,12 +14,12 @@ from math import ceil
 from typing import Protocol
 
 # An id of six bytes and the 1 in front is still a number that any JSON reader reads exactly.
-MOST_BYTES_PER_TOKEN = 6
+MAX_BYTES_PER_TOKEN = 6
 
 _CUT_AT_ONCE = 1 << 15
 
-_SAID = b"the spark reads every expert once and says the same few words to all who wait in its line and "
-_SAID_TWICE = _SAID + _SAID
+_FILLER = b"the spark reads every expert once and says the same few words to all who wait in its line and "
+_FILLER_TWICE = _FILLER + _FILLER
 
 
 class Tokens(Protocol):
@@ -53,8 +53,8 @@ class Text:
 
     def __post_init__(self) -> None:
         # Below 1, a token of an answer might have no byte of its own to say.
-        if not 1 <= self.bytes_per_token <= MOST_BYTES_PER_TOKEN:
-            raise ValueError(f"bytes_per_token must be from 1 to {MOST_BYTES_PER_TOKEN}: {self.bytes_per_token}")
+        if not 1 <= self.bytes_per_token <= MAX_BYTES_PER_TOKEN:
+            raise ValueError(f"bytes_per_token must be from 1 to {MAX_BYTES_PER_TOKEN}: {self.bytes_per_token}")
 
     @cached_property
     def data(self) -> bytes:
@@ -142,14 +142,14 @@ def token_bytes(token: int) -> bytes:
 def answer_token(number: int, bytes_per_token: float) -> bytes:
     """What every answer's token of that number says."""
     start = int(number * bytes_per_token)
-    at = start % len(_SAID)
-    return _SAID_TWICE[at : at + int((number + 1) * bytes_per_token) - start]
+    at = start % len(_FILLER)
+    return _FILLER_TWICE[at : at + int((number + 1) * bytes_per_token) - start]
 
 
 def answer(count: int, bytes_per_token: float) -> Text:
     """The first so many tokens of every answer."""
     size = int(count * bytes_per_token)
-    return Text([(_SAID * (size // len(_SAID) + 1))[:size]], bytes_per_token)
+    return Text([(_FILLER * (size // len(_FILLER) + 1))[:size]], bytes_per_token)
 
 
 def block_keys(prompt: Tokens, said: Tokens, block_size: int, salt: str = "") -> tuple[int, ...]:

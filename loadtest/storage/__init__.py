@@ -1,1 +1,1 @@
-"""Files: result folders and engine profiles."""
+"""Files: results, the profiles of simulated engines, what real ones measured, and the templates of pages."""

@@ -6,12 +6,15 @@ of repeated runs.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import msgspec
 
 from loadtest.results.records import Record
+from loadtest.results.result import Result
+from loadtest.results.run import Load
 from loadtest.results.summary import Row, Summary, row
 
 ROWS, SUMMARY = "results.jsonl", "summary.json"
@@ -19,15 +22,6 @@ ROWS, SUMMARY = "results.jsonl", "summary.json"
 
 class ResultError(ValueError):
     """What is wrong with a folder of results, and what to do."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """One run; `name` is what it is called beside others."""
-
-    name: str
-    summary: Summary
-    rows: tuple[Row, ...]
 
 
 class Writer:
@@ -75,6 +69,28 @@ def load(folder: Path) -> list[Result]:
     if not runs:
         raise ResultError(f"{folder} holds no results: there is no {SUMMARY} in it, nor in a folder of it")
     return runs
+
+
+def has(folder: Path, load_wanted: Load, name: str) -> bool:
+    """Whether that very run is there already. ValueError if the folder has another one."""
+    if not (folder / SUMMARY).is_file():
+        return False
+    found = _run(folder).summary
+    wanted = (load_wanted.workload.name, load_wanted.options.seed, name)
+    same = (found.workload, found.seed, found.policy) == wanted
+    if not same or found.offered + found.interrupted != len(load_wanted.plan.requests):
+        raise ValueError(f"{folder} has another run ({found.offered} requests, seed {found.seed}): remove it")
+    return not found.interrupted
+
+
+def put_aside(folder: Path) -> Path | None:
+    """What an interrupted run has left there goes beside it, under another name, so that it can be run again."""
+    if not folder.exists():
+        return None
+    beside = next(
+        other for number in count(1) if not (other := folder.with_name(f"{folder.name}.interrupted-{number}")).exists()
+    )
+    return folder.rename(beside)
 
 
 def load_apart(folders: Sequence[Path]) -> list[list[Result]]:

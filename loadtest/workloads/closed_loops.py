@@ -18,7 +18,7 @@ from itertools import product
 from math import log
 from random import Random
 
-from loadtest.plan.plan import Plan, Point, Request
+from loadtest.workloads.plan import Plan, Point, Request
 from loadtest.workloads.workload import Options
 
 ENGINE_TOKENS = {256: 240, 1024: 905, 2048: 1900, 4096: 3680, 8192: 7436, 16_384: 14_880, 25_000: 22_490}

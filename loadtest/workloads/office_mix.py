@@ -16,13 +16,13 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
-from loadtest.plan.plan import Plan, Request
+from loadtest.workloads.plan import Plan, Request
 from loadtest.workloads.workload import Options
 
 Span = tuple[int, int]  # tokens, from and to
 Pause = tuple[float, float]  # seconds
 
-PEOPLE, MOST_PEOPLE = 10, 200
+PEOPLE, MAX_PEOPLE = 10, 200
 DURATION_S = 300.0
 ARRIVAL_S = 20.0  # all have come by then
 READING = 8  # tokens a second: people skim
@@ -70,20 +70,22 @@ CALL_ANSWER: Span = (60, 200)
 TOOL_S = 0.3  # a tool's own time
 NEXT_TASK: Pause = (10.0, 25.0)
 
+# fmt: off
 NAMES = (
-    *("ada", "ben", "cem", "dana", "eva", "finn", "gus", "hana", "ida", "jon"),
-    *("kim", "lea", "mia", "nils", "olga", "paul", "rosa", "sven", "tara", "udo"),
-    *("vera", "willem", "xenia", "yuri", "zoe", "arne", "bo", "cleo", "dirk", "elin"),
-    *("fay", "greta", "hugo", "inga", "jan", "kaya", "luc", "maud", "noor", "omar"),
-    *("pia", "ravi", "saskia", "tom", "ulla", "victor", "wanda", "xaver", "yara", "zeno"),
+    "ada", "ben", "cem", "dana", "eva", "finn", "gus", "hana", "ida", "jon",
+    "kim", "lea", "mia", "nils", "olga", "paul", "rosa", "sven", "tara", "udo",
+    "vera", "willem", "xenia", "yuri", "zoe", "arne", "bo", "cleo", "dirk", "elin",
+    "fay", "greta", "hugo", "inga", "jan", "kaya", "luc", "maud", "noor", "omar",
+    "pia", "ravi", "saskia", "tom", "ulla", "victor", "wanda", "xaver", "yara", "zeno",
 )
+# fmt: on
 
 
 def office_mix(options: Options) -> Plan:
     people = PEOPLE if options.users is None else options.users
     duration = DURATION_S if options.duration is None else options.duration
-    if not 1 <= people <= MOST_PEOPLE:
-        raise ValueError(f"an office has 1 to {MOST_PEOPLE} people, not {people}")
+    if not 1 <= people <= MAX_PEOPLE:
+        raise ValueError(f"an office has 1 to {MAX_PEOPLE} people, not {people}")
     if duration <= 0:
         raise ValueError(f"an office that is open for {duration:g} s has no load: give a duration above 0")
     requests: list[Request] = []
@@ -195,10 +197,12 @@ def _agent(person: _Person) -> None:
         person.read(step, NEXT_TASK, watched)
 
 
+# fmt: off
 ROLES: tuple[Callable[[_Person], None], ...] = (
-    *(_single(ASK), _chat, _single(SEARCH), _agent, _single(PASTE)),
-    *(_single(ASK), _chat, _single(SEARCH), _single(ASK), _chat),
+    _single(ASK), _chat, _single(SEARCH), _agent, _single(PASTE),
+    _single(ASK), _chat, _single(SEARCH), _single(ASK), _chat,
 )
+# fmt: on
 
 
 def _in_order(requests: list[Request]) -> Plan:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from math import ceil, floor
 from random import Random
 
-from loadtest.plan.plan import Plan, Point, Request, TextKind
+from loadtest.workloads.plan import Plan, Point, Request, TextKind
 from loadtest.workloads.workload import Options
 
 RANGE_RATIO = 0.9

@@ -12,19 +12,18 @@ percentile. Of the prompts only the mean is known; their shape is a guess.
 """
 
 from bisect import bisect
-from pathlib import Path
 from random import Random
 
 import msgspec
 
-from loadtest.plan.plan import Plan, Request
 from loadtest.workloads.open_loops import TEMPLATE_TOKENS, arrivals, users
-from loadtest.workloads.workload import Options
+from loadtest.workloads.plan import Plan, Request
+from loadtest.workloads.workload import Dataset, Options
 
 COUNT, RATE, BURSTINESS = 250, 0.3, 0.7
 
 BYTES_PER_TOKEN = 4.0
-LEAST_TOKENS, MOST_PROMPT_TOKENS, MOST_TOKENS = 4, 1024, 2048
+MIN_TOKENS, MAX_PROMPT_TOKENS, MAX_TOKENS = 4, 1024, 2048
 
 # (share, tokens): so many have at most so many; linear in between.
 PROMPT_QUANTILES = ((0.0, 4), (0.25, 20), (0.5, 75), (0.75, 316), (0.9, 720), (0.95, 860), (1.0, 1024))
@@ -38,7 +37,7 @@ def replay(options: Options) -> Plan:
     if options.dataset is None:
         kind, lengths = "synthetic", synthetic(COUNT, options.seed)
     else:
-        kind, lengths = "sharegpt", read(options.dataset, COUNT, options.seed)
+        kind, lengths = "sharegpt", chosen(options.dataset, COUNT, options.seed)
     rate = RATE if options.rate is None else options.rate
     timetable = zip(arrivals(COUNT, rate, BURSTINESS, options.seed), users(COUNT, options.seed), lengths, strict=True)
     return Plan(
@@ -58,13 +57,13 @@ class _Entry(msgspec.Struct):
     conversations: list[_Turn] = []
 
 
-def read(path: Path, count: int, seed: int) -> Lengths:
-    """The first so many that vLLM would take. ValueError, with what can be done, if the file does not have them."""
+def chosen(dataset: Dataset, count: int, seed: int) -> Lengths:
+    """The first so many that vLLM would take. ValueError, with what can be done, if the data set does not have them."""
     try:
-        entries = msgspec.json.decode(path.read_bytes(), type=list[_Entry])
-    except (OSError, msgspec.DecodeError) as error:
+        entries = msgspec.json.decode(dataset.content, type=list[_Entry])
+    except msgspec.DecodeError as error:
         raise ValueError(
-            f"cannot read conversations from {path}: {error}. It should be a list of "
+            f"cannot read conversations from {dataset.name}: {error}. It should be a list of "
             '{"conversations": [{"from": ..., "value": ...}, ...]}, as ShareGPT_V3_unfiltered_cleaned_split.json '
             "of huggingface.co/datasets/anon8231489123/ShareGPT_Vicuna_unfiltered is"
         ) from error
@@ -76,7 +75,7 @@ def read(path: Path, count: int, seed: int) -> Lengths:
             lengths.append((prompt.tokens, answer.tokens))
         if len(lengths) == count:
             return lengths
-    raise ValueError(f"{path} has only {len(lengths)} conversations of a usable length, and {count} are needed")
+    raise ValueError(f"{dataset.name} has only {len(lengths)} conversations of a usable length, and {count} are needed")
 
 
 def synthetic(count: int, seed: int) -> Lengths:
@@ -90,7 +89,7 @@ def synthetic(count: int, seed: int) -> Lengths:
 
 
 def _fits(prompt: int, answer: int) -> bool:
-    return min(prompt, answer) >= LEAST_TOKENS and prompt <= MOST_PROMPT_TOKENS and prompt + answer <= MOST_TOKENS
+    return min(prompt, answer) >= MIN_TOKENS and prompt <= MAX_PROMPT_TOKENS and prompt + answer <= MAX_TOKENS
 
 
 def _quantile(quantiles: tuple[tuple[float, int], ...], share: float) -> int:

@@ -8,8 +8,8 @@ questions keep their timetable whatever becomes of them, so what waits is not hi
 from itertools import cycle
 from random import Random
 
-from loadtest.plan.plan import Plan, Request
-from loadtest.workloads.office_mix import MOST_PEOPLE, name_of
+from loadtest.workloads.office_mix import MAX_PEOPLE, name_of
+from loadtest.workloads.plan import Plan, Request
 from loadtest.workloads.workload import Options
 
 PEOPLE, PASTING = 10, 2
@@ -27,9 +27,9 @@ ANSWER_TOKENS = (100, 300)
 def starvation(options: Options) -> Plan:
     people = PEOPLE if options.users is None else options.users
     duration = DURATION_S if options.duration is None else options.duration
-    if not PASTING < people <= MOST_PEOPLE:
+    if not PASTING < people <= MAX_PEOPLE:
         raise ValueError(
-            f"{PASTING + 1} to {MOST_PEOPLE} people, of whom {PASTING} paste and the rest ask, not {people}"
+            f"{PASTING + 1} to {MAX_PEOPLE} people, of whom {PASTING} paste and the rest ask, not {people}"
         )
     if duration <= 0:
         raise ValueError(f"nothing begins within {duration:g} s: give a duration above 0")

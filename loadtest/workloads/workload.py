@@ -2,10 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-from loadtest.plan.plan import Plan
+from loadtest.workloads.plan import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """A file of a user's: what it is called, and what is in it."""
+
+    name: str
+    content: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,14 +22,14 @@ class Options:
     users     how many people, where people are simulated
     duration  seconds during which new work begins, where people are simulated
     rate      requests a second, where there is one
-    dataset   a file of conversations, where one is needed
+    dataset   conversations, where they are needed
     """
 
     seed: int
     users: int | None = None
     duration: float | None = None
     rate: float | None = None
-    dataset: Path | None = None
+    dataset: Dataset | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,11 +17,12 @@ from gateway.scheduling.limits import Limits
 from gateway.slicing.planner import Slicer, Slicing
 from gateway.storage.profile_file import load as load_cost_profile
 from loadtest.demo import DEPLOY_THRESHOLD, NOISE, STALL_S, Demo, Runs, figures, gateway_settings, sentence, table
+from loadtest.results.office_minute import documents_before_second_paster
 from loadtest.simulation.simulation import Simulation
 from loadtest.spark.engine import Engine
-from loadtest.spark.profile import load_profile
-from loadtest.workloads.office import documents_before_second_paster
+from loadtest.storage.engine_profiles import load_profile
 from policies import POLICIES
+from tests.support.repository import ROOT
 
 BF16, NVFP4 = "gemma-4-26b-bf16", "gemma-4-26b-nvfp4"
 KEYS = {
@@ -130,7 +131,7 @@ def test_the_demo_runs_for_real(tmp_path: Path) -> None:
 
     The profile is a copy, given by its path, as a user would.
     """
-    text = (Path(__file__).parents[2] / "loadtest" / "spark" / "profiles.toml").read_text()
+    text = (ROOT / "loadtest" / "spark" / "profiles.toml").read_text()
     start = text.index(f"[{BF16}]")
     copy = tmp_path / "mine.toml"
     copy.write_text(text[start : text.index("[", start + 1)] if "[" in text[start + 1 :] else text[start:])

@@ -1,22 +1,40 @@
-"""Each patch beside this file makes one mistake in the source. The tests must fail for every one of them.
+"""Each entry of the TOML files beside this one makes one mistake in the source. The tests must fail for every one.
 
-    Sin: what it does wrong, in a line                  <- the head of a patch, which is not part of the diff
-    Tests: what else must run to notice                 <- left out where FAST is enough
+    [cap-ignored]
+    sin = "what it does wrong, in a sentence"
+    file = "gateway/line.py"
+    old = '''
+            these lines, indentation included, which occur in the file once
+    '''
+    new = '''
+            become these; "" takes them out
+    '''
+    tests = ["tests/gateway/test_x.py", "-k", "y"]      what pytest runs instead of FAST, where FAST does not notice
 
-A patch is applied to a copy of the tree, and the tests run there until the first failure; a hang is a failure too.
-`make mutants` runs all of them, `make mutants ARGS="no-lift cap-ignored"` these two.
+A mistake in several places has `[[cap-ignored.edits]]`, each with its file, old and new. Where `file` is gone, the
+lines are looked for in all modules, so that a mutant outlives a move; a note says what `file` should be.
+
+A mutant is made in a copy of the tree, and the tests run there until the first failure; a hang is a failure too.
+`make mutants` runs all of them, `make mutants ARGS="no-lift cap-ignored"` these two, and `make mutants ARGS=--check`
+none: it says which ones can no longer be made, in a second.
 """
 
+import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import monotonic
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -35,7 +53,8 @@ FAST = (
 LIMIT_S = 150.0
 AT_ONCE = 2
 
-# The same examples every time, and none made smaller: that they fail is enough.
+# The same examples every time, and none made smaller: that they fail is enough. No deadline: a machine that is slow at
+# the moment has noticed nothing.
 PYTEST = """
 import sys, pytest
 
@@ -43,32 +62,57 @@ class Quick:
     def pytest_configure(self):
         from hypothesis import Phase, settings
         phases = [Phase.explicit, Phase.generate]
-        settings.register_profile("mutants", derandomize=True, database=None, phases=phases)
+        settings.register_profile("mutants", derandomize=True, database=None, deadline=None, phases=phases)
         settings.load_profile("mutants")
 
 sys.exit(pytest.main(["-x", "-q", "--tb=short", "-p", "no:cacheprovider", *sys.argv[1:]], [Quick()]))
 """
 
-WHAT_TO_DO = """\
-{name} does not apply any more: the source has changed.
-  Make its mistake in the source by hand, put what `git diff -U1` says of it below the head of the patch, and take it
-  back by `git apply --reverse {name}`. If the mistake can no longer be made, delete the patch.
+GONE = """\
+there is no {file}, and {holders} the lines of `old`.
+  Put the module that is meant into `file`.
 """
+CHANGED = """\
+{file} does not have the lines of `old`: the source has changed.
+  Copy the lines that are now to be changed into `old`, indentation included, and make the mistake in `new`.
+  If it can no longer be made, delete the entry.
+"""
+AMBIGUOUS = """\
+{file} has the lines of `old` {times} times.
+  Add the line before or after them to `old`, and to `new`.
+"""
+NO_PYTHON = """\
+{file} would be no Python: {error}.
+  Indent `new` as `old` is.
+"""
+NO_TEST = """\
+there is no {test}.
+  Put where it is now into `tests`.
+"""
+
+
+class BadEntry(Exception):
+    """An entry that is not of the form above."""
+
+
+class DoesNotApply(Exception):
+    """A mistake that cannot be made in the source as it is, and what to do."""
+
+
+@dataclass(frozen=True)
+class Edit:
+    file: str
+    old: str
+    new: str
 
 
 @dataclass(frozen=True)
 class Mutant:
-    path: Path
-
-    @property
-    def name(self) -> str:
-        return self.path.stem
-
-    def head(self, key: str) -> str:
-        """What the head of the patch says, empty where it says nothing."""
-        head, _, _ = self.path.read_text().partition("\n--- ")
-        found = [line.removeprefix(f"{key}: ") for line in head.splitlines() if line.startswith(f"{key}: ")]
-        return found[0] if found else ""
+    name: str
+    source: Path  # the TOML file that it is in
+    sin: str
+    edits: tuple[Edit, ...]
+    tests: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -81,6 +125,79 @@ class Verdict:
     @property
     def good(self) -> bool:
         return self.said == "caught"
+
+
+def read_all() -> list[Mutant]:
+    mutants: dict[str, Mutant] = {}
+    for source in sorted(HERE.glob("*.toml")):
+        try:
+            entries = tomllib.loads(source.read_text())
+        except tomllib.TOMLDecodeError as error:
+            raise BadEntry(f"{source.relative_to(ROOT)}: {error}") from error
+        for name, entry in entries.items():
+            if name in mutants:
+                raise BadEntry(f"{name} is in {mutants[name].source.name} and in {source.name}.")
+            mutants[name] = read(name, source, entry)
+    return list(mutants.values())
+
+
+def read(name: str, source: Path, entry: dict[str, Any]) -> Mutant:
+    try:
+        rest = dict(entry)
+        sin, tests, edits = " ".join(rest.pop("sin").split()), rest.pop("tests", []), rest.pop("edits", [])
+        if isinstance(tests, str):
+            raise TypeError("tests is a list")
+        if rest or not edits:
+            edits = [rest]
+        return Mutant(name, source, sin, tuple(Edit(**edit) for edit in edits), tuple(tests))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        keys = "has sin, perhaps tests, and either file, old and new or a list of edits that have these"
+        raise BadEntry(
+            f"{source.relative_to(ROOT)}: [{name}] is not what it should be ({error}). It {keys}."
+        ) from error
+
+
+def make(mutant: Mutant, tree: Path) -> dict[str, str]:
+    """The files that the mutant changes, as it has them. Raises DoesNotApply."""
+    texts: dict[str, str] = {}
+    for edit in mutant.edits:
+        file = whereabouts(edit, tree)
+        text = texts[file] if file in texts else (tree / file).read_text()
+        times = occurrences(edit.old, text)
+        if times == 0:
+            raise DoesNotApply(CHANGED.format(file=file))
+        if times > 1:
+            raise DoesNotApply(AMBIGUOUS.format(file=file, times=times))
+        texts[file] = f"\n{text}".replace(f"\n{edit.old}", f"\n{edit.new}")[1:]
+    for file, text in texts.items():
+        try:
+            ast.parse(text)
+        except SyntaxError as error:
+            raise DoesNotApply(NO_PYTHON.format(file=file, error=error)) from error
+    if missing := missing_tests(mutant.tests, tree):
+        raise DoesNotApply(NO_TEST.format(test=missing[0]))
+    return texts
+
+
+def occurrences(lines: str, text: str) -> int:
+    """As whole lines: what is indented further is something else."""
+    return len(re.findall(f"^{re.escape(lines)}", text, re.MULTILINE))
+
+
+def whereabouts(edit: Edit, tree: Path) -> str:
+    """The file to edit: the one named, or if that is gone the only module that has the lines."""
+    if (tree / edit.file).is_file():
+        return edit.file
+    modules = (path for path in sorted(tree.rglob("*.py")) if tree / "tests" not in path.parents)
+    found = [str(path.relative_to(tree)) for path in modules if occurrences(edit.old, path.read_text())]
+    if len(found) != 1:
+        holders = f"{len(found)} modules have ({', '.join(found)})" if found else "no other module has"
+        raise DoesNotApply(GONE.format(file=edit.file, holders=holders))
+    return found[0]
+
+
+def missing_tests(tests: Sequence[str], tree: Path) -> list[str]:
+    return [test for test in tests if test.startswith("tests/") and not (tree / test.partition("::")[0]).exists()]
 
 
 def run_tests(tree: Path, tests: Sequence[str]) -> Verdict:
@@ -99,18 +216,16 @@ def run_tests(tree: Path, tests: Sequence[str]) -> Verdict:
 
 
 def judge(mutant: Mutant, original: Path) -> Verdict:
+    try:
+        texts = make(mutant, original)
+    except DoesNotApply as error:
+        return Verdict("does not apply", output=str(error))
     with TemporaryDirectory(prefix=f"{mutant.name}-") as folder:
         tree = Path(folder) / "tree"
         shutil.copytree(original, tree)
-        # Not as a part of any repository that the temporary folder may happen to be in.
-        environ = os.environ | {"GIT_CEILING_DIRECTORIES": folder}
-        applied = subprocess.run(
-            ["git", "apply", str(mutant.path)], cwd=tree, env=environ, capture_output=True, text=True
-        )
-        if applied.returncode:
-            return Verdict("does not apply", output=applied.stderr)
-        tests = mutant.head("Tests")
-        return run_tests(tree, tests.split()) if tests else run_tests(tree, ["--noconftest", *FAST])
+        for file, text in texts.items():
+            (tree / file).write_text(text)
+        return run_tests(tree, mutant.tests or ["--noconftest", *FAST])
 
 
 def judge_all(mutants: Sequence[Mutant], original: Path, told: Callable[[Mutant], None]) -> dict[Mutant, Verdict]:
@@ -130,25 +245,52 @@ def table(verdicts: dict[Mutant, Verdict]) -> Table:
     for mutant, verdict in verdicts.items():
         said = Text(verdict.said, "green" if verdict.good else "bold red")
         by = verdict.by.rpartition("/")[2].partition("[")[0]
-        table.add_row(mutant.name, mutant.head("Sin"), said, f"{verdict.seconds:.0f}", Text(by))
+        table.add_row(mutant.name, Text(mutant.sin), said, f"{verdict.seconds:.0f}", Text(by))
     return table
 
 
-def main(names: Sequence[str]) -> int:
-    console = Console()
-    mutants = [Mutant(path) for path in sorted(HERE.glob("*.patch")) if not names or path.stem in names]
-    if unknown := set(names) - {mutant.name for mutant in mutants}:
-        console.print(f"No such mutant: {', '.join(sorted(unknown))}", style="red")
-        return 2
+def tell_unapplied(console: Console, mutant: Mutant, why: str) -> None:
+    text = f"{mutant.source.relative_to(ROOT)}: [{mutant.name}] does not apply any more: {why}"
+    console.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
+
+
+def tell_moved(console: Console, mutants: Sequence[Mutant], tree: Path) -> None:
+    """What should be renamed in the entries, although they apply."""
+    for mutant in mutants:
+        for edit in mutant.edits:
+            with suppress(DoesNotApply):
+                if (file := whereabouts(edit, tree)) != edit.file:
+                    text = (
+                        f"{mutant.source.relative_to(ROOT)}: [{mutant.name}] {edit.file} is now {file}: change `file`"
+                    )
+                    console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+def check(console: Console, mutants: Sequence[Mutant], original: Path) -> int:
+    """Can every one be made? Runs no tests."""
+    start, bad = monotonic(), 0
+    for mutant in mutants:
+        try:
+            make(mutant, original)
+        except DoesNotApply as error:
+            bad += 1
+            tell_unapplied(console, mutant, str(error))
+    tell_moved(console, mutants, original)
+    if missing := missing_tests(FAST, original):
+        console.print(f"FAST in run.py names what does not exist: {', '.join(missing)}", style="red")
+    console.print(f"{len(mutants) - bad} of {len(mutants)} apply ({monotonic() - start:.1f} s)")
+    return 1 if bad or missing else 0
+
+
+def run(console: Console, mutants: Sequence[Mutant], original: Path) -> int:
+    start = monotonic()
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    with TemporaryDirectory(prefix="mutants-") as folder, Progress(*columns, console=console) as progress:
-        original = Path(folder) / "tree"
-        shutil.copytree(ROOT, original, ignore=shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "shared"))
+    with Progress(*columns, console=console) as progress:
         first = progress.add_task("the tree as it is", total=1)
         clean = run_tests(original, ["--noconftest", *FAST])
         if clean.said != "survived":
             progress.stop()
-            console.print(clean.output[-4000:], markup=False, highlight=False)
+            console.print(clean.output[-4000:] or clean.by, markup=False, highlight=False)
             console.print("The tests fail without any mutant. First make them pass: make test", style="red")
             return 1
         progress.advance(first)
@@ -158,14 +300,36 @@ def main(names: Sequence[str]) -> int:
     bad = {mutant: verdict for mutant, verdict in verdicts.items() if not verdict.good}
     for mutant, verdict in bad.items():
         if verdict.said == "does not apply":
-            console.print(WHAT_TO_DO.format(name=mutant.path.relative_to(ROOT)), verdict.output, style="red")
+            tell_unapplied(console, mutant, verdict.output)
         elif verdict.said == "survived":
-            console.print(f"{mutant.name}: no test notices that {mutant.head('Sin')}. Write one.", style="red")
+            console.print(f"{mutant.name}: no test notices that {mutant.sin}. Write one.", style="red", markup=False)
         else:
             console.print(f"{mutant.name} does not run:", verdict.output[-2000:], markup=False, highlight=False)
-    console.print(f"{len(verdicts) - len(bad)} of {len(verdicts)} caught")
+    tell_moved(console, mutants, original)
+    console.print(f"{len(verdicts) - len(bad)} of {len(verdicts)} caught ({monotonic() - start:.0f} s)")
     return 1 if bad else 0
 
 
+def main() -> int:
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="name", help="only these mutants")
+    parser.add_argument("--check", action="store_true", help="only see whether each one can be made; run no tests")
+    options = parser.parse_args()
+    console = Console()
+    try:
+        mutants = read_all()
+    except BadEntry as error:
+        console.print(str(error), style="red", markup=False)
+        return 2
+    if unknown := set(options.names) - {mutant.name for mutant in mutants}:
+        console.print(f"No such mutant: {', '.join(sorted(unknown))}", style="red")
+        return 2
+    chosen = [mutant for mutant in mutants if not options.names or mutant.name in options.names]
+    with TemporaryDirectory(prefix="mutants-") as folder:
+        original = Path(folder) / "tree"
+        shutil.copytree(ROOT, original, ignore=shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "shared"))
+        return (check if options.check else run)(console, chosen, original)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -21,12 +21,13 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 import policies
 from policies import POLICIES
 from policies.base import LANES, Job, Lane, Policy
+from tests.support.repository import ROOT
 
 NewPolicy = Callable[[], Policy]
 
 
 def from_the_docs(language: str) -> str:
-    text = (Path(__file__).parents[2] / "docs" / "policies.md").read_text()
+    text = (ROOT / "docs" / "policies.md").read_text()
     (block,) = re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
     assert isinstance(block, str)
     return block
@@ -387,6 +388,6 @@ class TestFind:
 
 
 def test_the_docs_name_every_policy_and_nothing_else() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "policies.md").read_text()
+    text = (ROOT / "docs" / "policies.md").read_text()
     described = re.findall(r"^\| `(\w+)`", text.partition("<!-- table:begin -->")[0], re.MULTILINE)
     assert sorted(described) == sorted(POLICIES)

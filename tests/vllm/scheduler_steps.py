@@ -25,7 +25,8 @@ from random import Random
 from typing import Any
 
 from loadtest.spark.engine import Engine, Sequence
-from loadtest.spark.profile import EngineProfile, load_profile
+from loadtest.spark.profile import EngineProfile
+from loadtest.storage.engine_profiles import load_profile
 
 torch = importlib.import_module("torch")  # absent from the development environment, as is vLLM
 config = importlib.import_module("vllm.config")

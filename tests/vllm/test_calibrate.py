@@ -14,9 +14,10 @@ from gateway.pricing.cost_model import CostModel
 from gateway.pricing.snapshot import CostSnapshot
 from gateway.telemetry import semconv
 from loadtest.cli.main import app
-from tests.conftest import RunningGateway, StartGateway, until
-from tests.vllm.conftest import MODEL, Vllm
-from tests.vllm.tiny_model import words
+from tests.support.running_gateway import RunningGateway, StartGateway
+from tests.support.tiny_model import words
+from tests.support.vllm import MODEL, Vllm
+from tests.support.waiting import wait_until
 
 # What vLLM was started with (conftest.py).
 ENGINE = {"step_tokens": 512, "long_prefill_threshold": 256}
@@ -46,8 +47,8 @@ def gateway(vllm: Vllm, calibrated: Path, tmp_path: Path, start_gateway: StartGa
     state.write_bytes(calibrated.read_bytes())
     settings: dict[str, Any] = {"tokenizer": "engine", "engine": ENGINE}
     gateway = start_gateway(vllm.url, state_file=state, trace_file=tmp_path / "spans.jsonl", **settings)
-    until(lambda: gateway.metric("fairlane_samples", of="prefill") > 0)
-    until(lambda: gateway.metric("fairlane_engine_metrics_up") == 1)
+    wait_until(lambda: gateway.metric("fairlane_samples", of="prefill") > 0)
+    wait_until(lambda: gateway.metric("fairlane_engine_metrics_up") == 1)
     return gateway
 
 

@@ -13,8 +13,8 @@ import httpx
 import pytest
 
 from loadtest.runs.process import running
-from tests.vllm.conftest import MODEL, Vllm
-from tests.vllm.tiny_model import words
+from tests.support.tiny_model import words
+from tests.support.vllm import MODEL, Vllm
 
 JSON = {"content-type": "application/json"}
 

@@ -10,27 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.vllm.conftest import Vllm, wait_until
-from tests.vllm.tiny_model import POSITIONS, words
-
-JSON = {"Content-Type": "application/json"}
-CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
-USAGE = {"stream": True, "stream_options": {"include_usage": True}}
-TIMEOUT = 60.0
-
-
-def chat(prompt: str = " baba", **fields: Any) -> dict[str, Any]:
-    """A chat request; the random model ends an answer at any token, unless it is told to ignore the end."""
-    return {
-        "model": "tiny",
-        "messages": [{"role": "user", "content": prompt}],
-        "max_tokens": 3,
-        "ignore_eos": True,
-    } | fields
-
-
-def completion(prompt: Any = " baba", **fields: Any) -> dict[str, Any]:
-    return {"model": "tiny", "prompt": prompt, "max_tokens": 3, "ignore_eos": True} | fields
+from tests.support.tiny_model import POSITIONS, words
+from tests.support.vllm import Vllm, becomes_true
+from tests.support.vllm_requests import BROKEN, CHAT, COMPLETION, JSON, TIMEOUT, USAGE, chat, completion
 
 
 def post(vllm: Vllm, path: str, body: dict[str, Any] | str | bytes, **headers: str) -> httpx.Response:
@@ -160,29 +142,29 @@ class TestAbort:
     @pytest.fixture
     def running(self, vllm: Vllm) -> Iterator[Callable[[], bool]]:
         """A condition: a request of this test is running. After the test it must not be."""
-        assert wait_until(lambda: vllm.metric("vllm:num_requests_running") == 0)
+        assert becomes_true(lambda: vllm.metric("vllm:num_requests_running") == 0)
         yield lambda: vllm.metric("vllm:num_requests_running") == 1
         # The running requests are all there is to see: `vllm:request_success_total` has a label for aborts, but
         # counts none of these.
-        assert wait_until(lambda: vllm.metric("vllm:num_requests_running") == 0, seconds=5)
+        assert becomes_true(lambda: vllm.metric("vllm:num_requests_running") == 0, seconds=5)
 
     def test_in_prefill(self, vllm: Vllm, running: Callable[[], bool]) -> None:
         body = self.LONG | {"stream": True}
         with httpx.stream("POST", f"{vllm.url}{CHAT}", json=body, timeout=TIMEOUT):
-            assert wait_until(running)
+            assert becomes_true(running)
 
     def test_in_decode(self, vllm: Vllm, running: Callable[[], bool]) -> None:
         body = chat(max_tokens=8000, stream=True)
         with httpx.stream("POST", f"{vllm.url}{CHAT}", json=body, timeout=TIMEOUT) as response:
             lines = response.iter_lines()  # kept: httpx closes the response with its iterator
             assert "assistant" in next(lines)
-            assert wait_until(running)
+            assert becomes_true(running)
 
     def test_of_an_answer_in_one_piece(self, vllm: Vllm, running: Callable[[], bool]) -> None:
         # httpx would wait for the headers, which come with the whole answer.
         with closing(HTTPConnection(vllm.url.removeprefix("http://"), timeout=TIMEOUT)) as connection:
             connection.request("POST", CHAT, json.dumps(self.LONG), JSON)
-            assert wait_until(running)
+            assert becomes_true(running)
 
 
 class TestPrefixCache:
@@ -200,7 +182,6 @@ class TestPrefixCache:
         assert usage["prompt_tokens_details"]["cached_tokens"] == (usage["prompt_tokens"] - 1) // block * block
 
 
-BROKEN = "Bad Request"  # what FastAPI and pydantic refuse
 REFUSED = "BadRequestError"  # what vLLM refuses
 
 

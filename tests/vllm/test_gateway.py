@@ -14,13 +14,13 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from loadtest.client.load_client import LoadClient
-from loadtest.client.probe import measure
-from loadtest.plan.plan import Plan, Request
 from loadtest.results.records import Record
+from loadtest.runs.load_client import Endpoint, LoadClient
+from loadtest.runs.probe import measure
 from loadtest.runs.process import running
-from tests.vllm.conftest import Vllm, metric, wait_until
-from tests.vllm.tiny_model import words
+from loadtest.workloads.plan import Plan, Request
+from tests.support.tiny_model import words
+from tests.support.vllm import Vllm, becomes_true, metric
 
 # What vLLM was started with (conftest.py).
 ENGINE = ("--set", "engine.step_tokens=512", "--set", "engine.long_prefill_threshold=256")
@@ -44,8 +44,8 @@ def budgets_return(vllm: Vllm, gateway: str) -> Iterator[None]:
     """After every test, whatever happened in it, nothing is held and nothing runs."""
     yield
     held = ("fairlane_seats", "fairlane_prefill_tokens", "fairlane_queue_jobs")
-    assert wait_until(lambda: not any(metric(gateway, name) for name in held))
-    assert wait_until(lambda: vllm.metric("vllm:num_requests_running") == 0)
+    assert becomes_true(lambda: not any(metric(gateway, name) for name in held))
+    assert becomes_true(lambda: vllm.metric("vllm:num_requests_running") == 0)
 
 
 def chat(content: str, **options: Any) -> dict[str, Any]:
@@ -144,13 +144,13 @@ def test_leaving_frees_vllms_seat(vllm: Vllm, gateway: str, stream: bool, prompt
         async with httpx.AsyncClient(timeout=60, trust_env=False) as client, anyio.create_task_group() as tasks:
             tasks.start_soon(lambda: client.post(f"{gateway}/v1/chat/completions", json=body))
             running = await anyio.to_thread.run_sync(
-                lambda: wait_until(lambda: vllm.metric("vllm:num_requests_running") == 1)
+                lambda: becomes_true(lambda: vllm.metric("vllm:num_requests_running") == 1)
             )
             assert running
             tasks.cancel_scope.cancel()
 
     anyio.run(leave_once_it_runs)
-    assert wait_until(lambda: vllm.metric("vllm:num_requests_running") == 0, 5)
+    assert becomes_true(lambda: vllm.metric("vllm:num_requests_running") == 0, 5)
 
 
 def test_spans_are_complete(gateway: str, trace_file: Path) -> None:
@@ -163,7 +163,7 @@ def test_spans_are_complete(gateway: str, trace_file: Path) -> None:
         ours = [span for span in map(json.loads, lines) if span["trace_id"] == trace_id]
         return {span["name"]: span for span in ours}
 
-    assert wait_until(lambda: len(spans()) == 5)
+    assert becomes_true(lambda: len(spans()) == 5)
     found = spans()
     server = found.pop("POST /v1/chat/completions")
     assert server["parent_id"] == parent_id
@@ -182,7 +182,7 @@ def load(url: str, *requests: Request) -> list[Record]:
 
     async def run() -> list[Record]:
         texts = await measure(url, "tiny", nonce=f"fresh-{next(fresh_seed)}")
-        return await LoadClient(url, "tiny", texts=texts).run(Plan(requests))
+        return await LoadClient(Endpoint(url, "tiny"), texts).run(Plan(requests))
 
     return anyio.run(run)
 

@@ -12,12 +12,12 @@ from typing import Any
 import anyio
 import pytest
 
-from loadtest.client.load_client import LoadClient
-from loadtest.client.probe import latency, measure, served_model, server_version
-from loadtest.plan.plan import Plan, Request
 from loadtest.results.records import Outcome, Record
+from loadtest.runs.load_client import Endpoint, LoadClient
+from loadtest.runs.probe import latency, measure, served_model, server_version
 from loadtest.runs.process import running
-from tests.vllm.conftest import ENVIRONMENT, HERE, MODEL, Vllm
+from loadtest.workloads.plan import Plan, Request
+from tests.support.vllm import ENVIRONMENT, MODEL, SCRIPTS, Vllm
 
 fresh_seed = count(1)
 
@@ -31,7 +31,7 @@ PAIRS = 5
 def load(url: str, plan: Plan, model: str = MODEL) -> list[Record]:
     async def run() -> list[Record]:
         texts = await measure(url, model, nonce=f"load-{next(fresh_seed)}")
-        return await LoadClient(url, model, texts=texts, ignore_eos=True).run(plan)
+        return await LoadClient(Endpoint(url, model, ignore_eos=True), texts).run(plan)
 
     return anyio.run(run, backend_options={"use_uvloop": True})
 
@@ -93,7 +93,7 @@ def bench(vllm: Vllm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Benc
     """`vllm bench serve`, with other prompts each time, for vLLM would find the same ones in its cache."""
     folder = tmp_path_factory.mktemp("bench")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | ENVIRONMENT
-    command = [os.path.abspath(os.environ["FAIRLANE_VLLM_PYTHON"]), str(HERE / "bench_serve.py")]
+    command = [os.path.abspath(os.environ["FAIRLANE_VLLM_PYTHON"]), str(SCRIPTS / "bench_serve.py")]
     with (folder / "bench.log").open("w") as log:
         process = subprocess.Popen(
             command, env=environment, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from schemathesis import GenerationMode
 
 from loadtest.runs.process import running
-from tests.vllm.conftest import Vllm, metric, wait_until
+from tests.support.vllm import Vllm, becomes_true, metric
 
 HELD = ("fairlane_seats", "fairlane_prefill_tokens", "fairlane_queue_jobs")
 # What keeps an answer short. One that says nothing of it would be thousands of tokens long.
@@ -44,8 +44,8 @@ def pooling_gateway(pooler: Vllm) -> Iterator[str]:
 def in_front_of(engine: Vllm) -> Iterator[str]:
     with running(["serve", "--upstream", engine.url, "--set", "state_file=off"]) as url:
         yield url
-        assert wait_until(lambda: not any(metric(url, name) for name in HELD))
-        assert wait_until(lambda: engine.metric("vllm:num_requests_running") == 0)
+        assert becomes_true(lambda: not any(metric(url, name) for name in HELD))
+        assert becomes_true(lambda: engine.metric("vllm:num_requests_running") == 0)
 
 
 @pytest.fixture(autouse=True)

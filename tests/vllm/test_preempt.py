@@ -13,11 +13,11 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
+from loadtest.benchmark.slice_counters import SliceCounters
 from loadtest.cli.main import app
-from loadtest.preempt.counters import Slices
 from loadtest.runs.process import running
-from tests.vllm.conftest import FLAGS, MODEL, Vllm, serving
-from tests.vllm.tiny_model import words
+from tests.support.tiny_model import words
+from tests.support.vllm import FLAGS, MODEL, Vllm, run_vllm
 
 # What vLLM was started with (conftest.py).
 ENGINE = ("engine.step_tokens=512", "engine.long_prefill_threshold=256")
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.timeout(240, func_only=True)
 
 @pytest.fixture(scope="module")
 def uncached(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vllm]:
-    with serving(tmp_path_factory.mktemp("uncached"), *FLAGS, "--no-enable-prefix-caching") as server:
+    with run_vllm(tmp_path_factory.mktemp("uncached"), *FLAGS, "--no-enable-prefix-caching") as server:
         yield server
 
 
@@ -54,8 +54,8 @@ def _set(*assignments: str) -> list[str]:
     return [f"--set={each}" for each in assignments]
 
 
-def _slices(url: str) -> Slices:
-    slices = Slices.read(httpx.get(f"{url}/metrics", timeout=30, trust_env=False).text)
+def _slices(url: str) -> SliceCounters:
+    slices = SliceCounters.read(httpx.get(f"{url}/metrics", timeout=30, trust_env=False).text)
     assert slices, "the gateway does not count its slices"
     return slices
 

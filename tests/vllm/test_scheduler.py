@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.vllm.conftest import ENVIRONMENT, HERE
+from tests.support.repository import ROOT
+from tests.support.vllm import ENVIRONMENT, SCRIPTS, SUPPORT
 
 SCENARIOS = 400
 
@@ -24,10 +25,10 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Reports:
     python = os.path.abspath(python)
     folder = tmp_path_factory.mktemp("scheduler")
     # It needs our engine, and each scenario's configuration would log its own notes.
-    environment = os.environ | ENVIRONMENT | {"PYTHONPATH": str(HERE.parents[1]), "VLLM_LOGGING_LEVEL": "ERROR"}
-    subprocess.run([python, HERE / "tiny_model.py", folder], env=environment, cwd=folder, check=True)
+    environment = os.environ | ENVIRONMENT | {"PYTHONPATH": str(ROOT), "VLLM_LOGGING_LEVEL": "ERROR"}
+    subprocess.run([python, SUPPORT / "tiny_model.py", folder], env=environment, cwd=folder, check=True)
     done = subprocess.run(
-        [python, HERE / "scheduler_steps.py", folder, str(SCENARIOS)],
+        [python, SCRIPTS / "scheduler_steps.py", folder, str(SCENARIOS)],
         env=environment,
         cwd=folder,
         stdout=subprocess.PIPE,

@@ -23,8 +23,8 @@ import pydantic
 import pytest
 
 from loadtest.runs.process import running
-from tests.vllm.conftest import HERE, MODEL, Vllm, wait_until
-from tests.vllm.tiny_model import words
+from tests.support.tiny_model import words
+from tests.support.vllm import MODEL, SCRIPTS, Vllm, becomes_true
 
 fresh_seed = count(100)
 
@@ -72,7 +72,7 @@ def narrow_gateway(vllm: Vllm) -> Iterator[str]:
 def nothing_runs_on(vllm: Vllm) -> Iterator[None]:
     """Whoever hung up or gave up has left nothing behind."""
     yield
-    assert wait_until(lambda: vllm.metric("vllm:num_requests_running") == 0)
+    assert becomes_true(lambda: vllm.metric("vllm:num_requests_running") == 0)
 
 
 @pytest.fixture
@@ -302,7 +302,7 @@ def alone() -> dict[str, str]:
 def test_litellm(litellm: Path, gateway: str, pooling_gateway: str, tmp_path: Path) -> None:
     command: list[str | Path] = [
         litellm,
-        HERE / "litellm_life.py",
+        SCRIPTS / "litellm_life.py",
         f"{gateway}/v1",
         f"{pooling_gateway}/v1",
         json.dumps(TOOL),
@@ -329,7 +329,7 @@ def test_litellm_comes_again_when_it_is_told_to(litellm: Path, narrow_gateway: s
         return sum(float(line.split()[-1]) for line in text.splitlines() if 'outcome="queue_timeout"' in line)
 
     before = refused()
-    command: list[str | Path] = [litellm, HERE / "litellm_life.py", f"{narrow_gateway}/v1"]
+    command: list[str | Path] = [litellm, SCRIPTS / "litellm_life.py", f"{narrow_gateway}/v1"]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, env=alone(), cwd=tmp_path, stdin=pipe, stdout=pipe, text=True) as process:
         assert process.stdin is not None
@@ -339,6 +339,6 @@ def test_litellm_comes_again_when_it_is_told_to(litellm: Path, narrow_gateway: s
         with somebody_in_the_way(narrow_gateway, Attempts()):
             process.stdin.write("go\n")
             process.stdin.flush()
-            assert wait_until(lambda: refused() > before)
+            assert becomes_true(lambda: refused() > before)
         out, _ = process.communicate(timeout=100)
     assert json.loads(out.splitlines()[-1]) == {"came again": "length"}

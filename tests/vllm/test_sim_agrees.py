@@ -13,12 +13,13 @@ import pytest
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from loadtest.spark.profile import load_profile
+from loadtest.spark_server.options import ServerOptions
 from loadtest.spark_server.server import create_app
-from tests.conftest import serve
-from tests.vllm.conftest import MODEL, Vllm
-from tests.vllm.test_engine_facts import BROKEN, CHAT, COMPLETION, JSON, TIMEOUT, USAGE, chat, completion
-from tests.vllm.tiny_model import POSITIONS
+from loadtest.storage.engine_profiles import load_profile
+from tests.support.servers import serve
+from tests.support.tiny_model import POSITIONS
+from tests.support.vllm import MODEL, Vllm
+from tests.support.vllm_requests import BROKEN, CHAT, COMPLETION, JSON, TIMEOUT, USAGE, chat, completion
 
 CONTINUOUS = {"stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
 LONG = " baba" * (POSITIONS + 100)
@@ -131,7 +132,7 @@ def sim() -> Iterator[str]:
         max_model_len=POSITIONS, max_num_batched_tokens=512, max_num_seqs=256, long_prefill_token_threshold=256
     )
     caching = profile.with_flags(enable_prefix_caching=True, block_size=128, kv_cache_tokens=524288)
-    with serve(create_app(caching, speed=500.0, noise=0.0, served_model_name=MODEL)) as url:
+    with serve(create_app(caching, ServerOptions(speed=500.0, noise=0.0, served_model_name=MODEL))) as url:
         yield url
 
 

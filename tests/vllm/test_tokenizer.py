@@ -14,8 +14,8 @@ from gateway.api.routes import QUEUED
 from gateway.engine.client import EngineClient
 from gateway.tokenizers.engine import EngineTokenizer
 from gateway.tokenizers.local import LocalTokenizer
-from tests.vllm.conftest import FLAGS, MODEL, Vllm, serving
-from tests.vllm.tiny_model import START, words
+from tests.support.tiny_model import START, words
+from tests.support.vllm import FLAGS, MODEL, Vllm, run_vllm
 
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
@@ -63,7 +63,7 @@ PARTS_TEMPLATE = """\
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vllm]:
     """vLLM with the templates above, the second one where a request brings it; texts begin with a special token."""
     folder = tmp_path_factory.mktemp("vllm-tokenizer")
-    with serving(folder, *FLAGS, "--trust-request-chat-template", change=_begin_with_a_token) as server:
+    with run_vllm(folder, *FLAGS, "--trust-request-chat-template", change=_begin_with_a_token) as server:
         yield server
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from loadtest.plan.plan import Plan
 from loadtest.workloads.open_loops import (
     MONDAY_BURST,
     OFFICE_BASELINE,
@@ -20,9 +19,10 @@ from loadtest.workloads.open_loops import (
     TEMPLATE_TOKENS,
     OpenLoop,
 )
+from loadtest.workloads.plan import Plan
 from loadtest.workloads.sharegpt import BURSTINESS, COUNT, RATE, replay
-from loadtest.workloads.workload import Options
-from tests.vllm.conftest import ENVIRONMENT, HERE
+from loadtest.workloads.workload import Dataset, Options
+from tests.support.vllm import ENVIRONMENT, SCRIPTS
 
 SEEDS = (42, 7)
 LOOPS = {
@@ -62,7 +62,7 @@ def traces(conversations: Path) -> dict[tuple[str, int], Trace]:
         runs["sharegpt-replay", seed] = {**how, "seed": seed}
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | ENVIRONMENT
     done = subprocess.run(
-        [os.path.abspath(python), HERE / "bench_trace.py"],
+        [os.path.abspath(python), SCRIPTS / "bench_trace.py"],
         input=json.dumps(list(runs.values())),
         env=environment,
         cwd=conversations.parent,
@@ -87,4 +87,7 @@ def test_random_dataset(traces: dict[tuple[str, int], Trace], name: str, seed: i
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_sharegpt(traces: dict[tuple[str, int], Trace], conversations: Path, seed: int) -> None:
-    same(replay(Options(seed, dataset=conversations)), traces["sharegpt-replay", seed])
+    same(
+        replay(Options(seed, dataset=Dataset(conversations.name, conversations.read_bytes()))),
+        traces["sharegpt-replay", seed],
+    )

@@ -1,1 +1,0 @@
-"""Simulated machines held against real ones: measurements, fits, and how far they are off."""

@@ -1,0 +1,1 @@
+"""Drawings of figures, as SVG and on a terminal, and figures written as people read them. Pure."""

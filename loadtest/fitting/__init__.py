@@ -1,1 +1,0 @@
-"""Fits the simulated Spark to what a real one measured."""

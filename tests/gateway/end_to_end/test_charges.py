@@ -1,0 +1,33 @@
+"""What a finished request is charged, through the whole gateway: the curve at its true counts, and never its time."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gateway.pricing.profile import Profile
+from tests.support.running_gateway import StartGateway
+from tests.support.scripted_engine import ScriptedEngine
+from tests.support.wire import DONE, chat, token, usage
+
+# Nothing here lasts a hundredth of what it costs.
+DEAR = Profile(c_s=1000, a_s_per_token=10, b_s_per_token2=0, decode_s_per_token=100)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_it_is_the_curve_at_true_counts(
+    engine: ScriptedEngine, start_gateway: StartGateway, tmp_path: Path, stream: bool
+) -> None:
+    log = tmp_path / "decisions.jsonl"
+    gateway = start_gateway(engine.url, DEAR, decision_log=log)
+    asked = gateway.ask(chat(stream=stream))
+    call = engine.asked()
+    if stream:
+        call.stream(token(), usage(prompt_tokens=7, completion_tokens=3), DONE)
+    else:
+        call.answer(200, {"usage": {"prompt_tokens": 7, "completion_tokens": 3}})
+    asked.read()
+    gateway.wait_ended("completed")
+    gateway.stop()
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [event["cost"] for event in events if event.get("event") == "finish"] == [1000 + 70 + 300]

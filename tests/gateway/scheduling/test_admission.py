@@ -1,0 +1,352 @@
+"""Each rule of `gateway.scheduling.admission` in a small scene, for every policy.
+
+In the scenes all jobs belong to one flow and arrive one after the other, so every policy dispatches them in that
+order. `test_admission_histories.py` mixes the rules at random.
+"""
+
+from collections.abc import Callable
+from itertools import count
+
+import pytest
+
+from gateway.scheduling.admission import Admission
+from gateway.scheduling.limits import Limits
+from policies import POLICIES
+from policies.base import LANES, Job, Lane, Policy
+
+NewPolicy = Callable[[], Policy]
+pytestmark = pytest.mark.parametrize("new_policy", POLICIES.values(), ids=POLICIES)
+
+arrivals = count()
+
+
+def short(tokens: int = 10, seats: int = 1, cost: float = 1.0) -> Job:
+    return Job("a", "short", tokens, cost, next(arrivals), seats)
+
+
+def long(tokens: int = 5000, seats: int = 1, cost: float = 1.0) -> Job:
+    return Job("a", "long", tokens, cost, next(arrivals), seats)
+
+
+# The prefill lanes.
+
+
+def test_what_fits_goes_at_once(new_policy: NewPolicy) -> None:
+    admission, job = Admission(new_policy()), short()
+    assert admission.arrive(job) == [job]
+    assert (admission.seats, admission.running, admission.waiting("short")) == (1, 1, 0)
+    assert (admission.prefill_jobs("short"), admission.prefill_tokens("short")) == (1, 10)
+    assert admission.held() == {"seats": 1, "kv": 0, "short": 10, "long": 0}
+
+
+def test_each_budget_comes_back_at_its_time(new_policy: NewPolicy) -> None:
+    admission, job = Admission(new_policy()), short(seats=3)
+    admission.arrive(job)
+    admission.first_token(job)
+    assert (admission.prefill_jobs("short"), admission.prefill_tokens("short")) == (0, 0)
+    assert admission.seats == 3
+    admission.finish(job, 1.0)
+    assert (admission.seats, admission.running) == (0, 0)
+
+
+def test_one_that_ends_before_its_first_token_gives_all_back_at_once(new_policy: NewPolicy) -> None:
+    admission, job = Admission(new_policy()), long()
+    admission.arrive(job)
+    admission.finish(job, 0.0)
+    assert (admission.prefill_jobs("long"), admission.prefill_tokens("long"), admission.seats) == (0, 0, 0)
+
+
+def test_short_jobs_prefill_together_up_to_their_tokens(new_policy: NewPolicy) -> None:
+    admission = Admission(new_policy(), Limits(short_lane_tokens=100))
+    first, second, third = short(60), short(40), short(1)
+    assert admission.arrive(first) == [first]
+    assert admission.arrive(second) == [second]
+    assert admission.arrive(third) == []
+    assert admission.first_token(second) == [third]
+
+
+def test_nobody_passes_the_head_of_their_lane(new_policy: NewPolicy) -> None:
+    admission = Admission(new_policy(), Limits(short_lane_tokens=100))
+    first, head, small = short(60), short(50), short(10)
+    admission.arrive(first)
+    assert admission.arrive(head) == []
+    assert admission.arrive(small) == []  # it would fit
+    assert admission.first_token(first) == [head, small]
+
+
+def test_a_job_larger_than_the_short_lane_goes_alone(new_policy: NewPolicy) -> None:
+    admission = Admission(new_policy(), Limits(short_lane_tokens=100))
+    before, large, after = short(1), short(150), short(1)
+    admission.arrive(before)
+    assert admission.arrive(large) == []
+    assert admission.arrive(after) == []
+    assert admission.first_token(before) == [large]
+    assert admission.first_token(large) == [after]
+
+
+@pytest.mark.parametrize("jobs", [1, 2, 3])
+def test_so_many_long_jobs_prefill_at_once(new_policy: NewPolicy, jobs: int) -> None:
+    admission = Admission(new_policy(), Limits(long_lane_jobs=jobs))
+    running = [long() for _ in range(jobs)]
+    assert [admission.arrive(job) for job in running] == [[job] for job in running]
+    waiting = long()
+    assert admission.arrive(waiting) == []
+    assert admission.first_token(running[0]) == [waiting]
+
+
+def test_a_full_lane_does_not_hold_the_other(new_policy: NewPolicy) -> None:
+    admission = Admission(new_policy(), Limits(short_lane_tokens=100))
+    admission.arrive(long())
+    admission.arrive(long())
+    beside = short(100)
+    assert admission.arrive(beside) == [beside]
+    assert admission.arrive(short(1)) == []
+    assert (admission.waiting("long"), admission.waiting("short")) == (1, 1)
+
+
+# Seats, which both lanes share.
+
+
+def test_seats_are_held_to_the_end(new_policy: NewPolicy) -> None:
+    admission = Admission(new_policy(), Limits(max_num_seqs=2))
+    first, second, third = short(), long(), short()
+    admission.arrive(first)
+    admission.arrive(second)
+    assert admission.arrive(third) == []
+    assert admission.first_token(first) == []
+    assert admission.finish(second, 1.0) == [third]
+
+
+def test_a_job_larger_than_all_seats_goes_alone(new_policy: NewPolicy) -> None:
+    admission = Admission(new_policy(), Limits(max_num_seqs=2))
+    before, large, after = short(), short(seats=3), short()
+    admission.arrive(before)
+    admission.first_token(before)
+    assert admission.arrive(large) == []
+    assert admission.arrive(after) == []
+    assert admission.finish(before, 1.0) == [large]
+    assert admission.first_token(large) == []
+    assert admission.finish(large, 1.0) == [after]
+
+
+def test_a_head_that_lacks_seats_alone_reserves_those_that_are_free(new_policy: NewPolicy) -> None:
+    admission = Admission(new_policy(), Limits(max_num_seqs=4))
+    one, two, head, small = short(), short(seats=2), long(seats=2), short()
+    admission.arrive(one)
+    admission.arrive(two)
+    assert admission.arrive(head) == []
+    assert admission.arrive(small) == []  # a seat is free, and it is the head's
+    assert admission.finish(one, 1.0) == [head]
+    assert admission.finish(two, 1.0) == [small]
+
+
+def test_what_was_reserved_is_free_when_the_head_leaves(new_policy: NewPolicy) -> None:
+    admission = Admission(new_policy(), Limits(max_num_seqs=4))
+    head, small = long(seats=2), short()
+    admission.arrive(short(seats=3))
+    admission.arrive(head)
+    admission.arrive(small)
+    assert admission.leave(head) == [small]
+
+
+def test_a_head_whose_lane_is_full_reserves_none_but_has_the_first_claim_after(new_policy: NewPolicy) -> None:
+    admission = Admission(new_policy(), Limits(max_num_seqs=3))
+    busy, head = long(), long(seats=2)
+    admission.arrive(busy)
+    admission.arrive(head)
+    shorts = [short() for _ in range(3)]
+    assert [admission.arrive(job) for job in shorts] == [[shorts[0]], [shorts[1]], []]
+    assert admission.first_token(busy) == []  # the lane has room again, there are no seats
+    assert admission.finish(shorts[0], 1.0) == []  # one is free: for the head, which needs two
+    assert admission.finish(shorts[1], 1.0) == [head]
+
+
+@pytest.mark.parametrize("flood", LANES)
+def test_where_seats_are_scarce_the_lanes_take_turns(new_policy: NewPolicy, flood: Lane) -> None:
+    """One seat, and a flood in one lane: whoever comes to the other waits for at most one more of it."""
+    admission = Admission(new_policy(), Limits(max_num_seqs=1))
+    flooding, lone = (short, long) if flood == "short" else (long, short)
+    running = flooding()
+    admission.arrive(running)
+    for _ in range(20):
+        admission.arrive(flooding())
+    served = ""
+    for turn in range(12):
+        if turn % 3 == 0:
+            admission.arrive(lone())
+        (running,) = admission.finish(running, 1.0)
+        served += "." if running.lane == flood else "!"
+    assert served in {"!..!..!..!..", ".!..!..!..!."}
+
+
+@pytest.mark.parametrize("flood", LANES)
+def test_a_head_that_needs_every_seat_waits_for_those_inside_and_nobody_else(
+    new_policy: NewPolicy, flood: Lane
+) -> None:
+    """However many come: when all who were in the engine have ended, it goes. Were it passed, it never would."""
+    admission = Admission(new_policy(), Limits(max_num_seqs=8, long_lane_jobs=8))
+    flooding, wide = (short, long) if flood == "short" else (long, short)
+    inside = [flooding() for _ in range(8)]
+    for job in inside:
+        admission.arrive(job)
+    head = wide(seats=8)
+    assert admission.arrive(head) == []
+    let_go: list[Job] = []
+    for job in inside:
+        assert let_go == []
+        assert admission.arrive(flooding()) == []
+        let_go = admission.finish(job, 1.0)
+    assert let_go == [head]
+
+
+# Other limits.
+
+
+def test_lowered_limits_let_nothing_go_until_there_is_room(new_policy: NewPolicy) -> None:
+    admission = Admission(new_policy(), Limits(max_num_seqs=3))
+    running = [short(), short(), short()]
+    for job in running:
+        admission.arrive(job)
+    assert admission.relimit(Limits(max_num_seqs=1)) == []
+    waiting = short()
+    assert admission.arrive(waiting) == []
+    assert [admission.finish(job, 1.0) for job in running] == [[], [], [waiting]]
+
+
+def test_raised_limits_let_go_at_once(new_policy: NewPolicy) -> None:
+    admission = Admission(new_policy(), Limits(max_num_seqs=1))
+    jobs = [short() for _ in range(4)]
+    for job in jobs:
+        admission.arrive(job)
+    assert admission.relimit(Limits(max_num_seqs=3)) == jobs[1:3]
+    assert admission.limits == Limits(max_num_seqs=3)
+
+
+@pytest.mark.parametrize(
+    ("tight", "wide"),
+    [
+        (Limits(short_lane_tokens=10), Limits(short_lane_tokens=20)),
+        (Limits(max_num_seqs=1), Limits(max_num_seqs=2)),
+        (Limits(kv_tokens=1), Limits(kv_tokens=None)),
+        (Limits(flow_in_flight=1), Limits(flow_in_flight=2)),
+    ],
+)
+def test_each_limit_can_be_lowered_and_raised(new_policy: NewPolicy, tight: Limits, wide: Limits) -> None:
+    admission = Admission(new_policy(), wide)
+    first, second, third = (Job("a", "short", 10, 1.0, next(arrivals), kv_tokens=1) for _ in range(3))
+    assert admission.arrive(first) == [first]
+    assert admission.relimit(tight) == []
+    assert admission.arrive(second) == []
+    assert admission.relimit(wide) == [second]
+    assert admission.relimit(tight) == []
+    admission.arrive(third)
+    assert admission.finish(first, 1.0) == []
+    assert admission.finish(second, 1.0) == [third]
+
+
+def test_the_lanes_of_jobs_that_are_there_stay(new_policy: NewPolicy) -> None:
+    admission, waiting = Admission(new_policy(), Limits(long_prompt_tokens=100)), long(150)
+    running = long(150)
+    admission.arrive(running)
+    admission.arrive(waiting)
+    assert admission.relimit(Limits(long_prompt_tokens=1000)) == []
+    assert admission.waiting("long") == 1
+    assert admission.first_token(running) == [waiting]
+
+
+# Phases.
+
+
+def test_a_first_token_told_again_changes_nothing(new_policy: NewPolicy) -> None:
+    admission, job = Admission(new_policy()), short()
+    admission.arrive(job)
+    admission.first_token(job)
+    assert admission.first_token(job) == []
+    assert (admission.prefill_jobs("short"), admission.running) == (0, 1)
+
+
+PART = Slice(100, 0.5)
+EVENTS: dict[str, Callable[[Admission, Job], object]] = {
+    "arrive": lambda admission, job: admission.arrive(job, PART),
+    "slice_done": lambda admission, job: admission.slice_done(job, PART),
+    "first_token": lambda admission, job: admission.first_token(job),
+    "progress": lambda admission, job: admission.progress(job, 5.0, 500),
+    "finish": lambda admission, job: admission.finish(job, 5.0),
+    "leave": lambda admission, job: admission.leave(job),
+    "predicted_prefill": lambda admission, job: admission.predicted_prefill(job),
+}
+WRONG = {
+    "a stranger": EVENTS.keys() - {"arrive"},
+    "waiting": EVENTS.keys() - {"leave"},
+    "aside": EVENTS.keys() - {"leave"},
+    "in prefill": {"arrive", "leave"},
+    "in decode": {"arrive", "leave", "slice_done", "predicted_prefill"},
+    "between slices": {"arrive", "leave", "slice_done", "first_token", "predicted_prefill"},
+}
+
+
+@pytest.mark.parametrize(("phase", "event"), [(phase, event) for phase in WRONG for event in sorted(WRONG[phase])])
+def test_what_cannot_happen_to_a_job_is_refused_and_changes_nothing(
+    new_policy: NewPolicy, phase: str, event: str
+) -> None:
+    """After the refusal, all that there is comes to its end as if nothing had been said."""
+    limits = Limits(max_num_seqs=4, flow_in_flight=2, kv_tokens=10_000)
+    admission, jobs = Admission(new_policy(), limits), {}
+
+    def arrive(phase: str, flow: str, lane: Lane, seats: int = 1, part: Slice | None = None) -> None:
+        jobs[phase] = Job(flow, lane, 100, 1.0, next(arrivals), seats, kv_tokens=100)
+        admission.arrive(jobs[phase], part)
+
+    arrive("between slices", "b", "long", part=PART)
+    arrive("in prefill", "a", "short")
+    arrive("in decode", "a", "short", seats=2)
+    arrive("aside", "a", "short")
+    arrive("waiting", "c", "short")
+    admission.first_token(jobs["in decode"])
+    admission.relimit(Limits(max_num_seqs=3, flow_in_flight=2, kv_tokens=10_000))
+    admission.slice_done(jobs["between slices"], PART)
+    jobs["a stranger"] = short()
+
+    def state() -> object:
+        waiting = [admission.waiting(lane) for lane in LANES]
+        return admission.held(), admission.running, waiting, admission.ledger.prefill_cost, admission.line.cost
+
+    before = state()
+    with pytest.raises(KeyError):
+        EVENTS[event](admission, jobs[phase])
+    assert state() == before
+    let_go = [
+        *admission.finish(jobs["in decode"], 1.0),
+        *admission.finish(jobs["in prefill"], 1.0),
+        *admission.finish(jobs["between slices"], 1.0),
+    ]
+    assert {*let_go} - {jobs["between slices"]} == {jobs["aside"], jobs["waiting"]}
+    for name in ("aside", "waiting"):
+        admission.finish(jobs[name], 1.0)
+    assert admission.held() == dict.fromkeys(admission.held(), 0)
+
+
+# What an unstreamed answer needs to know.
+
+
+def test_predicted_prefill_counts_the_work_ahead(new_policy: NewPolicy) -> None:
+    admission = Admission(new_policy())
+    first, second, third = short(cost=2.0), long(cost=3.0), short(cost=0.5)
+    for job in (first, second):
+        admission.arrive(job)
+    assert (admission.predicted_prefill(first), admission.predicted_prefill(second)) == (2.0, 5.0)
+    admission.first_token(first)
+    admission.arrive(third)
+    assert admission.predicted_prefill(third) == 3.5
+    assert admission.predicted_prefill(second) == 5.0  # said once, at its dispatch
+
+
+def test_an_empty_engine_has_no_work_ahead_to_the_last_bit(new_policy: NewPolicy) -> None:
+    admission = Admission(new_policy())
+    for _ in range(3):
+        jobs = [short(cost=0.1), short(cost=0.2), short(cost=0.3)]
+        for job in jobs:
+            admission.arrive(job)
+        for job in jobs:
+            admission.first_token(job)
+    assert admission.ledger.prefill_cost == 0.0

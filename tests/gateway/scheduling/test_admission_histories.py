@@ -1,0 +1,517 @@
+"""Admission in any history, for every policy: a referee that keeps its own books looks on."""
+
+from collections.abc import Callable
+from itertools import count
+from random import Random
+from typing import ClassVar, Self
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+
+from gateway.scheduling.admission import Admission
+from gateway.scheduling.limits import Limits
+from gateway.scheduling.queue import MUCH_SHORTER
+from policies import POLICIES
+from policies.base import LANES, Job, Lane, Policy
+
+NewPolicy = Callable[[], Policy]
+every_policy = pytest.mark.parametrize("new_policy", POLICIES.values(), ids=POLICIES)
+
+
+class Witness(Policy):
+    """A policy that is another one, and notes that it is told of each job as it should be."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.waiting: set[Job] = set()
+        self.popped: set[Job] = set()
+
+    def push(self, job: Job) -> None:
+        assert job not in self.waiting | self.popped
+        self.waiting.add(job)
+        self.policy.push(job)
+
+    def peek(self, lane: Lane) -> Job | None:
+        return self.policy.peek(lane)
+
+    def pop(self, lane: Lane) -> Job:
+        job = self.policy.pop(lane)
+        self.waiting.remove(job)
+        self.popped.add(job)
+        return job
+
+    def remove(self, job: Job) -> None:
+        self.waiting.remove(job)
+        self.policy.remove(job)
+
+    def charge(self, job: Job, cost: float) -> None:
+        assert job in self.popped
+        self.policy.charge(job, cost)
+
+    def settle(self, job: Job, cost: float) -> None:
+        self.popped.remove(job)
+        self.policy.settle(job, cost)
+
+    def copy(self) -> Self:
+        clone = type(self)(self.policy.copy())
+        clone.waiting, clone.popped = self.waiting.copy(), self.popped.copy()
+        return clone
+
+
+class Watched(Admission):
+    """Shows the referee each dispatch before it happens."""
+
+    judge: Callable[[Job], None] = staticmethod(lambda job: None)
+
+    def _start(self, job: Job) -> None:
+        self.judge(job)
+        super()._start(job)
+
+
+class Referee:
+    """Tells admission what happens, and judges what it does from nothing but lists of jobs."""
+
+    def __init__(self, policy: Policy, limits: Limits) -> None:
+        self.admission = Watched(policy, limits)
+        self.admission.judge = self.judge
+        self.limits = limits
+        self.waiting: list[Job] = []  # never let go
+        self.begun: dict[Lane, list[Job]] = {lane: [] for lane in LANES}  # between slices
+        self.left: dict[Job, float] = {}  # engine seconds, of who has been between slices
+        self.passed: dict[Job, list[float]] = {}  # what of others has begun in its lane while they were; and the most
+        self.prefill: list[Job] = []
+        self.decode: list[Job] = []
+        self.parts: dict[Job, Slice] = {}
+        self.reserved: dict[Job, int] = {}
+        self.ended: list[Job] = []
+        self.arrived = 0
+        self.scale, self.external_seats, self.foreign_kv = 1.0, 0, 0
+        self.served: dict[Lane, int] = {lane: place - len(LANES) for place, lane in enumerate(LANES)}
+        self._judged: list[Job] = []
+        self._dispatches = count()
+
+    # What happens.
+
+    def arrive(self, job: Job, part: Slice | None = None) -> list[Job]:
+        self.arrived += 1
+        self.waiting.append(job)
+        self.parts[job] = part or Slice(job.tokens, job.cost)
+        return self._told(lambda: self.admission.arrive(job, part))
+
+    def slice_done(self, job: Job, part: Slice) -> list[Job]:
+        self.prefill.remove(job)
+        self.begun[job.lane].append(job)
+        self.parts[job] = part
+        self.left[job] = part.cost + part.rest
+        self.passed.setdefault(job, [0.0, self.left[job]])
+        return self._told(lambda: self.admission.slice_done(job, part))
+
+    def first_token(self, job: Job) -> list[Job]:
+        if job in self.prefill:
+            self.prefill.remove(job)
+            self.decode.append(job)
+        return self._told(lambda: self.admission.first_token(job))
+
+    def progress(self, job: Job, cost: float, kv_tokens: int) -> list[Job]:
+        self.reserved[job] = kv_tokens
+        return self._told(lambda: self.admission.progress(job, cost, kv_tokens))
+
+    def finish(self, job: Job, cost: float) -> list[Job]:
+        (place,) = (place for place in (self.prefill, self.decode, self.begun[job.lane]) if job in place)
+        place.remove(job)
+        del self.reserved[job]
+        self.ended.append(job)
+        return self._told(lambda: self.admission.finish(job, cost))
+
+    def leave(self, job: Job) -> list[Job]:
+        self.waiting.remove(job)
+        self.ended.append(job)
+        return self._told(lambda: self.admission.leave(job))
+
+    def relimit(self, limits: Limits) -> list[Job]:
+        self.limits = limits
+        return self._told(lambda: self.admission.relimit(limits))
+
+    def correct(self, scale: float, seats: int, kv_tokens: int) -> list[Job]:
+        self.scale, self.external_seats, self.foreign_kv = scale, seats, kv_tokens
+        return self._told(
+            lambda: self.admission.correct(kv_scale=scale, external_seats=seats, external_kv_tokens=kv_tokens)
+        )
+
+    def use(self, policy: Policy) -> list[Job]:
+        return self._told(lambda: self.admission.use(policy))
+
+    # What is the case.
+
+    @property
+    def running(self) -> list[Job]:
+        return self.prefill + self.decode
+
+    @property
+    def let_go(self) -> list[Job]:
+        return self.running + [job for lane in LANES for job in self.begun[lane]]
+
+    def lane_fits(self, job: Job) -> bool:
+        beside = [other for other in self.prefill if other.lane == job.lane]
+        if job.lane == "long":
+            return not beside or len(beside) + 1 <= self.limits.long_lane_jobs
+        tokens = sum(self.parts[other].tokens for other in beside) + self.parts[job].tokens
+        return not beside or tokens <= self.limits.short_lane_tokens
+
+    def seats_fit(self, job: Job) -> bool:
+        seats = sum(other.seats for other in self.running) + job.seats
+        return not self.running or seats + self.external_seats <= self.limits.max_num_seqs
+
+    def kv_fits(self, job: Job) -> bool:
+        limit, reserved = self.limits.kv_tokens, sum(self.reserved.values())
+        if limit is None or not reserved or not job.kv_tokens or job in self.reserved:
+            return True
+        return (reserved + job.kv_tokens) * self.scale + self.foreign_kv <= limit
+
+    def under_cap(self, flow: str) -> bool:
+        cap = self.limits.flow_in_flight
+        return cap is None or sum(job.flow == flow for job in self.let_go) < cap
+
+    def head(self, lane: Lane, *, cache_is_reserved: bool = False) -> Job | None:
+        """The policy's choice among those whose flow may have one more in the engine, if it may pass who has begun;
+        else of these the one with least left."""
+        job = self.admission.line.policy.peek(lane)
+        choice = job if job and self.under_cap(job.flow) else None
+        if not self.begun[lane]:
+            return choice
+        first = min(self.begun[lane], key=self.left.__getitem__)
+        passes = choice and not cache_is_reserved and self.may_pass(choice) and self.fits(choice)
+        return choice if passes else first
+
+    def may_pass(self, job: Job) -> bool:
+        """It is much shorter than any that has begun, and all that pass one come to no more than that one had left."""
+        begun = self.begun[job.lane]
+        much_shorter = all(job.cost <= MUCH_SHORTER * self.left[other] for other in begun)
+        return much_shorter and all(self.passed[other][0] + job.cost <= self.passed[other][1] for other in begun)
+
+    def fits(self, job: Job) -> bool:
+        return self.lane_fits(job) and self.seats_fit(job) and self.kv_fits(job)
+
+    # What must hold.
+
+    def judge(self, job: Job) -> None:
+        """A dispatch: it is the head's, it fits, and whoever had the first claim could not have used it."""
+        lane = job.lane
+        other = other_lane(lane)
+        earlier = self.head(other) if self.served[other] < self.served[lane] else None
+        reserves = earlier is not None and self.lane_fits(earlier)
+        assert self.head(lane, cache_is_reserved=reserves) is job
+        assert self.fits(job)
+        if earlier and reserves:
+            # It lacks cache, and whoever has begun takes none of what comes free.
+            assert job in self.begun[lane]
+            assert not self.kv_fits(earlier)
+        if job in self.begun[lane]:
+            self.begun[lane].remove(job)
+        else:
+            self.waiting.remove(job)
+            for begun in self.begun[lane]:
+                self.passed[begun][0] += job.cost
+                assert self.passed[begun][0] <= self.passed[begun][1]
+        self.served[lane] = next(self._dispatches)
+        self.reserved.setdefault(job, job.kv_tokens)
+        self.prefill.append(job)
+        self._judged.append(job)
+
+    def _told(self, event: Callable[[], list[Job]]) -> list[Job]:
+        dispatched = event()
+        assert dispatched == self._judged
+        self._judged = []
+        self.assert_nothing_idles()
+        return dispatched
+
+    def assert_nothing_idles(self) -> None:
+        """In the order of their claims: a head that fits would have gone, unless an earlier one reserves."""
+        reserved = False
+        for lane in sorted(LANES, key=self.served.__getitem__):
+            may_go = [job for job in self.waiting if job.lane == lane and self.under_cap(job.flow)]
+            head = self.head(lane, cache_is_reserved=reserved)
+            assert head or not may_go
+            if head and self.lane_fits(head) and (head in self.begun[lane] or not reserved):
+                assert not self.fits(head)
+                if not self.seats_fit(head):
+                    break
+                reserved = True  # cache; of which those who have begun take none
+        waits = self.waiting or any(self.begun.values())
+        assert self.running or not waits
+
+    def assert_counters(self) -> None:
+        admission = self.admission
+        assert admission.seats == sum(job.seats for job in self.running)
+        assert admission.running == len(self.running)
+        assert admission.ledger.kv_tokens == sum(self.reserved.values())
+        assert admission.ledger.prefill_cost == pytest.approx(sum(self.parts[job].cost for job in self.prefill))
+        assert admission.line.cost == pytest.approx(sum(job.cost for job in self.waiting))
+        for lane in LANES:
+            beside = [job for job in self.prefill if job.lane == lane]
+            assert admission.prefill_jobs(lane) == len(beside)
+            assert admission.prefill_tokens(lane) == sum(self.parts[job].tokens for job in beside)
+            queued = sum(job.lane == lane for job in self.waiting)
+            assert admission.waiting(lane) == queued + len(self.begun[lane])
+
+    def close(self) -> None:
+        """Everything comes to its end: each job has exactly one, and nothing is left."""
+        while self.let_go:
+            self.finish(self.let_go[0], 1.0)
+        assert not self.waiting
+        assert len(self.ended) == len(set(self.ended)) == self.arrived
+        assert self.admission.held() == {"seats": 0, "kv": 0, "short": 0, "long": 0}
+        assert self.admission.ledger.prefill_cost == self.admission.line.cost == self.admission.running == 0
+        for lane in LANES:
+            assert self.admission.prefill_jobs(lane) == self.admission.waiting(lane) == 0
+        assert self.admission.refuses(Job("a", "short", 1, 1.0, 0.0)) is None
+
+
+def other_lane(lane: Lane) -> Lane:
+    return "long" if lane == "short" else "short"
+
+
+def maybe(values: st.SearchStrategy[int]) -> st.SearchStrategy[int | None]:
+    return st.none() | values
+
+
+def limits() -> st.SearchStrategy[Limits]:
+    return st.builds(
+        Limits,
+        short_lane_tokens=st.integers(1, 200),
+        long_lane_jobs=st.integers(1, 3),
+        max_num_seqs=st.integers(1, 6),
+        kv_tokens=maybe(st.integers(1, 500)),
+        flow_in_flight=maybe(st.integers(1, 3)),
+    )
+
+
+def seconds(most: int) -> st.SearchStrategy[float]:
+    """Sixteenths: their sums are exact."""
+    return st.integers(0, 16 * most).map(lambda sixteenths: sixteenths / 16)
+
+
+parts = st.builds(Slice, tokens=st.integers(1, 300), cost=seconds(5), rest=seconds(40))
+
+
+class Histories(RuleBasedStateMachine):
+    """Anything that can happen, in any order."""
+
+    start: ClassVar[NewPolicy]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.policies = [Witness(type(self).start())]
+        self.referee = Referee(self.policies[0], Limits())
+
+    @rule(new=limits())
+    def relimit(self, new: Limits) -> None:
+        self.referee.relimit(new)
+
+    @rule(data=st.data())
+    def use(self, data: st.DataObject) -> None:
+        self.policies.append(Witness(POLICIES[data.draw(st.sampled_from(sorted(POLICIES)))]()))
+        self.referee.use(self.policies[-1])
+
+    @rule(scale=st.floats(0, 3), seats=st.integers(0, 8), kv_tokens=st.integers(0, 500))
+    def correct(self, scale: float, seats: int, kv_tokens: int) -> None:
+        self.referee.correct(scale, seats, kv_tokens)
+
+    @rule(
+        flow=st.sampled_from("abc"),
+        lane=st.sampled_from(LANES),
+        tokens=st.integers(1, 300),
+        cost=seconds(10),
+        seats=st.integers(1, 8),
+        kv_tokens=st.integers(0, 600),
+        part=st.none() | parts,
+    )
+    def arrive(
+        self, flow: str, lane: Lane, tokens: int, cost: float, seats: int, kv_tokens: int, part: Slice | None
+    ) -> None:
+        job = Job(flow, lane, tokens, cost, self.referee.arrived, seats, kv_tokens=kv_tokens)
+        self.referee.arrive(job, part)
+
+    @precondition(lambda self: self.referee.prefill)
+    @rule(data=st.data(), part=parts)
+    def slice_done(self, data: st.DataObject, part: Slice) -> None:
+        self.referee.slice_done(data.draw(st.sampled_from(self.referee.prefill)), part)
+
+    @precondition(lambda self: self.referee.running)
+    @rule(data=st.data())
+    def first_token(self, data: st.DataObject) -> None:
+        self.referee.first_token(data.draw(st.sampled_from(self.referee.running)))
+
+    @precondition(lambda self: self.referee.let_go)
+    @rule(data=st.data(), cost=st.floats(0, 10), kv_tokens=st.integers(0, 800))
+    def progress(self, data: st.DataObject, cost: float, kv_tokens: int) -> None:
+        self.referee.progress(data.draw(st.sampled_from(self.referee.let_go)), cost, kv_tokens)
+
+    @precondition(lambda self: self.referee.let_go)
+    @rule(data=st.data(), cost=st.floats(0, 10))
+    def finish(self, data: st.DataObject, cost: float) -> None:
+        self.referee.finish(data.draw(st.sampled_from(self.referee.let_go)), cost)
+
+    @precondition(lambda self: self.referee.waiting)
+    @rule(data=st.data())
+    def leave(self, data: st.DataObject) -> None:
+        self.referee.leave(data.draw(st.sampled_from(self.referee.waiting)))
+
+    @invariant()
+    def counters_are_the_sums_they_stand_for(self) -> None:
+        self.referee.assert_counters()
+
+    def teardown(self) -> None:
+        self.referee.close()
+        for policy in self.policies[:-1]:
+            assert not policy.popped  # each was settled by the one that let it go
+        assert not self.policies[-1].waiting | self.policies[-1].popped
+
+
+@every_policy
+def test_any_history(new_policy: NewPolicy) -> None:
+    class TheirHistories(Histories):
+        start = new_policy
+
+    run_state_machine_as_test(
+        TheirHistories, settings=settings(max_examples=120, stateful_step_count=40, deadline=None)
+    )
+
+
+# Floods.
+
+
+@every_policy
+@given(limits=limits(), most_parts=st.integers(1, 3), seed=st.integers(0, 2**32))
+@settings(max_examples=40, deadline=None)
+def test_no_head_waits_for_ever_while_both_lanes_are_flooded(
+    new_policy: NewPolicy, limits: Limits, most_parts: int, seed: int
+) -> None:
+    """At every step the oldest in the engine goes on: to its next part, or to its end. What went is replaced.
+
+    A head waits for its lane to have room, perhaps for the other lane's turn, and for its seats and cache: what is
+    in the engine at each of these is through after so many steps as there are seats. For cache it also waits for
+    those who have begun, at most so many as there are seats, and all of their parts.
+    """
+    random, now = Random(seed), count()
+    referee = Referee(new_policy(), limits)
+    left: dict[Job, int] = {}
+    heads: dict[Lane, tuple[Job | None, int, int]] = dict.fromkeys(LANES, (None, 0, 0))
+    served = dict.fromkeys(LANES, 0)
+    running: list[Job] = []
+
+    def part(job: Job) -> Slice:
+        return Slice(random.randint(1, job.tokens), random.randrange(16) / 16, rest=random.choice([0, 0, 1, 8]))
+
+    for step in range(200):
+        for lane in LANES:
+            for flow in "abc":
+                while sum(job.lane == lane and job.flow == flow for job in referee.waiting) < 2:
+                    tokens, seats = random.randint(1, 300), random.randint(1, limits.max_num_seqs + 1)
+                    kv_tokens = random.randint(1, (limits.kv_tokens or 0) + 10)
+                    job = Job(flow, lane, tokens, random.randint(1, 16) / 16, next(now), seats, kv_tokens=kv_tokens)
+                    left[job] = random.randint(1, most_parts)
+                    running += referee.arrive(job, part(job) if left[job] > 1 else None)
+        ended = running.pop(0)
+        left[ended] -= 1
+        if left[ended]:
+            running += referee.slice_done(ended, part(ended))
+        else:
+            if random.random() < 0.7:
+                running += referee.first_token(ended)
+            served[ended.lane] += 1
+            running += referee.finish(ended, random.random())
+        for lane in LANES:
+            head, turn, since = heads[lane]
+            if referee.head(lane) is not head or referee.served[lane] != turn:  # another was, for the while
+                heads[lane] = (referee.head(lane), referee.served[lane], step)
+            else:
+                assert step - since <= 3 * most_parts * limits.max_num_seqs + 1
+    assert min(served.values()) > 0
+
+
+# Copies.
+
+# A step as data: what happens, to which of those that ever came, and how much.
+Step = tuple[str, int, float]
+KINDS = ("arrive", "arrive", "sliced", "slice_done", "first_token", "progress", "finish", "finish", "leave", "relimit")
+steps = st.lists(st.tuples(st.sampled_from((*KINDS, "correct", "use")), st.integers(0, 1000), st.floats(0, 8)))
+SCARCE = Limits(short_lane_tokens=200, max_num_seqs=3, kv_tokens=500, flow_in_flight=2)
+
+
+def happen(admission: Admission, jobs: list[Job], step: Step) -> list[Job]:
+    """Who is let go. KeyError where that cannot happen to the job that is named."""
+    kind, which, cost = step
+    part = Slice(1 + which % 100, cost / 3, rest=cost * (which % 10))
+    if kind in ("arrive", "sliced"):
+        flow, session, lane = "abc"[which % 3], "xy"[which % 5 % 2], LANES[which % 2]
+        seats, kv_tokens = 1 + which % 3, which % 400
+        jobs.append(
+            Job(flow, lane, 1 + which % 300, cost, which % 7, seats, str(len(jobs)), kv_tokens, session=session)
+        )
+        return admission.arrive(jobs[-1], part if kind == "sliced" else None)
+    if kind == "relimit":
+        return admission.relimit(
+            Limits(200, 1 + which % 200, 1 + which % 2, 1 + which % 5, which or None, 1 + which % 4)
+        )
+    if kind == "correct":
+        return admission.correct(kv_scale=cost, external_seats=which % 4)
+    if kind == "use":
+        return admission.use(list(POLICIES.values())[which % len(POLICIES)]())
+    if not jobs:
+        raise KeyError
+    job = jobs[which % len(jobs)]
+    if kind == "slice_done":
+        return admission.slice_done(job, part)
+    if kind == "first_token":
+        return admission.first_token(job)
+    if kind == "progress":
+        return admission.progress(job, cost, which)
+    if kind == "finish":
+        return admission.finish(job, cost)
+    return admission.leave(job)
+
+
+def play(admission: Admission, jobs: list[Job], history: list[Step]) -> list[list[str]]:
+    """Who is let go at each step, by their ids. The jobs that come are added to the list."""
+    told = []
+    for step in history:
+        try:
+            told.append([job.id for job in happen(admission, jobs, step)])
+        except KeyError:
+            told.append(["cannot happen"])
+    return told
+
+
+def state(admission: Admission) -> object:
+    waiting = [admission.waiting(lane) for lane in LANES]
+    return admission.held(), admission.running, waiting, admission.ledger.prefill_cost, admission.line.cost
+
+
+@every_policy
+@given(before=steps, after=steps)
+@settings(deadline=None)
+def test_a_copy_takes_the_same_decisions(new_policy: NewPolicy, before: list[Step], after: list[Step]) -> None:
+    original, jobs = Admission(new_policy(), SCARCE), list[Job]()
+    play(original, jobs, before)
+    copy = original.copy()
+    assert state(copy) == state(original)
+    assert play(copy, jobs.copy(), after) == play(original, jobs.copy(), after)
+    assert state(copy) == state(original)
+
+
+@every_policy
+@given(before=steps, between=steps, after=steps)
+@settings(deadline=None)
+def test_what_happens_to_a_copy_happens_to_nobody_else(
+    new_policy: NewPolicy, before: list[Step], between: list[Step], after: list[Step]
+) -> None:
+    """Two with the same history, one of them copied in its middle."""
+    (one, its_jobs), (other, their_jobs) = ((Admission(new_policy(), SCARCE), list[Job]()) for _ in range(2))
+    assert play(one, its_jobs, before) == play(other, their_jobs, before)
+    play(one.copy(), its_jobs.copy(), between)
+    assert state(one) == state(other)
+    assert play(one, its_jobs, after) == play(other, their_jobs, after)
+    assert state(one) == state(other)
