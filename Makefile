@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test coverage pytest-gateway pytest-others test-vllm mutants lock format clean
+.PHONY: help venv demo test coverage pytest-gateway pytest-others test-vllm mutants lock diagram format clean
 
 help: ## this list
 	@echo 'Usage: make TARGET [ARGS="..."]'
@@ -57,6 +57,9 @@ lock: $(VENV)/made ## write requirements.lock anew from pyproject.toml; ARGS=--u
 	printf '%s\n' 'hatchling>=1.27' editables uv | $(BIN)/uv pip compile pyproject.toml - --group dev --universal \
 	    --python-version 3.11 --generate-hashes --custom-compile-command 'make lock' --quiet \
 	    --output-file requirements.lock $(ARGS)
+
+diagram: $(VENV)/installed ## draw the life of a job into docs/architecture.md, from the table of transitions
+	$(BIN)/python tests/support/state_diagram.py
 
 format: $(VENV)/installed ## fix what ruff can fix, and format
 	$(BIN)/ruff check --fix

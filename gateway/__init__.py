@@ -1,28 +1,31 @@
-"""The gateway: one request, from the client's socket to its spans.
+"""The gateway: one request, from the client's socket to its spans. `docs/architecture.md` has the long version.
 
-    routes                               the allow-list: queued by which API, or passed on at once (passed_on)
-    proxy.Proxied                        raw ASGI, so that leaving while queued is noticed
-      api.parse                          bytes -> what the scheduler must know; else BadRequest
-      callers.identify                   whose turn it takes
-      background.takes                   is it served last
-      cost.price                         known beginning, bytes -> tokens, cached ones -> prefill seconds
-      tokenizer                          exact tokens, where a lane or the context limit depends on them; the ids of
-                                         a long prompt, if it may be cut
-      Job                                flow, lane, tokens, cost, seats, cache, wishes
-      slicer.Slices                      where a long prompt is cut, if it is
-      watchers                           has the client left, does it still read: for the request's whole life
-        comments.keep_company            a streamed one that waits is told so, until its answer begins
-        waiting.admitted(job)            refused, or: Event("arrive") -> Admission -> Line, Ledger -> wake-up
-          sliced.run                     of a long prompt all slices but the last, each a request of its own; between
-                                         two a pause, and Event("slice_done"): others go, then the next one
-          upstream.send                  traceparent out; waits for an engine that is away, tries once more
-            first token                  Event("first_token"): prefill permit back, next one goes
-            relay                        bytes untouched, events as the API reads them; now and then Event("progress")
-        exit of admitted, no await       Event("finish"): seats and cache back exactly once, charge settled
-      cost.learn                         bytes per token, what was cached, and the curve, from usage and times
-    telemetry.finish                     spans queue | prefill (slices) | decode, one log line, metrics
+    server.connection                   uvicorn parses HTTP; connections, head size and head time are limited
+    app, api.routes                     the allow-list: the path is queued, passed through, answered here, or refused
+    proxy.inference.InferenceEndpoint   raw ASGI, so that a client that leaves while it is queued is noticed
+      proxy.reception.read
+        identity.callers                who asks: a key, a front end's user, an address; else UnknownKey
+        client_connection.body          the whole body, within its limits of bytes and time
+        api: parse                      bytes -> model, prompts, answers wanted; else BadRequest
+      client_connection.watch_...       has the client left, does it still read: watched until the request ends
+      proxy.reception.price
+        pricing.cost_model.price        known prefix, bytes -> tokens, cached tokens -> seconds of prefill
+        tokenizers                      exact tokens, where a lane or the context limit depends on them; token ids,
+                                        where the prompt may be sliced
+        lifecycle.core.plan             where a long prompt is cut into slices
+        Job, Lifecycle                  what the scheduler sees of the request; what leads it from here to its end
+      proxy.dispatcher.serve
+        keepalive.send                  comments for a stream that waits, until its answer begins
+        waiting_room.admitted           rejected, or `Arrived` -> Admission (JobQueue, Ledger) -> wait -> dispatched
+          sliced_prefill.run            all slices but the last; after each a pause, `SliceDone`, and a new wait
+          engine.client.send            the client's own request; traceparent out; waits for an engine that is away
+          relay                         the answer, byte for byte: `FirstToken` frees the lane, `Progressed` charges
+          lifecycle.settle              the charge, from the token counts that the engine states
+        leaving `admitted`, no await    `Finished`, or `Left` from the queue: the permit comes back exactly once
+        lifecycle.learn                 tokens, cached tokens and the prefill curve are corrected
+    telemetry.hub.finish                spans tokenize | queue | prefill (slices) | decode; metrics; one log line
 
-`engine` finds out which engine that is, reads its metrics, and keeps what was learned of it. `Admission` and
-everything below it is pure: it is told what happened and answers what to do. `Forecaster` hears the same events and
-knows what will happen. The simulator in `loadtest` drives the very same objects under a virtual clock.
+`pricing`, `scheduling`, `forecasting`, `slicing` and `lifecycle` decide, and they are pure: they are told what
+happened, with the time, and answer what to do. `loadtest.simulation` drives the same objects on a virtual clock.
+`engine.monitor` finds out which engine answers, reads its metrics, and keeps what was learned for the next start.
 """

@@ -48,15 +48,16 @@ import sys
 from pathlib import Path
 from statistics import fmean, median
 
-from gateway.admission import Admission
-from gateway.profile import Profile
-from loadtest.calibration.cost_fit import cost_profile
-from loadtest.load_commands import front
-from loadtest.pricing import cost_model
-from loadtest.records import percentile
-from loadtest.simulate import Simulation
+from gateway.lifecycle.core import Core
+from gateway.pricing.profile import Profile
+from loadtest.cli.load import GatewayOptions, deployment
+from loadtest.results.records import percentile
+from loadtest.simulation.cost_fit import cost_profile
+from loadtest.simulation.pricing import cost_model
+from loadtest.simulation.simulation import Options as SimulationOptions
+from loadtest.simulation.simulation import Simulation
 from loadtest.spark.engine import Engine
-from loadtest.spark.profile import load_profile
+from loadtest.storage.engine_profiles import load_profile
 from loadtest.workloads.office_mix import office_mix
 from loadtest.workloads.workload import Options
 from policies.base import LANES, Job, Lane
@@ -99,7 +100,7 @@ def cell(values: list[float], bases: list[float]) -> str:
 
 
 class Watched(Fair):
-    """Notes of each job that is let go whether somebody else's waited in its lane, so that there was a choice."""
+    """Notes of each job that is dispatched, whether somebody else's waited in its lane, so that there was a choice."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -125,10 +126,11 @@ def choices(name: str, people: int) -> str:
     chosen = {lane: [] for lane in LANES}
     for seed in range(1, 6):
         policy = Watched()
-        admission = Admission(policy, front("fair", machine).limits)
-        model = cost_model("true", cost_profile(machine), machine)
+        limits = deployment("fair", machine, GatewayOptions()).limits
+        core = Core.create(cost_model("true", cost_profile(machine), machine), policy, limits)
         plan = office_mix(Options(seed, people))
-        Simulation(Engine(machine, seed=seed, noise=0.1), admission, model, counts=True).run(plan)
+        options = SimulationOptions(counts_all=True)
+        Simulation(Engine(machine, seed=seed, noise=0.1), core, options).run(plan)
         for lane in LANES:
             chosen[lane] += policy.chosen[lane]
     return " and ".join(f"{100 * fmean(chosen[lane]):.1f} % of the {lane} ones" for lane in LANES)

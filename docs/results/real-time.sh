@@ -23,7 +23,7 @@ general_settings: {master_key: sk-none}
 litellm_settings: {num_retries: 0, request_timeout: 3600}
 YAML
 # The gateway's clock is ours, so what work costs there is what it costs on the Spark, divided by the speed.
-python -c "from gateway.profile import load; print(load('gemma-4-26b-bf16').scaled(1 / $speed).toml('spark'))" >"$work/spark.toml"
+python -c "from gateway.storage.profile_file import load; print(load('gemma-4-26b-bf16').scaled(1 / $speed).toml('spark'))" >"$work/spark.toml"
 
 fairlane sim --port 8401 --speed "$speed" --enable-prefix-caching &
 fairlane sim --port 8402 --speed "$speed" --enable-prefix-caching --long-prefill-token-threshold "$deploy" &

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import msgspec
 
-from loadtest.load_commands import DEFAULT_SLO, front, read_load
-from loadtest.report.trade_curve import markdown
-from loadtest.spark.profile import load_profile
-from loadtest.trade import Figures, Point
+from loadtest.charts.trade_curve import markdown
+from loadtest.cli.load import GatewayOptions, LoadOptions, deployment, read_load
+from loadtest.results.trade import Figures, Point
+from loadtest.storage.engine_profiles import load_profile
 
 rows_file, document = map(Path, sys.argv[1:])
 MACHINES = ("gemma-4-26b-bf16", "gemma-4-26b-nvfp4")
@@ -35,8 +35,8 @@ SEEDS = range(5)
 def row(case):
     machine, workload, policy, way, seed = case
     engine = load_profile(machine).with_flags(enable_prefix_caching=True)
-    plan = read_load(workload, seed, None, None, None, None, None, DEFAULT_SLO).plan
-    chosen = front(policy, engine, WAYS.get(way))
+    plan = read_load(LoadOptions(workload, seed)).plan
+    chosen = deployment(policy, engine, GatewayOptions(WAYS.get(way)))
     figures = Figures.of(chosen.simulate(plan, engine, seed=seed, noise=0.1), chosen.limits.long_prompt_tokens)
     names = dict(zip(("machine", "workload", "policy", "way", "seed"), case))
     return names | {name: round(value, 4) for name, value in msgspec.to_builtins(figures).items()}

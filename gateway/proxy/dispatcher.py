@@ -38,7 +38,7 @@ class Dispatcher:
         self.reconfigure(settings)
 
     def reconfigure(self, settings: Settings) -> None:
-        self._order = settings.engine.order
+        self.order = settings.engine.order
 
     async def serve(self, call: Call, request: InferenceRequest, trace: RequestTrace, tasks: TaskGroup) -> None:
         """Raises GatewayError."""
@@ -53,7 +53,7 @@ class Dispatcher:
             try:
                 headers = [*forwarded(call.client.headers), *trace.call_engine(self._engine_call(call, request))]
                 if bodies:
-                    await self._slices.run(life, bodies, self._order, headers)
+                    await self._slices.run(life, bodies, self.order, headers)
                 await self._ask(call, request, headers, tasks)
             finally:
                 life.settle(call.said, perf_counter())
@@ -77,7 +77,7 @@ class Dispatcher:
             if call.route.api.decodes and not request.stream:
                 tasks.start_soon(_predict_first_token, life, life.ticket.predicted_prefill_s)
 
-        body = with_priority(request.body, self._order(life.ticket.number)) if request.json else request.body
+        body = with_priority(request.body, self.order(life.ticket.number)) if request.json else request.body
         wanted = EngineRequest("POST", call.route.path, body, [*headers, *call.id_header], on_sent=sent)
         async with self._engine.send(wanted) as response:
             life.retried = not response.first_attempt

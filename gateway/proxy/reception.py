@@ -32,10 +32,10 @@ class Reception:
 
     def reconfigure(self, settings: Settings) -> None:
         self.client_stall = settings.client_stall
-        self._max_body = settings.max_body
-        self._body_timeout = settings.body_timeout
-        self._weights = settings.weights
-        self._background_delay = settings.background_delay
+        self.max_body = settings.max_body
+        self.body_timeout = settings.body_timeout
+        self.weights = settings.weights
+        self.background_delay = settings.background_delay
 
     async def read(self, call: Call) -> tuple[Caller, InferenceRequest]:
         """Who asks, and for what. Raises UnknownKey, BadRequest, BodyTooLarge, RequestTimeout, Rejected."""
@@ -50,7 +50,7 @@ class Reception:
     async def read_body(self, client: ClientConnection) -> tuple[Caller, bytes]:
         """Raises UnknownKey, BodyTooLarge, RequestTimeout, ClientLeft."""
         caller = self.access.identify(client.address, client.headers)
-        return caller, await client.body(self._max_body, self._body_timeout)
+        return caller, await client.body(self.max_body, self.body_timeout)
 
     async def price(self, call: Call, request: InferenceRequest, caller: Caller) -> None:
         """What it will cost; from here on it has a life. Raises Rejected, BadRequest."""
@@ -111,7 +111,7 @@ class Reception:
         call.background = self.access.is_background(caller, request, headers)
         if call.background:
             # Behind all who ask within so many seconds of work, not for ever; its user's share stays one.
-            head_start = min(head_start, -self._background_delay)
+            head_start = min(head_start, -self.background_delay)
         return Job(
             flow=flow,
             lane=self._core.lane(price),
@@ -122,7 +122,7 @@ class Reception:
             id=call.id,
             kv_tokens=self._core.kv_tokens(price, request.seats, request.max_tokens),
             session=hints.session or caller.subdivision(request.user) or request.session,
-            weight=self._weights.get(flow.partition(":")[2], rights.weight),
+            weight=self.weights.get(flow.partition(":")[2], rights.weight),
             head_start=head_start,
             deadline=call.arrived_at + hints.deadline,
             flow_in_flight=rights.flow_in_flight,

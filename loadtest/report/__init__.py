@@ -1,1 +1,1 @@
-"""What came of runs: figures side by side, on a terminal and as a page."""
+"""What came of runs: figures side by side, on a terminal and as a page. Pure."""

@@ -1,1 +1,1 @@
-"""What was measured, and its summary. Pure."""
+"""Records of requests, their summaries, and what is read from them: groups, figures, points. Pure."""

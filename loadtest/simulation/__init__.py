@@ -1,1 +1,1 @@
-"""The virtual clock: the gateway's core in front of the simulated engine. Pure."""
+"""The virtual clock: the gateway's core in front of the simulated engine, and how near real ones that comes. Pure."""

@@ -1,1 +1,1 @@
-"""The simulated Spark: a step-accurate model of vLLM's scheduler, and its server."""
+"""The simulated Spark: a step-accurate model of vLLM's scheduler. Pure."""

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from gateway.lifecycle.core import Core
 from gateway.pricing.cost_model import CostModel
-from gateway.scheduling.admission import Admission
 from gateway.scheduling.limits import Limits
-from gateway.slicing.planner import Slicer, Slicing
+from gateway.slicing.planner import Slicing
 from gateway.storage.profile_file import load as load_cost_profile
 from loadtest.demo import DEPLOY_THRESHOLD, NOISE, STALL_S, Demo, Runs, figures, gateway_settings, sentence, table
 from loadtest.results.office_minute import documents_before_second_paster
@@ -52,8 +52,7 @@ def simulated(wanted: Demo, slicing: Slicing | None = None) -> Runs:
         engine = Engine(machine.with_flags(long_prefill_token_threshold=threshold), seed=wanted.seed, noise=NOISE)
         if not gated:
             return Simulation(engine)
-        admission, model = Admission(POLICIES[wanted.policy](), Limits()), CostModel(wanted.cost)
-        return Simulation(engine, admission, model, slicer=Slicer(slicing, model) if slicing else None)
+        return Simulation(engine, Core.create(CostModel(wanted.cost), POLICIES[wanted.policy](), Limits(), slicing))
 
     return {
         "direct": run(0, gated=False).run(wanted.arrivals),

@@ -98,7 +98,7 @@ def test_what_is_cached_of_a_chat_is_predicted(gateway: RunningGateway, vllm: Vl
     random = Random(6)
     system = {"role": "system", "content": words(300, seed=1)}
     chats = [[system] for _ in range(CHATS)]
-    block = gateway.gateway.parts.cost_model.prefixes.block
+    block = gateway.gateway.core.cost_model.prefixes.block
     for turn in range(TURNS):
         for number, messages in enumerate(chats):
             text = words(random.randint(20, 400), seed=random.randrange(1 << 30))
@@ -107,7 +107,7 @@ def test_what_is_cached_of_a_chat_is_predicted(gateway: RunningGateway, vllm: Vl
             messages.append({"role": "assistant", "content": said(answer.text)})
     gateway.wait_ended("completed", TURNS * CHATS)
     turns = [(span[semconv.PREDICTED_CACHED], span[semconv.CACHED_TOKENS]) for span in served(gateway, tmp_path)]
-    prefixes = gateway.gateway.parts.cost_model.prefixes
+    prefixes = gateway.gateway.core.cost_model.prefixes
     print(f"block {block}, answers found again {prefixes.answer_shares()}, trust {prefixes.trust.value:.3f}")
     print("predicted and cached:", turns)
     assert block == 128

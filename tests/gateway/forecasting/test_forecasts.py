@@ -11,11 +11,15 @@ from time import process_time
 
 import pytest
 
+from gateway.forecasting.outlook import MAX_RETRY_S, MIN_RETRY_S, Outlook, forecast, meets, retry_after
+from gateway.forecasting.simulation import Simulation
 from gateway.forecasting.speed import EngineSpeed
 from gateway.pricing.curves import PrefillObservation
 from gateway.pricing.estimators import MIN_ERRORS, WINDOW_SIZE, AnswerLengths, ForecastErrors, Ratio
 from gateway.scheduling.admission import Admission
+from gateway.scheduling.events import Arrived, Event, Finished, FirstToken, SliceDone
 from gateway.scheduling.limits import Limits
+from gateway.scheduling.ticket import Slice
 from policies import POLICIES
 from policies.base import LANES, Job, Lane
 
@@ -23,11 +27,11 @@ every_policy = pytest.mark.parametrize("policy", POLICIES)
 
 
 class Scene:
-    """An admission and what was learned, told of the same events at the same times."""
+    """An admission and what was learned of its engine's speed, told of the same events at the same times."""
 
     def __init__(self, policy: str = "fair", limits: Limits | None = None, *, shares_steps: bool = False) -> None:
         self.admission = Admission(POLICIES[policy](), limits)
-        self.pace = EngineSpeed(lambda tokens: 0.004 * tokens, shares_steps=shares_steps)
+        self.speed = EngineSpeed(lambda tokens: 0.004 * tokens, shares_steps=shares_steps)
         self.jobs: list[Job] = []
         self.now = 0.0
 
@@ -35,42 +39,42 @@ class Scene:
         tokens = 10_000 if lane == "long" else 1_000
         return Job(flow, lane, tokens, cost, self.now, **more)  # type: ignore[arg-type]  # whole numbers, where it matters
 
+    def apply(self, event: Event) -> None:
+        self.speed.observe(event, self.admission.apply(event), self.now)
+
     def arrive(self, flow: str = "ada", lane: Lane = "long", cost: float = 2.0, **more: float) -> Job:
         job = self.job(flow, lane, cost, **more)
         self.jobs.append(job)
-        self.pace.queued(job)
-        self.pace.dispatched_at(self.admission.arrive(job), self.now)
+        self.apply(Arrived(job))
         return job
 
-    def arrive_sliced(self, part: Slice, flow: str = "ada", cost: float = 2.0) -> Job:
+    def arrive_sliced(self, first_slice: Slice, flow: str = "ada", cost: float = 2.0) -> Job:
         job = self.job(flow, "long", cost)
         self.jobs.append(job)
-        self.pace.queued(job, part=part)
-        self.pace.dispatched_at(self.admission.arrive(job, part), self.now)
+        self.apply(Arrived(job, first_slice))
         return job
 
-    def slice_done(self, job: Job, part: Slice) -> None:
-        self.pace.slice_done(job, part, self.now)
-        self.pace.dispatched_at(self.admission.slice_done(job, part), self.now)
+    def slice_done(self, job: Job, following: Slice) -> None:
+        self.apply(SliceDone(job, following))
 
     def first_token(self, job: Job) -> None:
-        self.pace.token(job)
-        self.pace.first_token(job, self.now)
-        self.pace.dispatched_at(self.admission.first_token(job), self.now)
+        self.speed.progress[job].tokens += 1
+        self.apply(FirstToken(job))
 
     def end(self, job: Job, tokens: int = 100) -> None:
-        self.pace.ended(job, self.now, tokens)
-        self.pace.dispatched_at(self.admission.finish(job, job.cost), self.now)
+        self.apply(Finished(job, job.cost, tokens))
 
     def outlook(self) -> Outlook:
-        return forecast(self.admission, self.now, self.pace)
+        return forecast(self.admission, self.now, self.speed)
 
     def waiting(self) -> list[Job]:
-        return [job for job in self.jobs if job in self.pace.progress and self.pace.progress[job].dispatched_at is None]
+        return [
+            job for job in self.jobs if job in self.speed.progress and self.speed.progress[job].dispatched_at is None
+        ]
 
 
 def crowd(seed: int, policy: str = "fair", jobs: int = 60, *, shares_steps: bool = False) -> Scene:
-    """Some that run, many that wait, with weights, priorities, seats and caps."""
+    """A few jobs run and many wait, with weights, priorities, seats and caps."""
     random = Random(seed)
     limits = Limits(
         max_num_seqs=random.choice([2, 8, 64]),
@@ -89,9 +93,9 @@ def crowd(seed: int, policy: str = "fair", jobs: int = 60, *, shares_steps: bool
         scene.arrive(f"u{user}", lane, random.uniform(0.1, 5.0), seats=random.randint(1, 3), **more)
         scene.now += random.uniform(0, 0.2)
         if random.random() < 0.2:
-            running = [job for job, track in scene.pace.progress.items() if track.dispatched_at is not None]
+            running = [job for job, progress in scene.speed.progress.items() if progress.dispatched_at is not None]
             job = random.choice(running)
-            if scene.pace.progress[job].first_token is None:
+            if scene.speed.progress[job].first_token_at is None:
                 scene.first_token(job)
             else:
                 scene.end(job)
@@ -99,7 +103,7 @@ def crowd(seed: int, policy: str = "fair", jobs: int = 60, *, shares_steps: bool
 
 
 def drain(admission: Admission, running: list[Job]) -> list[Job]:
-    """Who goes when one after the other ends."""
+    """The order of dispatch when the jobs end one after the other."""
     order = list(running)
     for job in order:
         order += admission.first_token(job)
@@ -131,15 +135,15 @@ def test_long_prompts_start_one_after_the_other(policy: str) -> None:
 def test_a_forecast_changes_nothing(policy: str, seed: int) -> None:
     scene, clone = crowd(seed, policy), crowd(seed, policy)
     outlook = scene.outlook()
-    retry_after(scene.admission, scene.now, scene.pace, scene.job(deadline=scene.now + 5))
-    meets(scene.admission, scene.now, scene.pace, scene.job(deadline=scene.now + 5))
+    retry_after(scene.admission, scene.now, scene.speed, scene.job(deadline=scene.now + 5))
+    meets(scene.admission, scene.now, scene.speed, scene.job(deadline=scene.now + 5))
     again = scene.outlook()
-    assert [outlook.end(job) for job in scene.pace.progress] == [again.end(job) for job in scene.pace.progress]
+    assert [outlook.end(job) for job in scene.speed.progress] == [again.end(job) for job in scene.speed.progress]
     assert scene.admission.held() == clone.admission.held()
     places = [
         [
             each.jobs.index(job)
-            for job in drain(each.admission, [j for j in each.pace.progress if j not in each.waiting()])
+            for job in drain(each.admission, [j for j in each.speed.progress if j not in each.waiting()])
         ]
         for each in (scene, clone)
     ]
@@ -147,10 +151,10 @@ def test_a_forecast_changes_nothing(policy: str, seed: int) -> None:
 
 
 @every_policy
-def test_the_order_is_the_policys(policy: str) -> None:
-    """Where the engine's doing cannot change it: in one lane, one at a time."""
+def test_jobs_are_expected_to_start_in_the_order_of_the_policy(policy: str) -> None:
+    """In one lane, one job at a time, so that nothing that the engine does can change the order."""
     random, scene = Random(4), Scene(policy)
-    scene.pace.decode_cost = lambda tokens: 0.0
+    scene.speed.decode_cost = lambda tokens: 0.0
     for _ in range(30):
         scene.arrive(f"u{random.randrange(4)}", "long", random.uniform(1, 9))
         scene.now += random.random() / 10
@@ -166,11 +170,13 @@ def test_the_order_is_the_policys(policy: str) -> None:
 @every_policy
 @pytest.mark.parametrize("shares_steps", [False, True])
 @pytest.mark.parametrize("seed", range(20))
-def test_instants_are_in_order_and_blame_sums_to_the_wait(policy: str, shares_steps: bool, seed: int) -> None:
+def test_instants_are_in_order_and_the_wait_attribution_sums_to_the_wait(
+    policy: str, shares_steps: bool, seed: int
+) -> None:
     scene = crowd(seed, policy, shares_steps=shares_steps)
     outlook = scene.outlook()
     assert scene.waiting()
-    for job in scene.pace.progress:
+    for job in scene.speed.progress:
         start, first_token, end = outlook.start(job), outlook.first_token(job), outlook.end(job)
         assert 0 <= start.median <= first_token.median <= end.median < inf
         assert start.p90 >= start.median
@@ -181,7 +187,7 @@ def test_instants_are_in_order_and_blame_sums_to_the_wait(policy: str, shares_st
         assert wait_attribution.keys() <= {other.flow for other in scene.jobs}
 
 
-def test_blame_names_who_holds_the_lane() -> None:
+def test_the_wait_attribution_names_the_flows_that_hold_the_lane() -> None:
     scene = Scene()
     scene.arrive("ben", cost=3.0)
     scene.arrive("cem", cost=2.0)
@@ -190,12 +196,12 @@ def test_blame_names_who_holds_the_lane() -> None:
 
 
 def test_a_flow_at_its_cap_waits_for_itself() -> None:
-    """However many others the lane lets by meanwhile."""
+    """However many other jobs the lane dispatches meanwhile."""
     scene = Scene(limits=Limits(flow_in_flight=1, max_num_seqs=3))
     first, second = scene.arrive("ada", "short", 1.0), scene.arrive("ada", "short", 1.0)
     others = [scene.arrive(f"u{number}", "short", 0.1) for number in range(20)]
     for job in others:
-        scene.pace.progress[job].max_tokens = 5
+        scene.speed.progress[job].max_tokens = 5
     outlook = scene.outlook()
     assert sum(outlook.start(job).median < outlook.start(second).median for job in others) > 5
     assert outlook.start(second).median == pytest.approx(outlook.end(first).median, rel=0.5)
@@ -204,7 +210,7 @@ def test_a_flow_at_its_cap_waits_for_itself() -> None:
 
 @every_policy
 @pytest.mark.parametrize("seed", range(5))
-def test_an_eta_shrinks_as_time_goes_on(policy: str, seed: int) -> None:
+def test_an_eta_shrinks_as_time_passes(policy: str, seed: int) -> None:
     scene = Scene(policy)
     scene.arrive(cost=3.0)
     jobs = [scene.arrive(f"u{n % 3}", cost=2.0) for n in range(6)]
@@ -212,7 +218,7 @@ def test_an_eta_shrinks_as_time_goes_on(policy: str, seed: int) -> None:
     for _ in range(6):
         outlook = scene.outlook()
         etas.append([outlook.first_token(job).median for job in jobs])
-        # One that is not made anew goes down with the clock.
+        # An outlook that is not made anew counts down with the clock.
         later = outlook.first_token(jobs[0], scene.now + 0.25)
         assert later.median == pytest.approx(etas[-1][0] - 0.25)
         scene.now += 0.5
@@ -220,7 +226,7 @@ def test_an_eta_shrinks_as_time_goes_on(policy: str, seed: int) -> None:
         assert after == pytest.approx([eta - 0.5 for eta in before])
 
 
-def test_what_takes_longer_than_predicted_is_nearly_done() -> None:
+def test_a_prefill_that_takes_longer_than_predicted_is_expected_to_end_soon() -> None:
     scene = Scene()
     running, job = scene.arrive(cost=3.0), scene.arrive(cost=2.0)
     scene.now = 100.0
@@ -230,28 +236,28 @@ def test_what_takes_longer_than_predicted_is_nearly_done() -> None:
 
 
 def test_slices_go_through_the_queue() -> None:
-    """Three slices of a long job, each with its own start, and a short seat taken only at the end."""
+    """A long job in three slices: the forecast after each one covers the slices that are left."""
     scene = Scene()
-    sliced = scene.arrive_sliced(Slice(4_000, 2.4, rest=3.6), cost=6.0)
+    sliced = scene.arrive_sliced(Slice(4_000, 2.4, rest_s=3.6), cost=6.0)
     other = scene.arrive("ben", cost=2.0)
     outlook = scene.outlook()
     assert outlook.first_token(sliced).median == pytest.approx(6.0)
-    assert outlook.start(other).median == pytest.approx(6.0)  # what has begun goes on before others start
+    assert outlook.start(other).median == pytest.approx(6.0)  # a job that has begun goes on before others start
     scene.now = 2.4
-    scene.slice_done(sliced, Slice(4_000, 2.4, rest=1.2))
+    scene.slice_done(sliced, Slice(4_000, 2.4, rest_s=1.2))
     assert scene.outlook().first_token(sliced).median == pytest.approx(3.6)
     scene.now = 4.8
     scene.slice_done(sliced, Slice(2_000, 1.2))
     assert scene.outlook().first_token(sliced).median == pytest.approx(1.2)
 
 
-def test_what_waits_between_slices_has_started() -> None:
+def test_a_job_that_waits_between_slices_has_started() -> None:
     scene = Scene(limits=Limits(max_num_seqs=1))
-    sliced = scene.arrive_sliced(Slice(5_000, 3.0, rest=3.0), cost=6.0)
+    sliced = scene.arrive_sliced(Slice(5_000, 3.0, rest_s=3.0), cost=6.0)
     between = scene.arrive("ben", "short", 0.5)
     scene.now = 3.0
     scene.slice_done(sliced, Slice(5_000, 3.0))
-    assert scene.pace.progress[between].dispatched_at == 3.0
+    assert scene.speed.progress[between].dispatched_at == 3.0
     outlook = scene.outlook()
     assert outlook.start(sliced).median == 0.0
     assert outlook.first_token(sliced).median == pytest.approx(outlook.end(between).median + 3.0)
@@ -260,10 +266,10 @@ def test_what_waits_between_slices_has_started() -> None:
 
 @every_policy
 @pytest.mark.parametrize("left", [9.0, 0.5], ids=["passes", "waits"])
-def test_a_much_shorter_one_is_expected_to_pass_at_the_next_gap(policy: str, left: float) -> None:
-    """By the rule that admission has; and from the first of its slices on, as from a later one."""
+def test_a_much_shorter_prompt_is_expected_to_run_after_the_current_slice(policy: str, left: float) -> None:
+    """By the rule that admission has, from the first slice on as from any later one."""
     scene = Scene(policy)
-    sliced = scene.arrive_sliced(Slice(1_000, 1.0, rest=left), cost=10.0)
+    sliced = scene.arrive_sliced(Slice(1_000, 1.0, rest_s=left), cost=10.0)
     small = scene.arrive("ben", cost=0.5)
     if left > 1:
         assert scene.outlook().start(small).median == pytest.approx(1.0)
@@ -274,9 +280,9 @@ def test_a_much_shorter_one_is_expected_to_pass_at_the_next_gap(policy: str, lef
 
 
 @every_policy
-def test_a_flood_of_much_shorter_ones_is_expected_to_double_it(policy: str) -> None:
+def test_a_flood_of_much_shorter_prompts_is_expected_to_double_what_is_left(policy: str) -> None:
     scene = Scene(policy)
-    sliced = scene.arrive_sliced(Slice(1_000, 1.0, rest=19.0), cost=20.0)
+    sliced = scene.arrive_sliced(Slice(1_000, 1.0, rest_s=19.0), cost=20.0)
     for number in range(50):
         scene.arrive(f"u{number % 5}", cost=1.0)
     outlook = scene.outlook()
@@ -286,28 +292,30 @@ def test_a_flood_of_much_shorter_ones_is_expected_to_double_it(policy: str) -> N
     assert waits[-1] == pytest.approx(20.0 + 49.0)
 
 
-@pytest.mark.parametrize("part", [Slice(10, 0.0, rest=2.0), Slice(10, 3.0, rest=0.1), Slice(1, 0.7, rest=1.3)])
-def test_whatever_the_slices_are_they_come_to_what_is_left(part: Slice) -> None:
+@pytest.mark.parametrize(
+    "first_slice", [Slice(10, 0.0, rest_s=2.0), Slice(10, 3.0, rest_s=0.1), Slice(1, 0.7, rest_s=1.3)]
+)
+def test_the_first_token_is_expected_after_all_slices_whatever_their_length(first_slice: Slice) -> None:
     scene = Scene()
-    sliced = scene.arrive_sliced(part, cost=99.0)
-    assert scene.outlook().first_token(sliced).median == pytest.approx(part.cost + part.rest)
+    sliced = scene.arrive_sliced(first_slice, cost=99.0)
+    assert scene.outlook().first_token(sliced).median == pytest.approx(first_slice.cost_s + first_slice.rest_s)
 
 
-def test_pauses_are_expected_as_they_were() -> None:
-    """A driver that pauses tells of a slice when the next may go: then the lane is slower, as far as is seen."""
+def test_pauses_between_slices_are_learned_and_expected_again() -> None:
+    """A driver that pauses reports a slice as done only after the pause, so the lane is learned to be slower."""
     scene = Scene()
     for _ in range(10):
-        sliced = scene.arrive_sliced(Slice(5_000, 1.0, rest=1.0), cost=2.0)
+        sliced = scene.arrive_sliced(Slice(5_000, 1.0, rest_s=1.0), cost=2.0)
         scene.now += 3.0
         scene.slice_done(sliced, Slice(5_000, 1.0))
         scene.now += 3.0
         scene.first_token(sliced)
         scene.end(sliced)
-    sliced = scene.arrive_sliced(Slice(5_000, 1.0, rest=3.0), cost=4.0)
+    sliced = scene.arrive_sliced(Slice(5_000, 1.0, rest_s=3.0), cost=4.0)
     assert scene.outlook().first_token(sliced).median == pytest.approx(12.0, rel=0.1)
 
 
-def test_where_steps_are_shared_a_short_prompt_does_not_wait_for_a_long_one() -> None:
+def test_a_short_prompt_does_not_wait_for_a_long_one_where_they_share_steps() -> None:
     etas = []
     for shares_steps in (False, True):
         scene = Scene(shares_steps=shares_steps)
@@ -318,8 +326,8 @@ def test_where_steps_are_shared_a_short_prompt_does_not_wait_for_a_long_one() ->
     assert etas[1] < 1.0
 
 
-def test_time_is_bounded() -> None:
-    """500 that wait take at most a small multiple of what 100 take: what grows is jobs, not jobs times jobs."""
+def test_a_forecast_takes_time_in_proportion_to_the_jobs() -> None:
+    """Four times as many jobs take at most 12 times as long; if the time were quadratic, it would be 16 times."""
 
     def seconds(jobs: int) -> float:
         scene = Scene(limits=Limits(max_num_seqs=32))
@@ -342,29 +350,29 @@ class TestRetryAfter:
             scene.arrive(cost=4.0)
         return scene
 
-    def test_on_an_idle_engine_it_is_the_least(self) -> None:
+    def test_it_is_the_minimum_on_an_idle_engine(self) -> None:
         scene = Scene()
-        assert retry_after(scene.admission, 0.0, scene.pace, scene.job(deadline=10.0)) == MIN_RETRY_S
+        assert retry_after(scene.admission, 0.0, scene.speed, scene.job(deadline=10.0)) == MIN_RETRY_S
 
     def test_it_is_when_a_deadline_would_be_met(self) -> None:
         scene = self.full()  # the last of them has its first token after 24 s
-        seconds = retry_after(scene.admission, 0.0, scene.pace, scene.job(cost=4.0, deadline=10.0))
+        seconds = retry_after(scene.admission, 0.0, scene.speed, scene.job(cost=4.0, deadline=10.0))
         assert 24 + 4 - 10 <= seconds <= (24 + 4 - 10) * 4 / 3 + 1
 
     @every_policy
     @pytest.mark.parametrize("seed", range(8))
-    def test_it_is_near_the_first_time_that_would_do(self, policy: str, seed: int) -> None:
-        """Against trying them all."""
+    def test_it_is_close_to_the_first_time_that_would_meet_the_deadline(self, policy: str, seed: int) -> None:
+        """Compared with the first second that does, found by trying each."""
         scene = crowd(seed, policy)
 
         def late(seconds: float) -> float:
-            run = Run(scene.admission.copy(), scene.now, scene.pace).until(scene.now + seconds)
-            job = replace(probe, arrival=run.now, deadline=run.now + 12.0)
-            run.arrive(job)
-            return run.until(first_token_of=job).times[job].first_token - job.deadline
+            future = Simulation(scene.admission.copy(), scene.now, scene.speed).until(scene.now + seconds)
+            job = replace(probe, arrival=future.now, deadline=future.now + 12.0)
+            future.arrive(job)
+            return future.until(first_token_of=job).times[job].first_token - job.deadline
 
         probe = scene.job("u1", "long", 4.0, deadline=scene.now + 12.0)
-        seconds = retry_after(scene.admission, scene.now, scene.pace, probe)
+        seconds = retry_after(scene.admission, scene.now, scene.speed, probe)
         assert seconds == MAX_RETRY_S or late(seconds) <= 0
         would_do = [float(each) for each in range(1, 61) if each == MAX_RETRY_S or late(each) <= 0]
         lasting = next(each for each in would_do if {*range(int(each), int(min(60, each * 4 / 3 + 2)))} <= {*would_do})
@@ -373,91 +381,91 @@ class TestRetryAfter:
     def test_it_is_when_there_is_room_again(self) -> None:
         scene = self.full()
         assert scene.admission.refuses(scene.job()) is not None
-        assert 4 <= retry_after(scene.admission, 0.0, scene.pace, scene.job()) <= 5.5
+        assert 4 <= retry_after(scene.admission, 0.0, scene.speed, scene.job()) <= 5.5
 
-    def test_it_is_never_more_than_the_most(self) -> None:
+    def test_it_is_never_more_than_the_maximum(self) -> None:
         scene = self.full()
-        assert retry_after(scene.admission, 0.0, scene.pace, scene.job(deadline=1.0)) == MAX_RETRY_S
+        assert retry_after(scene.admission, 0.0, scene.speed, scene.job(deadline=1.0)) == MAX_RETRY_S
 
-    def test_a_flow_that_is_served_sooner_comes_sooner(self) -> None:
+    def test_a_flow_that_is_served_sooner_may_retry_sooner(self) -> None:
         scene = self.full()
         other = scene.job("ben", deadline=10.0)
-        assert retry_after(scene.admission, 0.0, scene.pace, other) < 5
+        assert retry_after(scene.admission, 0.0, scene.speed, other) < 5
 
 
 class TestMeets:
     def test_nobody_is_turned_away_from_an_idle_engine(self) -> None:
         scene = Scene()
-        assert meets(scene.admission, 0.0, scene.pace, scene.job(cost=100.0, deadline=1.0))
+        assert meets(scene.admission, 0.0, scene.speed, scene.job(cost=100.0, deadline=1.0))
 
-    def test_a_deadline_behind_others(self) -> None:
+    def test_a_deadline_is_met_only_after_the_work_ahead(self) -> None:
         scene = Scene()
         for _ in range(3):
             scene.arrive(cost=4.0)
-        assert meets(scene.admission, 0.0, scene.pace, scene.job(cost=4.0, deadline=17.0))
-        assert not meets(scene.admission, 0.0, scene.pace, scene.job(cost=4.0, deadline=15.0))
-        assert meets(scene.admission, 0.0, scene.pace, scene.job(cost=2.0))
+        assert meets(scene.admission, 0.0, scene.speed, scene.job(cost=4.0, deadline=17.0))
+        assert not meets(scene.admission, 0.0, scene.speed, scene.job(cost=4.0, deadline=15.0))
+        assert meets(scene.admission, 0.0, scene.speed, scene.job(cost=2.0))
 
 
-class TestPace:
-    def test_from_a_guess_nothing_is_learned(self) -> None:
-        """Answers that are not streamed show no first token: the driver takes it to come as predicted."""
-        pace = EngineSpeed()
+class TestEngineSpeed:
+    def test_nothing_is_learned_from_a_first_token_that_was_not_observed(self) -> None:
+        """An answer that is not streamed shows no first token: the driver assumes that it comes as predicted."""
+        speed = EngineSpeed()
         job = Job("ann", "short", 100, 2.0, 0.0)
-        pace.queued(job)
-        pace.dispatched_at([job], 0.0)
-        pace.said(job, 0.0, {"start": 0.0, "first_token": 2.0, "end": 9.0})
-        pace.first_token(job, 20.0, seen=False)
+        speed.queued(job)
+        speed.dispatched([job], 0.0)
+        speed.promise(job, 0.0, {"start": 0.0, "first_token": 2.0, "end": 9.0})
+        speed.first_token(job, 20.0, observed=False)
         another = Job("ann", "short", 100, 2.0, 21.0)
-        pace.queued(another)
-        pace.dispatched_at([another], 21.0)
-        pace.first_token(another, 23.0, seen=False)
-        assert pace.slowdown["short"].value == 1.0
-        assert pace.tokens["short"].value == EngineSpeed().tokens["short"].value
-        assert pace.errors["first_token"].factor(10.0) == ForecastErrors(3.0).factor(10.0)
-        pace.ended(job, 30.0, 50)
-        pace.ended(another, 30.0, 50)
-        assert not pace.progress
+        speed.queued(another)
+        speed.dispatched([another], 21.0)
+        speed.first_token(another, 23.0, observed=False)
+        assert speed.slowdown["short"].value == 1.0
+        assert speed.tokens["short"].value == EngineSpeed().tokens["short"].value
+        assert speed.errors["first_token"].factor(10.0) == ForecastErrors(3.0).factor(10.0)
+        speed.ended(job, 30.0, 50)
+        speed.ended(another, 30.0, 50)
+        assert not speed.progress
 
-    def test_of_a_slice_its_own_seconds_are_seen(self) -> None:
-        """Of the client's own request, those since it went; of neither, where somebody shared them."""
+    def test_a_slice_is_observed_by_its_own_seconds(self) -> None:
+        """The client's own request by those since it was dispatched. Neither, where another prefill shared them."""
         scene = Scene()
-        job = scene.arrive_sliced(Slice(4_000, 1.0, rest=2.0))
-        track = scene.pace.progress[job]
-        assert track.observation() is None
+        job = scene.arrive_sliced(Slice(4_000, 1.0, rest_s=2.0))
+        progress = scene.speed.progress[job]
+        assert progress.observation() is None
         scene.now = 1.5
-        assert track.observation(1.25) == PrefillObservation(1.25, 0)
-        scene.slice_done(job, Slice(4_000, 1.0, rest=1.0))
+        assert progress.observation(1.25) == PrefillObservation(1.25, 0)
+        scene.slice_done(job, Slice(4_000, 1.0, rest_s=1.0))
         beside = scene.arrive("ben", "short", 0.5)
         scene.now = 2.75
-        assert track.observation(scene.now) is None
+        assert progress.observation(scene.now) is None
         scene.slice_done(job, Slice(2_000, 1.0))
         scene.first_token(beside)
         scene.now = 4.75
-        assert track.observation(scene.now) is None  # it was still there when the slice went
-        assert scene.pace.progress[beside].observation() is None  # and had been beside one
+        assert progress.observation(scene.now) is None  # `beside` was still in prefill when the slice was dispatched
+        assert scene.speed.progress[beside].observation() is None  # and shared its time with a slice
         scene.slice_done(job, Slice(1_000, 0.5))
         scene.now = 7.0
         scene.first_token(job)
-        assert track.observation() == PrefillObservation(2.25, 1)
+        assert progress.observation() == PrefillObservation(2.25, 1)
 
-    def test_a_slice_that_shared_its_time_with_a_whole_prefill_says_so(self) -> None:
+    def test_an_observed_slice_names_the_prefill_that_ran_within_its_time(self) -> None:
         scene = Scene()
-        job = scene.arrive_sliced(Slice(4_000, 1.0, rest=2.0))
+        job = scene.arrive_sliced(Slice(4_000, 1.0, rest_s=2.0))
         scene.now = 0.5
         beside = scene.arrive("ben", "short", 0.5)
         scene.now = 1.0
         scene.first_token(beside)
         scene.now = 1.5
-        assert scene.pace.progress[job].observation(scene.now) == PrefillObservation(1.5, 0, (beside.tokens,))
+        assert scene.speed.progress[job].observation(scene.now) == PrefillObservation(1.5, 0, (beside.tokens,))
 
     def test_a_sliced_job_starts_once(self) -> None:
-        """What it was told of its start is held against its first slice, not against the others."""
+        """Its promised start is compared with the start of its first slice, not of the others."""
         scene = Scene()
         for _ in range(30):
             scene.arrive(cost=4.0)
-            job = scene.arrive_sliced(Slice(4_000, 2.0, rest=8.0))
-            scene.pace.said(job, scene.now, {"start": 4.0, "first_token": 20.0, "end": 20.0})
+            job = scene.arrive_sliced(Slice(4_000, 2.0, rest_s=8.0))
+            scene.speed.promise(job, scene.now, {"start": 4.0, "first_token": 20.0, "end": 20.0})
             scene.now += 4.0
             scene.first_token(scene.jobs[-2])
             for _ in range(4):
@@ -466,32 +474,32 @@ class TestPace:
             scene.first_token(job)
             for each in scene.jobs[-2:]:
                 scene.end(each)
-        assert scene.pace.errors["start"].factor(4.0) == pytest.approx(1.0)
+        assert scene.speed.errors["start"].factor(4.0) == pytest.approx(1.0)
 
-    def test_company_is_who_is_here_or_was_let_go_meanwhile(self) -> None:
+    def test_a_job_is_contended_by_others_that_are_here_or_were_dispatched_meanwhile(self) -> None:
         scene = Scene()
-        job = scene.arrive_sliced(Slice(4_000, 1.0, rest=2.0))
-        assert not scene.pace.is_contended(job)
+        job = scene.arrive_sliced(Slice(4_000, 1.0, rest_s=2.0))
+        assert not scene.speed.is_contended(job)
         other = scene.arrive("ben", "short")
-        assert scene.pace.is_contended(job)
+        assert scene.speed.is_contended(job)
         scene.end(other)
-        assert scene.pace.is_contended(job)
+        assert scene.speed.is_contended(job)
         scene.slice_done(job, Slice(4_000, 1.0))
-        assert not scene.pace.is_contended(job)
+        assert not scene.speed.is_contended(job)
         scene.arrive("ben")
-        assert scene.pace.is_contended(job)  # it waits
+        assert scene.speed.is_contended(job)  # it waits
 
-    def test_sequences_are_those_that_decode(self) -> None:
+    def test_sequences_counts_those_that_decode(self) -> None:
         scene = Scene()
         wide = scene.arrive(seats=3)
         sliced = scene.arrive_sliced(Slice(4_000, 1.0))
-        assert scene.pace.sequences == 0
+        assert scene.speed.sequences == 0
         scene.first_token(wide)
-        assert scene.pace.sequences == 3
+        assert scene.speed.sequences == 3
         scene.first_token(sliced)
-        assert scene.pace.sequences == 4
+        assert scene.speed.sequences == 4
         scene.end(wide)
-        assert scene.pace.sequences == 1
+        assert scene.speed.sequences == 1
 
     def test_a_wrong_profile_is_learned(self) -> None:
         scene = Scene()
@@ -505,11 +513,11 @@ class TestPace:
         assert scene.outlook().first_token(job).median == pytest.approx(6.0, rel=0.1)
 
     @pytest.mark.parametrize("samples", [1, 30])
-    def test_what_the_curve_has_learned_is_not_learned_twice(self, samples: int) -> None:
-        """Priced at 1 s, prefilled in 3 s; then the curve says 3 s, of those who wait at the old price, too."""
+    def test_the_slowdown_does_not_learn_again_what_the_curve_has_learned(self, samples: int) -> None:
+        """Priced at 1 s, prefilled in 3 s; then the curve says 3 s, also for a job that waits at the old price."""
         scene = Scene()
         price = 1.0
-        scene.pace.prefill_cost = lambda tokens: price
+        scene.speed.prefill_cost = lambda tokens: price
         for _ in range(samples):
             job = scene.arrive(cost=price)
             scene.now += 3.0
@@ -524,39 +532,39 @@ class TestPace:
                 3.0 * ahead, rel=0.15 if samples == 1 else 0.01
             )
 
-    def test_time_a_token_is_learned_with_who_else_decodes(self) -> None:
+    def test_the_decode_step_is_learned_by_the_number_of_sequences(self) -> None:
         scene = Scene()
         for sequences in (1, 4, 16):
             for _ in range(30):
-                scene.pace.step.observe(sequences, 0.05 * sequences**0.3)
-        assert scene.pace.step.at(8) == pytest.approx(0.05 * 8**0.3, rel=0.1)
+                scene.speed.step.observe(sequences, 0.05 * sequences**0.3)
+        assert scene.speed.step.at(8) == pytest.approx(0.05 * 8**0.3, rel=0.1)
 
-    def test_nothing_is_kept_of_who_is_gone(self) -> None:
+    def test_nothing_is_kept_of_a_job_that_has_ended(self) -> None:
         scene = Scene()
         for _ in range(3):
             scene.arrive(cost=1.0)
         for job in scene.jobs:
             scene.end(job)
-        assert not scene.pace.progress
-        assert not any(scene.pace.prefilling.values())
+        assert not scene.speed.progress
+        assert not any(scene.speed.prefilling.values())
 
-    def test_the_90th_percentile_learns_from_what_came(self) -> None:
+    def test_the_90th_percentile_learns_from_forecast_errors(self) -> None:
         scene = Scene()
         for _ in range(30):
             scene.arrive(cost=4.0)
             job = scene.arrive(cost=4.0)
-            scene.pace.said(job, scene.now, {"start": 2.0, "first_token": 2.0, "end": 2.0})
+            scene.speed.promise(job, scene.now, {"start": 2.0, "first_token": 2.0, "end": 2.0})
             for each in scene.jobs[-2:]:
                 scene.now += 4.0
                 scene.first_token(each)
             for each in scene.jobs[-2:]:
                 scene.end(each)
-        assert scene.pace.errors["start"].factor(2.0) == pytest.approx(2.0)
-        assert scene.pace.errors["first_token"].factor(2.0) == pytest.approx(4.0)
+        assert scene.speed.errors["start"].factor(2.0) == pytest.approx(2.0)
+        assert scene.speed.errors["first_token"].factor(2.0) == pytest.approx(4.0)
 
 
 class TestLearners:
-    def test_one_absurd_sample_does_little(self) -> None:
+    def test_one_absurd_sample_changes_a_ratio_little(self) -> None:
         ratio = Ratio(1.0, prior_weight=1.0)
         for _ in range(50):
             ratio.observe(1.0, 1.0)
@@ -566,7 +574,7 @@ class TestLearners:
             ratio.observe(*absurd)
         assert 0.8 < ratio.value < 1.2
 
-    def test_answers_that_have_gone_on_are_compared_with_longer_ones(self) -> None:
+    def test_the_expected_length_is_of_answers_that_were_longer_than_this_one_so_far(self) -> None:
         lengths = AnswerLengths()
         for tokens in range(100, 400):
             lengths.observe(tokens)
@@ -575,9 +583,9 @@ class TestLearners:
         assert lengths.expect(300, max_tokens=320) == 320
         assert lengths.expect(1000) > 1000
         lengths.observe(-1)
-        assert len(lengths._lengths) == WINDOW_SIZE
+        assert lengths.expect(0, quantile=0.0) == 400 - WINDOW_SIZE  # the last WINDOW_SIZE samples; -1 is not one
 
-    def test_errors_start_wide_and_become_what_they_were(self) -> None:
+    def test_errors_start_wide_and_then_follow_what_was_observed(self) -> None:
         errors = ForecastErrors(prior=3.0)
         assert errors.factor(10.0) == 3.0
         for _ in range(MIN_ERRORS - 1):
@@ -586,20 +594,20 @@ class TestLearners:
         for number in range(100):
             errors.observe(10.0, 10.0 * (1 + number / 100))
         assert 1.8 < errors.factor(10.0) < 2.0
-        assert errors.factor(100.0) == 3.0  # far ones are another matter
+        assert errors.factor(100.0) == 3.0  # distant forecasts are learned separately
 
     @pytest.mark.parametrize("took", [nan, inf, -1.0])
-    def test_errors_that_cannot_be(self, took: float) -> None:
+    def test_impossible_errors_leave_the_factor_finite(self, took: float) -> None:
         errors = ForecastErrors(prior=3.0)
         for _ in range(50):
             errors.observe(10.0, took)
         assert 0 <= errors.factor(10.0) < inf
 
 
-def test_a_slice_that_was_never_done_teaches_nothing() -> None:
-    pace, job = EngineSpeed(), Job("a", "long", 10_000, 6.0, 0.0)
-    pace.queued(job, part=Slice(4000, 2.4, 3.6))
-    pace.dispatched_at([job], 0.0)
-    pace.slice_done(job, Slice(10_000, 6.0), 0.01, seen=False)
-    assert pace.slowdown["long"].value == 1.0
-    assert not pace.prefilling["long"]
+def test_nothing_is_learned_from_a_slice_that_was_not_observed() -> None:
+    speed, job = EngineSpeed(), Job("a", "long", 10_000, 6.0, 0.0)
+    speed.queued(job, first_slice=Slice(4000, 2.4, 3.6))
+    speed.dispatched([job], 0.0)
+    speed.slice_done(job, Slice(10_000, 6.0), 0.01, observed=False)
+    assert speed.slowdown["long"].value == 1.0
+    assert not speed.prefilling["long"]

@@ -6,6 +6,7 @@ from itertools import count
 import pytest
 
 from gateway.scheduling.admission import Admission
+from gateway.scheduling.events import Corrected
 from gateway.scheduling.limits import Limits
 from policies import POLICIES
 from policies.base import LANES, Job, Lane, Policy
@@ -99,12 +100,12 @@ def test_a_head_that_needs_all_the_cache_waits_for_those_inside_and_nobody_else(
         admission.arrive(each)
     head = job(800, "long" if flood == "short" else "short")
     assert admission.arrive(head) == []
-    let_go: list[Job] = []
+    dispatched: list[Job] = []
     for each in inside:
-        assert let_go == []
+        assert dispatched == []
         assert admission.arrive(job(100, flood)) == []
-        let_go = admission.finish(each, 1.0)
-    assert let_go == [head]
+        dispatched = admission.finish(each, 1.0)
+    assert dispatched == [head]
 
 
 # All together or not at all.
@@ -130,43 +131,43 @@ def test_reservations_count_as_the_engine_says_they_are_used(new_policy: NewPoli
     admission, waiting = with_cache(new_policy), job(100)
     admission.arrive(job(100))
     assert admission.arrive(waiting) == []
-    assert admission.correct(kv_scale=scale) == [waiting] * fits
+    assert admission.correct(Corrected(kv_scale=scale)) == [waiting] * fits
 
 
 def test_the_cache_of_others_counts_and_comes_back(new_policy: NewPolicy) -> None:
     admission = with_cache(new_policy)
     waiting = job(30)
     admission.arrive(job(50))
-    assert admission.correct(external_kv_tokens=21) == []
+    assert admission.correct(Corrected(external_kv_tokens=21)) == []
     assert admission.arrive(waiting) == []
-    assert admission.correct(external_kv_tokens=20) == [waiting]
+    assert admission.correct(Corrected(external_kv_tokens=20)) == [waiting]
 
 
 def test_the_seats_of_others_count_and_come_back(new_policy: NewPolicy) -> None:
     admission = with_cache(new_policy, max_num_seqs=4)
     waiting = job(0, seats=2)
     admission.arrive(job(0))
-    assert admission.correct(external_seats=2) == []
+    assert admission.correct(Corrected(external_seats=2)) == []
     assert admission.arrive(waiting) == []
-    assert admission.correct(external_seats=1) == [waiting]
+    assert admission.correct(Corrected(external_seats=1)) == [waiting]
     assert admission.seats == 3
 
 
 def test_an_engine_that_others_fill_for_ever_never_keeps_the_last_one_out(new_policy: NewPolicy) -> None:
     """One of ours is always in it, whatever the metrics say; and what they no longer say no longer counts."""
     admission = with_cache(new_policy, max_num_seqs=4)
-    admission.correct(kv_scale=1000.0, external_seats=1000, external_kv_tokens=10**9)
+    admission.correct(Corrected(kv_scale=1000.0, external_seats=1000, external_kv_tokens=10**9))
     jobs = [job(10) for _ in range(5)]
-    running = [let_go for each in jobs for let_go in admission.arrive(each)]
+    running = [dispatched for each in jobs for dispatched in admission.arrive(each)]
     for turn in range(3):
         assert running == [jobs[turn]]
         running = admission.finish(running[0], 1.0)
-    assert admission.correct() == jobs[4:]
+    assert admission.correct(Corrected()) == jobs[4:]
 
 
 def test_an_engine_that_is_said_to_be_busy_takes_nothing_from_who_is_in_it(new_policy: NewPolicy) -> None:
     admission, running = with_cache(new_policy), job(50)
     admission.arrive(running)
-    assert admission.correct(external_seats=1000, external_kv_tokens=10**9) == []
+    assert admission.correct(Corrected(external_seats=1000, external_kv_tokens=10**9)) == []
     assert admission.first_token(running) == admission.progress(running, 1.0, 60) == []
     assert admission.held() == {"seats": 1, "kv": 60, "short": 0, "long": 0}

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from gateway.outcome import Outcome
 from gateway.scheduling.admission import Admission
 from gateway.scheduling.limits import Limits
+from gateway.scheduling.ticket import Slice
 from policies import POLICIES
 from policies.base import LANES, Job, Lane, Policy
 from policies.fifo import Fifo
@@ -26,7 +27,7 @@ def job(flow: str = "a", lane: Lane = "short", cost: float = 1.0, seats: int = 1
 
 
 def arrive_all(admission: Admission, *jobs: Job) -> list[Job]:
-    return [let_go for each in jobs for let_go in admission.arrive(each)]
+    return [dispatched for each in jobs for dispatched in admission.arrive(each)]
 
 
 # How many may wait.
@@ -51,15 +52,15 @@ def test_so_many_may_wait_and_no_more(new_policy: NewPolicy, limits: Limits, out
         admission.arrive(job())
     assert admission.refuses(job()) is outcome
     assert admission.refuses(job()) is outcome  # asking changes nothing
-    (let_go,) = admission.finish(running, 1.0)
+    (dispatched,) = admission.finish(running, 1.0)
     assert admission.refuses(job()) is None  # who runs no longer waits
     admission.arrive(leaving := job())
     assert admission.refuses(job()) is outcome
     admission.leave(leaving)
     assert admission.refuses(job()) is None
-    assert admission.relimit(Limits(max_num_seqs=1)) == []
+    assert admission.set_limits(Limits(max_num_seqs=1)) == []
     assert [admission.refuses(job()) for _ in range(2)] == [None, None]
-    admission.finish(let_go, 1.0)
+    admission.finish(dispatched, 1.0)
 
 
 @every_policy
@@ -105,10 +106,10 @@ def test_what_waits_in_all_is_counted_in_seconds_to_the_last_bit(new_policy: New
     admission.arrive(running := job())
     waiting = [job(cost=cost) for cost in (0.1, 0.2, 0.3)]
     arrive_all(admission, *waiting)
-    assert admission.line.cost == pytest.approx(0.6)
+    assert admission.queue.prefill_s == pytest.approx(0.6)
     for each in waiting:
         admission.leave(each)
-    assert admission.line.cost == 0.0
+    assert admission.queue.prefill_s == 0.0
     admission.finish(running, 1.0)
 
 
@@ -133,10 +134,10 @@ def test_other_limits_free_those_who_stand_aside(new_policy: NewPolicy) -> None:
     admission = Admission(new_policy(), Limits(flow_in_flight=1))
     jobs = [job() for _ in range(5)]
     assert arrive_all(admission, *jobs) == jobs[:1]
-    assert admission.relimit(Limits(flow_in_flight=3)) == jobs[1:3]
-    assert admission.relimit(Limits(flow_in_flight=1)) == []
+    assert admission.set_limits(Limits(flow_in_flight=3)) == jobs[1:3]
+    assert admission.set_limits(Limits(flow_in_flight=1)) == []
     assert [admission.finish(each, 1.0) for each in jobs[:3]] == [[], [], jobs[3:4]]
-    assert admission.relimit(Limits()) == jobs[4:]
+    assert admission.set_limits(Limits()) == jobs[4:]
 
 
 @every_policy
@@ -180,7 +181,7 @@ def test_one_who_stands_aside_may_leave(new_policy: NewPolicy) -> None:
 
 
 def served(admission: Admission, jobs: list[Job]) -> list[Job]:
-    """Who is let go one after the other, each when the one before has ended."""
+    """The jobs dispatched, one after the other, each when the one before has ended."""
     running, order = arrive_all(admission, *jobs), []
     while running:
         (ended,) = running
@@ -223,12 +224,12 @@ def test_who_stood_aside_is_not_forgotten_when_the_one_called_back_leaves(new_po
     running, called, left_over, wide = job("a"), job("a"), job("a"), job("b", seats=2)
     arrive_all(admission, running, called, left_over)
     admission.arrive(wide)
-    let_go = admission.finish(running, 1.0)
-    if let_go == [wide]:
+    dispatched = admission.finish(running, 1.0)
+    if dispatched == [wide]:
         assert admission.leave(called) == []
         assert admission.finish(wide, 1.0) == [left_over]
     else:  # the policy serves a's first, and then b must have its turn
-        assert let_go == [called]
+        assert dispatched == [called]
         assert admission.finish(called, 1.0)
 
 
@@ -250,13 +251,13 @@ class Books(Fifo):
         self.settled.append((job, cost))
 
 
-def test_who_runs_is_settled_by_the_policy_that_let_them_go() -> None:
+def test_who_runs_is_settled_by_the_policy_that_dispatched_them() -> None:
     before, after = Books(), Books()
     admission = Admission(before, Limits(max_num_seqs=2))
     sliced, running, waiting = job("b", "long"), job(), job()
     admission.arrive(sliced, Slice(5, 0.5))
     arrive_all(admission, running, waiting)
-    assert admission.use(after) == []
+    assert admission.set_policy(after) == []
     admission.progress(running, 2.0, 0)
     assert admission.slice_done(sliced, Slice(5, 0.5)) == [sliced] or admission.waiting("long")
     admission.finish(running, 3.0)
@@ -276,13 +277,13 @@ def test_in_the_middle_of_everything_nobody_loses_a_place_or_a_permit(new_policy
     admission.arrive(sliced, Slice(5, 0.5))
     arrive_all(admission, prefilling, aside, waiting)
     before = admission.held()
-    assert admission.use(then()) == []
+    assert admission.set_policy(then()) == []
     assert admission.held() == before
     assert [admission.waiting(lane) for lane in LANES] == [2, 0]
-    let_go = [*admission.slice_done(sliced, Slice(5, 0.5))]
+    dispatched = [*admission.slice_done(sliced, Slice(5, 0.5))]
     for ended in (prefilling, sliced):
-        let_go += admission.finish(ended, 1.0)
-    assert {*let_go} - {sliced} == {aside, waiting}
+        dispatched += admission.finish(ended, 1.0)
+    assert {*dispatched} - {sliced} == {aside, waiting}
     for ended in (aside, waiting):
         admission.finish(ended, 1.0)
     assert admission.held() == dict.fromkeys(before, 0)
@@ -311,10 +312,10 @@ def test_who_waits_is_served_in_the_order_of_the_new_policy() -> None:
     admission = Admission(Fifo(), Limits(max_num_seqs=1))
     running, *waiting = [job() for _ in range(4)]
     arrive_all(admission, running, *waiting)
-    admission.use(Newest())
+    admission.set_policy(Newest())
     order = []
-    while let_go := admission.finish(running, 1.0):
-        (running,) = let_go
+    while dispatched := admission.finish(running, 1.0):
+        (running,) = dispatched
         order.append(running)
     assert order == waiting[::-1]
 
@@ -323,7 +324,7 @@ def test_and_the_new_policy_is_told_of_them_in_their_order_of_arrival() -> None:
     admission = Admission(Newest(), Limits(max_num_seqs=1))
     running, *waiting = [Job("a", "short", 10, 1.0, 0.0) for _ in range(4)]
     arrive_all(admission, running, *waiting)
-    admission.use(Fifo())
+    admission.set_policy(Fifo())
     assert admission.finish(running, 1.0) == waiting[:1]
 
 
@@ -346,7 +347,7 @@ def test_a_copy_copies_each_policy_once_however_many_run(running: int) -> None:
     retired, current = (type("Own", (Counted,), {})() for _ in range(2))
     admission: Any = Admission(retired)
     arrive_all(admission, *(job() for _ in range(running)))
-    admission.use(current)
+    admission.set_policy(current)
     arrive_all(admission, *(job() for _ in range(running)))
     admission.copy()
     assert current.copies == 1

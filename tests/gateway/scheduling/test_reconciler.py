@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.types import Receive, Scope, Send
 
+from gateway.scheduling.events import Corrected
 from gateway.scheduling.reconciler import AGREEING, LEAST_SCALE, EngineState, Reconciler
 from tests.support.running_gateway import RunningGateway, StartGateway
 from tests.support.scripted_engine import ScriptedEngine
@@ -47,34 +48,34 @@ def state(running: float = 0, waiting: float = 0, usage: float = 0.0) -> EngineS
 
 
 def test_others_are_believed_when_scrapes_agree() -> None:
-    feedback = Reconciler()
+    reconciler = Reconciler()
     for _ in range(AGREEING - 1):
-        assert feedback.seen(state(running=5), seats=2, kv_tokens=0, kv_limit=None).external_seats == 0
-    assert feedback.seen(state(running=7), seats=2, kv_tokens=0, kv_limit=None).external_seats == 3
-    # What was just let go and is not seen yet does not make others disappear below zero.
-    assert feedback.seen(state(running=1), seats=9, kv_tokens=0, kv_limit=None).external_seats == 0
+        assert reconciler.observe(state(running=5), seats=2, kv_tokens=0, kv_limit=None).external_seats == 0
+    assert reconciler.observe(state(running=7), seats=2, kv_tokens=0, kv_limit=None).external_seats == 3
+    # What was just dispatched and is not seen yet does not make others disappear below zero.
+    assert reconciler.observe(state(running=1), seats=9, kv_tokens=0, kv_limit=None).external_seats == 0
 
 
 def test_a_scrape_that_fails_leaves_the_ledger_alone() -> None:
-    feedback = Reconciler()
+    reconciler = Reconciler()
     for _ in range(AGREEING):
-        feedback.seen(state(running=5), seats=0, kv_tokens=0, kv_limit=None)
-    assert feedback.lost() == Correction()
-    assert feedback.seen(state(running=5), seats=0, kv_tokens=0, kv_limit=None).external_seats == 0
+        reconciler.observe(state(running=5), seats=0, kv_tokens=0, kv_limit=None)
+    assert reconciler.lost() == Corrected()
+    assert reconciler.observe(state(running=5), seats=0, kv_tokens=0, kv_limit=None).external_seats == 0
 
 
 def test_reservations_are_scaled_to_what_is_in_use() -> None:
-    feedback = Reconciler()
+    reconciler = Reconciler()
     for _ in range(50):
-        correction = feedback.seen(state(running=1, usage=0.1), seats=1, kv_tokens=40_000, kv_limit=None)
+        correction = reconciler.observe(state(running=1, usage=0.1), seats=1, kv_tokens=40_000, kv_limit=None)
     assert correction.kv_scale == pytest.approx(0.25, abs=0.01)
     for _ in range(50):
-        correction = feedback.seen(state(running=1, usage=0.0), seats=1, kv_tokens=40_000, kv_limit=None)
+        correction = reconciler.observe(state(running=1, usage=0.0), seats=1, kv_tokens=40_000, kv_limit=None)
     assert correction.kv_scale == pytest.approx(LEAST_SCALE, abs=0.01)
 
 
 def test_a_small_ledger_says_nothing_of_the_scale() -> None:
-    assert Reconciler().seen(state(usage=0.9), seats=1, kv_tokens=10, kv_limit=None).kv_scale == 1.0
+    assert Reconciler().observe(state(usage=0.9), seats=1, kv_tokens=10, kv_limit=None).kv_scale == 1.0
 
 
 # Through a gateway.

@@ -116,7 +116,7 @@ def test_a_start_that_is_twice_off_is_put_right(machine: str, factor: float, tmp
 def test_a_gateway_is_right_from_its_first_request(bf16: str, start_gateway: StartGateway) -> None:
     said = calibrate("--upstream", bf16, "--profile", BF16, "--seconds", str(SECONDS))
     gateway = start_gateway(bf16, state_file="auto")
-    wait_until(lambda: gateway.gateway.parts.engine)
+    wait_until(lambda: gateway.gateway.core.max_model_len)
     wait_until(lambda: gateway.metric("fairlane_samples", of="prefill") > 0)
     text = "Nobody answered for the letters on Tuesday. " * 1000
     asked = gateway.ask(chat(text, model=BF16, stream=True, max_tokens=1))
@@ -324,18 +324,18 @@ def test_a_gateway_that_runs_takes_it_over(
 ) -> None:
     monkeypatch.setattr(gateway_engine, "KEEP", 0.05)
     gateway = start_gateway(quick, state_file="auto")
-    wait_until(lambda: gateway.gateway.parts.engine)
+    wait_until(lambda: gateway.gateway.core.max_model_len)
     gateway.post(chat("Who carried the ledger?", model=BF16, max_tokens=2))
     assert gateway.metric("fairlane_samples", of="prefill") <= 1
     calibrate("--upstream", quick, "--seconds", "1")
     wait_until(lambda: gateway.metric("fairlane_samples", of="prefill") > 5)
-    assert gateway.gateway.parts.cost_model.profile.prefill(25_000) < load(BF16).prefill(25_000) / 20
+    assert gateway.gateway.core.cost_model.profile.prefill(25_000) < load(BF16).prefill(25_000) / 20
 
 
 def test_a_gateway_that_ends_does_not_write_over_it(quick: str, start_gateway: StartGateway, tmp_path: Path) -> None:
     state = tmp_path / "learned.json"
     gateway = start_gateway(quick, state_file=state)
-    wait_until(lambda: gateway.gateway.parts.engine)
+    wait_until(lambda: gateway.gateway.core.max_model_len)
     gateway.post(chat("Who carried the ledger?", model=BF16, max_tokens=2))
     calibrate("--upstream", quick, "--seconds", "1", "--state-file", str(state))
     written = state.read_bytes()

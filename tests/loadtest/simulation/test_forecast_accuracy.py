@@ -14,13 +14,13 @@ from typing import NamedTuple
 
 import pytest
 
-from gateway.forecasting.speed import EngineSpeed
+from gateway.forecasting.outlook import Eta, forecast
+from gateway.lifecycle.core import Core
 from gateway.pricing.cost_model import CostModel
-from gateway.scheduling.admission import Admission
 from gateway.scheduling.limits import Limits
 from gateway.storage.profile_file import load as load_cost_profile
 from loadtest.results.records import percentile
-from loadtest.simulation.simulation import Simulation
+from loadtest.simulation.simulation import Options, Simulation
 from loadtest.spark.engine import Engine
 from loadtest.storage.engine_profiles import load_profile
 from loadtest.workloads.plan import Request
@@ -99,14 +99,9 @@ def floods_going(seed: int) -> Load:
 def says(load: Load, wrong: str, seed: int, *, going: bool) -> list[Said]:
     """Run it; what was said of those that waited, and what came."""
     arrivals = sorted(load.arrivals, key=lambda each: each.at)
-    cost_model = CostModel(WRONG[wrong])
-    admission = Admission(POLICIES[load.policy](), load.limits)
-    pace = EngineSpeed(
-        lambda tokens: cost_model.profile.decode(tokens),
-        cost_model.step,
-        shares_steps=load.threshold > 0,
-        prefill_cost=lambda tokens: cost_model.profile.prefill(tokens),
-    )
+    shares_steps = load.threshold > 0
+    core = Core.create(CostModel(WRONG[wrong]), POLICIES[load.policy](), load.limits, shares_steps=shares_steps)
+    progress = core.speed.progress
     jobs: list[Job] = []
     said: list[tuple[int, float, Eta]] = []
 
@@ -114,18 +109,18 @@ def says(load: Load, wrong: str, seed: int, *, going: bool) -> list[Said]:
         jobs.append(job)
         if not going and len(jobs) < len(arrivals):
             return
-        asking = [each for each in ([job] if going else jobs) if each in pace.progress]
-        waiting = [each for each in asking if pace.progress[each].dispatched_at is None]
+        asking = [each for each in ([job] if going else jobs) if each in progress]
+        waiting = [each for each in asking if progress[each].dispatched_at is None]
         if not waiting:
             return
-        outlook = forecast(admission, now, pace)
+        outlook = forecast(core.admission, now, core.speed)
         for each in waiting:
-            pace.said(each, now, outlook.medians(each))
+            core.speed.promise(each, now, outlook.medians(each))
             said.append((jobs.index(each), now, outlook.first_token(each)))
 
     profile = load_profile(ENGINE).with_flags(long_prefill_token_threshold=load.threshold)
     engine = Engine(profile, seed=seed, noise=0.15)
-    records = Simulation(engine, admission, cost_model, pace=pace, watch=watch).run(arrivals)
+    records = Simulation(engine, core, Options(watch=watch)).run(arrivals)
     all_said = [Said(eta, records[index].first_token - now) for index, now, eta in said]
     return [each for each in all_said if each.came > A_WAIT_S]
 

@@ -17,15 +17,15 @@ from typing import NamedTuple
 
 import pytest
 
+from gateway.lifecycle.core import Core
 from gateway.pricing.cost_model import CostModel
 from gateway.pricing.curves import PrefillObservation
 from gateway.pricing.prompt import Prompt, PromptSize
 from gateway.pricing.usage import PromptDetails, Usage
-from gateway.scheduling.admission import Admission
 from gateway.scheduling.limits import Limits
 from gateway.storage.profile_file import load as load_cost_profile
 from loadtest.results.records import percentile
-from loadtest.simulation.simulation import Simulation
+from loadtest.simulation.simulation import Options, Simulation
 from loadtest.spark.engine import Engine, prefill_alone
 from loadtest.spark.profile import EngineProfile
 from loadtest.storage.engine_profiles import load_profile
@@ -84,9 +84,9 @@ def learned(
     if alongside:
         requests = sorted(requests + background(seed, requests[-1].at), key=lambda each: each.at)
     cost_model = CostModel(load_cost_profile(name).scaled(factor), threshold=THRESHOLD)
-    admission = Admission(POLICIES["fair"](), Limits())
+    core = Core.create(cost_model, POLICIES["fair"](), Limits())
     engine = Engine(machine(name), seed=seed, noise=0.1)
-    Simulation(engine, admission, cost_model, bytes_a_token(seed), tells_times=tells_times).run(requests)
+    Simulation(engine, core, Options(bytes_a_token(seed), tells_times=tells_times)).run(requests)
     return cost_model
 
 

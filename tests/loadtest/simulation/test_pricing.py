@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from gateway.lifecycle.core import Core
 from gateway.pricing.cost_model import CostModel, Counts, Price
 from gateway.pricing.curves import PrefillObservation
 from gateway.pricing.prompt import PrefixHash, Prompt, PromptSize
 from gateway.pricing.usage import PromptDetails, Usage
-from gateway.scheduling.admission import Admission
 from gateway.scheduling.limits import Limits
 from gateway.storage.profile_file import load as load_cost_profile
 from loadtest.cli.load import GatewayOptions, app, deployment
+from loadtest.results.records import Record
 from loadtest.simulation.cost_fit import cost_profile
 from loadtest.simulation.deployment import Deployment
 from loadtest.simulation.pricing import PRICINGS, TYPICAL_TOKENS, cost_model
@@ -46,10 +47,14 @@ def seconds(priced: CostModel, tokens: int) -> float:
     return priced.price([text(tokens)], tokens).seconds
 
 
+def serve_documents(priced: CostModel) -> list[Record]:
+    return Simulation(Engine(MACHINE), Core.create(priced, Fifo(), Limits())).run(Plan(tuple(DOCUMENTS)))
+
+
 def taught(pricing: str) -> CostModel:
     """After eight documents at once, one of which is in prefill while the others wait at the gateway."""
     priced = model(pricing)
-    Simulation(Engine(MACHINE), Admission(Fifo(), Limits()), priced).run(Plan(tuple(DOCUMENTS)))
+    serve_documents(priced)
     return priced
 
 
@@ -75,17 +80,17 @@ class Listening(CostModel):
         prompts: Sequence[Prompt],
         price: Price,
         usage: Usage,
-        seen: PrefillObservation | None = None,
+        observation: PrefillObservation | None = None,
         queue_s: float | None = None,
     ) -> bool:
         self.engine_queues.append(queue_s)
-        return super().learn(prompts, price, usage, seen, queue_s)
+        return super().learn(prompts, price, usage, observation, queue_s)
 
 
 def test_the_engine_tells_of_its_own_line_alone() -> None:
     """Seven of the eight wait at the gateway, the last for more than half a minute. That is no part of it."""
     priced = Listening()
-    records = Simulation(Engine(MACHINE), Admission(Fifo(), Limits()), priced).run(Plan(tuple(DOCUMENTS)))
+    records = serve_documents(priced)
     assert max(record.queue or 0.0 for record in records) > 30
     assert len(priced.engine_queues) == 8
     assert all(queue is not None and queue < 1 for queue in priced.engine_queues)

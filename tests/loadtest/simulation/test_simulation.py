@@ -4,12 +4,13 @@ import itertools
 
 import pytest
 
+from gateway.lifecycle.core import Core
 from gateway.pricing.cost_model import CostModel
-from gateway.scheduling.admission import Admission
 from gateway.scheduling.limits import Limits
 from gateway.storage.profile_file import load as load_cost_profile
 from loadtest.results.records import Outcome, Record
-from loadtest.simulation.simulation import Simulation
+from loadtest.simulation.agenda import Agenda
+from loadtest.simulation.simulation import Options, Simulation
 from loadtest.spark.engine import Engine, prefill_alone
 from loadtest.storage.engine_profiles import load_profile
 from loadtest.workloads.office import office
@@ -19,11 +20,13 @@ from policies import POLICIES
 PROFILE = load_profile("gemma-4-26b-bf16")
 
 
+def core(policy: str, **limits: int) -> Core:
+    return Core.create(CostModel(load_cost_profile("gemma-4-26b-bf16")), POLICIES[policy](), Limits(**limits))
+
+
 def simulate(arrivals: list[Request], policy: str | None = None, **limits: int) -> list[Record]:
-    if policy is None:
-        return Simulation(Engine(PROFILE)).run(arrivals)
-    cost_model = CostModel(load_cost_profile("gemma-4-26b-bf16"))
-    return Simulation(Engine(PROFILE), Admission(POLICIES[policy](), Limits(**limits)), cost_model).run(arrivals)
+    gateway = None if policy is None else core(policy, **limits)
+    return Simulation(Engine(PROFILE), gateway).run(arrivals)
 
 
 def long(at: float, user: str = "ida") -> Request:
@@ -84,13 +87,12 @@ def test_users_take_turns() -> None:
 
 
 def test_who_waits_longer_than_the_gateway_lets_them_is_sent_away() -> None:
-    cost_model = CostModel(load_cost_profile("gemma-4-26b-bf16"))
-    admission = Admission(POLICIES["fifo"](), Limits(max_num_seqs=1))
-    simulation = Simulation(Engine(PROFILE), admission, cost_model, queue_timeout=3.0)
+    gateway = core("fifo", max_num_seqs=1)
+    simulation = Simulation(Engine(PROFILE), gateway, Options(queue_timeout=3.0))
     first, second, third = simulation.run([long(0.0), short(1.0), short(20.0)])
     assert (first.outcome, third.outcome) == (Outcome.COMPLETED, Outcome.COMPLETED)
     assert (second.outcome, second.detail, second.ended) == (Outcome.REJECTED, "queue_timeout", 4.0)
-    assert not any(admission.held().values())
+    assert not any(gateway.admission.held().values())
 
 
 def test_what_admission_refuses_is_rejected_at_once() -> None:

@@ -1,15 +1,18 @@
 """Long prompts in slices, under the virtual clock: what that brings and costs, and that it changes nothing else."""
 
 from dataclasses import replace
+from typing import TypeVar
 
 import pytest
 
+from gateway.forecasting.speed import EngineSpeed
+from gateway.lifecycle.core import Core
 from gateway.pricing.cost_model import CostModel
 from gateway.pricing.curves import PrefillObservation
 from gateway.scheduling.admission import Admission
-from gateway.scheduling.events import Event
+from gateway.scheduling.events import Arrived, Event, Finished, SliceDone
 from gateway.scheduling.limits import Limits
-from gateway.slicing.planner import Slicer, Slicing
+from gateway.slicing.planner import Slicing
 from loadtest.results.office_minute import figures
 from loadtest.results.records import Record
 from loadtest.simulation.cost_fit import cost_profile
@@ -30,6 +33,7 @@ DOCUMENT = Request(0.0, "ida", "long", 25_000, 20)
 QUESTIONS = tuple(Request(0.5 + 2.0 * number, f"user {number}", "short", 700, 40) for number in range(8))
 
 Figures = dict[str, float]
+E = TypeVar("E", bound=Event)
 
 
 def simulate(slicing: Slicing | None, *requests: Request, policy: str = "fair", machine: str = NVFP4) -> list[Record]:
@@ -42,23 +46,43 @@ def minute(slicing: Slicing | None, policy: str = "fair") -> Figures:
     return figures(simulate(slicing, *office(0), policy=policy))
 
 
-class Watched(Simulation):
-    """Keeps what admission was told."""
+class RecordingSpeed(EngineSpeed):
+    """Keeps the events that admission was told, each with its time."""
+
+    def __init__(self, model: CostModel) -> None:
+        super().__init__(
+            lambda tokens: model.profile.decode(tokens),
+            model.step,
+            prefill_cost=lambda tokens: model.profile.prefill(tokens),
+        )
+        self.events: list[tuple[float, Event]] = []
+
+    def observe(self, event: Event, dispatched: list[Job], now: float) -> None:
+        self.events.append((now, event))
+        super().observe(event, dispatched, now)
+
+
+class RecordedSimulation:
+    """A simulated gateway, and which events its admission was told."""
 
     def __init__(self, slicing: Slicing | None, caching: bool = True) -> None:
         machine = MACHINE.with_flags(enable_prefix_caching=caching)
-        self.model: CostModel = cost_model("learned", cost_profile(machine), machine)
-        slicer = Slicer(slicing, self.model) if slicing else None
-        self.told: list[tuple[float, Event]] = []
-        super().__init__(Engine(machine), Admission(Fifo(), Limits()), self.model, slicer=slicer)
+        model = cost_model("learned", cost_profile(machine), machine)
+        self._speed = RecordingSpeed(model)
+        core = Core(model, Admission(Fifo(), Limits()), self._speed)
+        core.set_slicing(slicing)
+        self._simulation = Simulation(Engine(machine), core)
 
-    def _tell_admission(self, event: Event) -> None:
-        self.told.append((self._agenda.now, event))
-        super()._tell_admission(event)
+    def run(self, requests: list[Request]) -> list[Record]:
+        return self._simulation.run(requests)
+
+    def events(self, kind: type[E]) -> list[tuple[float, E]]:
+        """Those of one kind, each with its time."""
+        return [(at, event) for at, event in self._speed.events if isinstance(event, kind)]
 
     def slices(self) -> list[int]:
-        """Of each job in slices, how many there were before its own request."""
-        jobs: list[Job | None] = [event.job for _, event in self.told if event.kind == "slice_done"]
+        """How many slices each sliced job had before its own request."""
+        jobs = [event.job for _, event in self.events(SliceDone)]
         return [jobs.count(job) for job in dict.fromkeys(jobs)]
 
 
@@ -110,14 +134,14 @@ def test_alone_slices_cost_little(machine: str) -> None:
 
 def test_alone_there_are_few_slices_and_no_pause() -> None:
     for share in (1.0, 0.3):
-        simulation = Watched(Slicing(long_share=share))
+        simulation = RecordedSimulation(Slicing(long_share=share))
         (record,) = simulation.run([DOCUMENT])
         assert simulation.slices() == [3]
         assert record.ttft < 8
 
 
 def test_without_a_prefix_cache_nothing_is_cut() -> None:
-    simulation = Watched(Slicing(), caching=False)
+    simulation = RecordedSimulation(Slicing(), caching=False)
     records = simulation.run([DOCUMENT, *QUESTIONS])
     assert simulation.slices() == []
     assert all(record.completed for record in records)
@@ -130,11 +154,10 @@ def test_what_is_counted_and_charged_is_what_it_is_of_a_whole_prompt() -> None:
     second = replace(first, at=30.0)
     found = {}
     for name, slicing in (("whole", None), ("sliced", Slicing())):
-        simulation = Watched(slicing)
+        simulation = RecordedSimulation(slicing)
         records = simulation.run([first, second, *(replace(each, at=each.at + 29) for each in QUESTIONS)])
         tokens = [(each.prompt_tokens, each.cached_tokens, each.output_tokens, len(each.tokens)) for each in records]
-        ended = [event for _, event in simulation.told if event.kind == "finish"]
-        charged = [event.cost for event in ended if event.job and event.job.lane == "long"]
+        charged = [event.cost_s for _, event in simulation.events(Finished) if event.job.lane == "long"]
         found[name] = tokens, charged, simulation.slices()
     assert found["whole"][0] == found["sliced"][0]
     assert found["sliced"][0][1][:2] == (20_000, 8000)
@@ -143,21 +166,21 @@ def test_what_is_counted_and_charged_is_what_it_is_of_a_whole_prompt() -> None:
 
 
 def test_what_is_cached_already_is_not_cut() -> None:
-    simulation = Watched(Slicing())
+    simulation = RecordedSimulation(Slicing())
     again = Request(30.0, "ida", "long", 2100, 20, after=(0,), continues=0)
     simulation.run([replace(DOCUMENT, prompt_tokens=5000), again])
     assert len(simulation.slices()) == 1
-    _, second = (event for _, event in simulation.told if event.kind == "arrive")
-    assert second.part is None
+    _, (_, second) = simulation.events(Arrived)
+    assert second.slice is None
 
 
 def test_the_pause_ends_when_nobody_decodes() -> None:
     """It would be nine times as long as the slice; the only stream ends before."""
     stream = Request(0.0, "ada", "short", 200, 30)
-    simulation = Watched(Slicing(long_share=0.01))
+    simulation = RecordedSimulation(Slicing(long_share=0.01))
     answered, document = simulation.run([stream, replace(DOCUMENT, at=0.5)])
     assert answered.ended is not None
-    done = [at for at, event in simulation.told if event.kind == "slice_done"]
+    done = [at for at, _ in simulation.events(SliceDone)]
     assert done[0] == pytest.approx(answered.ended)
     assert document.first_token - answered.ended < 1.1 * document.request.prompt_tokens / 25_000 * 7.6
 
@@ -165,10 +188,10 @@ def test_the_pause_ends_when_nobody_decodes() -> None:
 def test_while_it_pauses_the_lane_is_kept() -> None:
     """No other document begins meanwhile."""
     stream = Request(0.0, "ada", "short", 200, 300)
-    simulation = Watched(Slicing(long_share=0.5))
+    simulation = RecordedSimulation(Slicing(long_share=0.5))
     documents = [replace(DOCUMENT, at=at, user=user) for at, user in ((0.5, "ida"), (0.6, "jon"))]
     simulation.run([stream, *documents])
-    began = [event.job.flow for _, event in simulation.told if event.kind == "slice_done" and event.job]
+    began = [event.job.flow for _, event in simulation.events(SliceDone)]
     assert began == sorted(began)
 
 
@@ -176,7 +199,7 @@ def test_the_curve_learns_from_slices() -> None:
     """A gateway that believed another machine prices the next document right."""
     machine = load_profile(BF16).with_flags(enable_prefix_caching=True)
     model = cost_model("learned", cost_profile(MACHINE).scaled(2.0), machine)
-    simulation = Simulation(Engine(machine), Admission(Fifo(), Limits()), model, slicer=Slicer(Slicing(), model))
+    simulation = Simulation(Engine(machine), Core.create(model, Fifo(), Limits(), Slicing()))
     simulation.run([replace(DOCUMENT, at=20.0 * number) for number in range(4)])
     assert model.profile.prefill(25_000) == pytest.approx(cost_profile(machine).prefill(25_000), rel=0.05)
     assert not model.learn_slice(8000, 4000, None, None)
