@@ -166,7 +166,7 @@ class Lifecycle:
         if self.first_token_at is None:
             self.first_token_at = now
             self._apply(FirstToken(self.job, observed=not self.retried))
-            self._core.cost_model.prefilled(self.request.prompts, self.request.price)
+            self._core.cost_model.insert_prefixes(self.request.prompts, self.request.price)
 
     def predict_first_token(self, now: float) -> None:
         """Nothing shows when it comes, and it is taken to have come now."""

@@ -218,7 +218,7 @@ def test_pricing_a_long_prompt_takes_little_loop_time() -> None:
     def gone_through() -> None:
         model = CostModel(load("gemma-4-26b-bf16"))
         prompts = parse(body).prompts
-        model.prefilled(prompts, model.price(prompts))
+        model.insert_prefixes(prompts, model.price(prompts))
 
     assert fastest(gone_through) < 80 * fastest(lambda: json.loads(body))
 
@@ -361,7 +361,7 @@ def test_a_step_that_is_slower_than_the_profile_says_lowers_the_seats(
     step = gateway.gateway.core.cost_model.step
     for sequences in (1, 2, 4, 8):
         for _ in range(5):
-            gateway.call(partial(step.saw, sequences, 0.12 * sequences**0.4))
+            gateway.call(partial(step.observe, sequences, 0.12 * sequences**0.4))
     wait_until(lambda: 1 <= gateway.metric("fairlane_seats_limit") <= 4)
 
 

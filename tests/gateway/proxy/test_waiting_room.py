@@ -21,9 +21,9 @@ from gateway.lifecycle.core import Core
 from gateway.lifecycle.lifecycle import Lifecycle, PricedRequest
 from gateway.lifecycle.settlement import Answer
 from gateway.pricing.cost_model import CostModel, Price
-from gateway.pricing.prefix_index import NOTHING
+from gateway.pricing.prefix_index import NO_MATCH
 from gateway.pricing.profile import Profile
-from gateway.pricing.prompt import Prompt, Size
+from gateway.pricing.prompt import Prompt, PromptSize
 from gateway.pricing.usage import Usage
 from gateway.proxy.waiting_room import Observer, WaitingRoom
 from gateway.scheduling.admission import Admission
@@ -70,8 +70,8 @@ class Guest:
     def __init__(self, house: "House", job: Job, plan: SlicePlan | None = None) -> None:
         self.job = job
         self.room = house.room
-        price = Price(job.tokens, 0, job.cost, ((job.tokens, NOTHING),))
-        request = PricedRequest((Prompt(Size(tokens=1)),), price, plan=plan)
+        price = Price(job.tokens, 0, job.cost, ((job.tokens, NO_MATCH),))
+        request = PricedRequest((Prompt(PromptSize(tokens=1)),), price, plan=plan)
         self.life = Lifecycle(house.core, job, request, house.room.apply)
         self.scope = anyio.CancelScope()
         self.entered = anyio.Event()
