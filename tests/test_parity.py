@@ -1,21 +1,43 @@
-"""The simulator, replaying a real gateway's decision log, makes the same decisions."""
+"""One core, two clocks: what a run decided once is decided again, to the last bit, without the clock of that run.
+
+The simulator makes a real gateway's decisions again from its decision log alone. Beyond decisions, a fresh core is told
+all that a driver told the first one, be it the gateway in front of an engine or the simulator, step by step
+(`tests.support.core_journal`): it comes to the same prices, slices, charges and observations, and learns the same.
+"""
 
 import json
 import os
 import random
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import pytest
+from msgspec import structs
 
+from gateway.lifecycle.lifecycle import Lifecycle
+from gateway.pricing.cost_model import CostModel
+from gateway.pricing.profile import Profile
+from gateway.pricing.usage import PromptDetails
+from gateway.scheduling.events import Arrived, FirstToken
+from gateway.scheduling.limits import Limits
+from gateway.slicing.planner import Slicing
+from loadtest.cli.load import LoadOptions, read_load
+from loadtest.simulation.cost_fit import cost_profile
 from loadtest.simulation.replay import Divergence, replay
+from loadtest.simulation.simulation import Options, Simulation
+from loadtest.spark.engine import Engine
 from loadtest.spark_server.options import ServerOptions
 from loadtest.spark_server.server import create_app
 from loadtest.storage.engine_profiles import load_profile
+from policies import find
+from policies.base import LANES
 from tests.support.client import PendingRequest
+from tests.support.core_journal import TOLD, Differs, Journal, Replay, Step, learned, replayed, walk, with_altered
 from tests.support.running_gateway import RunningGateway, StartGateway
 from tests.support.servers import serve
 from tests.support.waiting import wait_until
@@ -109,15 +131,15 @@ def test_the_simulator_repeats_the_gateways_decisions(decisions: Decisions, poli
 
     # And they were decisions: jobs of both lanes, some that waited, some that left the queue.
     kinds = [event["event"] for event in events]
-    assert kinds.count("arrive") == REQUESTS
-    assert kinds.count("finish") + kinds.count("leave") == REQUESTS
-    assert kinds.count("leave") >= 3
-    arrivals = [event for event in events if event["event"] == "arrive"]
+    assert kinds.count("arrived") == REQUESTS
+    assert kinds.count("finished") + kinds.count("left") == REQUESTS
+    assert kinds.count("left") >= 3
+    arrivals = [event for event in events if event["event"] == "arrived"]
     assert {event["lane"] for event in arrivals} == {"short", "long"}
     assert len({event["flow"] for event in arrivals}) == len(USERS)
     assert {event["seats"] for event in arrivals} >= {1, 2}
     assert sum(event["job"] not in event["dispatched"] for event in arrivals) > REQUESTS / 2
-    assert sum(len(event["dispatched"]) for event in events) == kinds.count("finish")
+    assert sum(len(event["dispatched"]) for event in events) == kinds.count("finished")
     # As words: a hash may well have "ada" in it.
     for user in USERS:
         assert not re.search(rf"\b{user}\b", "".join(lines))
@@ -147,12 +169,12 @@ def alterations(events: list[Event]) -> Iterator[tuple[str, list[Event]]]:
         yield f"{at} dropped", events[:at] + events[at + 1 :]
         yield f"{at} twice", [*events[:at], event, event, *events[at + 1 :]]
         others = [each for each in range(REQUESTS) if each not in event["dispatched"]]
-        yield f"{at} lets go another", replaced(events, at, dispatched=[*event["dispatched"], others[0]])
+        yield f"{at} dispatches another", replaced(events, at, dispatched=[*event["dispatched"], others[0]])
         if event["dispatched"]:
-            yield f"{at} lets nobody go", replaced(events, at, dispatched=[])
+            yield f"{at} dispatches nobody", replaced(events, at, dispatched=[])
         if len(event["dispatched"]) > 1:
-            yield f"{at} lets go in another order", replaced(events, at, dispatched=event["dispatched"][::-1])
-        if event["event"] != "arrive":
+            yield f"{at} dispatches in another order", replaced(events, at, dispatched=event["dispatched"][::-1])
+        if "job" in event and event["event"] != "arrived":
             yield f"{at} of another job", replaced(events, at, job=(event["job"] + 1) % REQUESTS)
 
 
@@ -188,8 +210,18 @@ def test_another_cost_is_detected(decisions: Decisions) -> None:
     Not most: a user's next job is that of the session which was charged least."""
     head, *_ = lines = decisions("fair")
     events = events_of(lines)
-    charged = [at for at, event in enumerate(events[: len(events) // 2]) if "cost" in event]
-    seen = [at for at in charged if diverges(written(head, replaced(events, at, cost=events[at]["cost"] + 100.0)))]
+    # What arrives states its price as `cost`, and what goes on or ends its charge as `cost_s`.
+    charged = [
+        (at, name)
+        for at, event in enumerate(events[: len(events) // 2])
+        for name in ("cost", "cost_s")
+        if name in event
+    ]
+    seen = [
+        (at, name)
+        for at, name in charged
+        if diverges(written(head, replaced(events, at, **{name: events[at][name] + 100.0})))
+    ]
     assert len(seen) > len(charged) / 3
 
 
@@ -207,7 +239,7 @@ def test_another_order_is_detected(decisions: Decisions) -> None:
 def test_another_user_is_detected(decisions: Decisions) -> None:
     head, *_ = lines = decisions("fair")
     events = events_of(lines)
-    arrivals = [at for at, event in enumerate(events) if event["event"] == "arrive"]
+    arrivals = [at for at, event in enumerate(events) if event["event"] == "arrived"]
     seen = [at for at in arrivals if diverges(written(head, replaced(events, at, flow="somebody else")))]
     assert len(seen) > len(arrivals) / 2
 
@@ -226,3 +258,287 @@ def test_an_invalid_log_is_reported() -> None:
     for lines in ([], [""], ["{}"], ['{"policy": "fair"}']):
         with pytest.raises(ValueError, match="no decision log"):
             replay(lines)
+
+
+# Prices, slices, charges and observations.
+
+SPARK = load_profile(MODEL).with_flags(enable_prefix_caching=True)
+DRIVERS = ("gateway", "simulator")
+by_both_drivers = pytest.mark.parametrize("driver", DRIVERS)
+
+# How many times as fast as life the engine is, and therefore how many times less everything costs.
+JOURNAL_SPEED = SPEED / 2
+
+
+def scaled_profile() -> Profile:
+    """What work costs at this Spark, in a gateway's seconds."""
+    profile = cost_profile(SPARK)
+    return Profile(
+        c_s=profile.c_s / JOURNAL_SPEED,
+        a_s_per_token=profile.a_s_per_token / JOURNAL_SPEED,
+        b_s_per_token2=profile.b_s_per_token2 / JOURNAL_SPEED,
+        decode_s_per_token=profile.decode_s_per_token / JOURNAL_SPEED,
+        decode_step_s={sequences: seconds / JOURNAL_SPEED for sequences, seconds in profile.decode_step_s.items()},
+    )
+
+
+def conversation(*texts: str, **fields: Any) -> dict[str, Any]:
+    roles = ("user", "assistant")
+    messages = [{"role": roles[number % 2], "content": text} for number, text in enumerate(texts)]
+    return {"model": MODEL, "messages": messages, "stream": True, "max_tokens": 6} | fields
+
+
+def document(number: int, size: int = 60_000) -> str:
+    """No two documents have a beginning in common."""
+    return f"{number} " * (size // 2)
+
+
+def office() -> Iterator[tuple[str, dict[str, Any], int | None]]:
+    """Path, body, and after how many events of the answer the client leaves, if it does.
+
+    There are documents that are sliced, questions beside them, answers in one piece, requests with several prompts or
+    answers, and a conversation that goes on.
+    """
+    for number in range(4):
+        yield CHAT, conversation(document(number)), None
+        yield CHAT, conversation(f"question {number}"), None
+        yield CHAT, conversation("x" * (1 + 2000 * number), stream=False), None
+        yield TEXT, {"model": MODEL, "prompt": list(range(number, 15_000 + number)), "max_tokens": 4}, None
+        yield CHAT, conversation("a long answer", max_tokens=150), None
+        yield CHAT, conversation(f"nearly long {number} " * 400, n=2), None
+    yield TEXT, {"model": MODEL, "prompt": ["x" * 500, "y" * 9000], "max_tokens": 4}, None
+    yield CHAT, conversation("an answer that nobody reads to its end", max_tokens=3000), 3
+    yield CHAT, conversation(document(7, 90_000)), 0
+    yield CHAT, conversation(document(0), "a summary", "and now?"), None
+
+
+def serve_the_office(gateway: RunningGateway) -> None:
+    """Each request arrives at its own instant, while those before it are served."""
+    readers = []
+    leavers: list[tuple[PendingRequest, int]] = []
+    for number, (path, body, leaves_after) in enumerate(office()):
+        asked = gateway.ask(body, path, {"x-openwebui-user-id": USERS[number % len(USERS)]})
+        if leaves_after is None:
+            readers.append(threading.Thread(target=asked.read))
+            readers[-1].start()
+        else:
+            leavers.append((asked, leaves_after))
+        sleep(0.02)
+    for asked, leaves_after in leavers:
+        for _ in range(leaves_after):
+            asked.event()
+        asked.leave()
+    for reader in readers:
+        reader.join()
+    wait_until(lambda: gateway.metric("fairlane_requests_total") == len(list(office())))
+
+
+@pytest.fixture(scope="module")
+def journals() -> dict[str, Journal]:
+    return {}
+
+
+@pytest.fixture
+def journal_of(
+    start_gateway: StartGateway, journals: dict[str, Journal], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], Journal]:
+    """All that a driver told the core in a run; one run of each driver is enough for all tests."""
+
+    def gateway(journal: Journal) -> None:
+        monkeypatch.setattr("gateway.app.Core", journal.core_class)
+        monkeypatch.setattr("gateway.proxy.reception.Lifecycle", journal.lifecycle_class)
+        settings = {"tokenizer": "engine", "max_stall": 0.5 / JOURNAL_SPEED, "engine": {"max_num_seqs": 6}}
+        with serve(create_app(SPARK, ServerOptions(speed=JOURNAL_SPEED, seed=1))) as spark:
+            running = start_gateway(spark, scaled_profile(), **settings)
+            wait_until(lambda: running.metric("fairlane_engine_metrics_up") == 1)
+            serve_the_office(running)
+            running.check_budgets()
+            running.stop()
+
+    def simulator(journal: Journal) -> None:
+        monkeypatch.setattr("loadtest.simulation.simulation.Lifecycle", journal.lifecycle_class)
+        limits, model = Limits(max_num_seqs=6), CostModel(cost_profile(SPARK))
+        core = journal.core_class.create(model, find("fair")(), limits, Slicing())
+        load = read_load(LoadOptions("office-mix", seed=1, requests=60))
+        Simulation(Engine(SPARK, seed=1, noise=0.1), core, Options(queue_timeout=20.0)).run(load.plan)
+
+    def journal_of(driver: str) -> Journal:
+        if driver not in journals:
+            journals[driver] = Journal()
+            {"gateway": gateway, "simulator": simulator}[driver](journals[driver])
+        return journals[driver]
+
+    return journal_of
+
+
+JournalOf = Callable[[str], Journal]
+
+
+def account(lives: Iterable[Lifecycle]) -> list[Event]:
+    """What each request was expected to be, and what it came to."""
+    return [
+        {
+            "price": life.request.price,
+            "job": (life.job.lane, life.job.tokens, life.job.cost, life.job.kv_tokens),
+            "slices": [(each.start, each.end, each.cost_s, each.cached) for each in life.slices],
+            "charge": life.settlement.charge_s,
+            "counts": life.settlement.counts,
+            "prefill": life.settlement.prefill_s,
+            "observation": life.settlement.observation,
+        }
+        for life in lives
+    ]
+
+
+@by_both_drivers
+def test_a_fresh_core_repeats_prices_slices_charges_and_observations(journal_of: JournalOf, driver: str) -> None:
+    """It is told what the first core was told, in the same order and with the same instants. The replay compares each
+    answer on the way; in the end, the fresh core has learned the same."""
+    journal = journal_of(driver)
+    replay = replayed(journal)
+    assert account(replay.lives) == account(journal.lives)
+    assert learned(replay.core) == learned(journal.core)
+    assert not any(replay.core.admission.held().values())
+
+
+@by_both_drivers
+def test_two_replays_come_to_the_same(journal_of: JournalOf, driver: str) -> None:
+    journal = journal_of(driver)
+    assert learned(replayed(journal).core) == learned(replayed(journal).core)
+
+
+@by_both_drivers
+def test_the_journal_has_all_that_is_to_be_repeated(journal_of: JournalOf, driver: str) -> None:
+    """Slices and what they found, prices by count and with a cached prefix, observations, learning, and waiting."""
+    journal = journal_of(driver)
+    accounts, steps = account(journal.lives), list(walk(journal.steps))
+    assert {each["job"][0] for each in accounts} == set(LANES)
+    assert sum(len(each["slices"]) >= 2 for each in accounts) >= 2
+    assert any(cached for each in accounts for *_, cached in each["slices"])
+    assert sum(each["price"].counted for each in accounts) >= 4
+    assert any(each["price"].cached for each in accounts)
+    assert sum(each["observation"] is not None for each in accounts) >= 3
+    assert sum(each["counts"] is not None for each in accounts) >= 20
+    assert len({each["charge"] for each in accounts}) >= 12
+    print("NUMBERS", sum(step.name == "learn" and step.result.curve for step in steps), len(learned(journal.core)["samples"].prefill),sum(each["observation"] is not None for each in accounts),sum(len(each["slices"]) >= 2 for each in accounts),[len(each["slices"]) for each in accounts],sum(each["counts"] is not None for each in accounts))
+    arrivals = [step for step in steps if step.name == "apply" and isinstance(step.args[0], Arrived)]
+    assert sum(step.args[0].job not in step.result for step in arrivals) >= 5
+    assert learned(journal.core)["profile"] != learned(journal.fresh())["profile"]
+    if driver == "gateway":
+        assert any(each["counts"] is None and each["charge"] > 0 for each in accounts)  # its client left
+        assert {life.timing_source for life in journal.lives} >= {"observed", "predicted"}
+
+
+@by_both_drivers
+def test_both_drivers_count_a_prompt_where_something_depends_on_it(journal_of: JournalOf, driver: str) -> None:
+    """They price it, ask whether to count it, and then price it by its count."""
+    steps = [step for step in journal_of(driver).steps if step.target in ("core", "cost_model")]
+    needed = [step.result for step in steps if step.name == "needs_count"]
+    counted = [step.args[1] for step in steps if step.name == "learn_tokens"]
+    priced_by_count = [step.args[1] for step in steps if step.name == "price" and step.args[1:]]
+    assert 4 <= needed.count(True) < len(needed)
+    assert len(counted) == needed.count(True)
+    assert sorted(priced_by_count) == sorted(counted)
+
+
+# What a driver tells of a streamed request that comes to its end, in order.
+STREAMED = re.compile(
+    "born arrived dispatched (scheduled )?"
+    "(slice_pays (slice_answered )?requeue dispatched (scheduled )?)*"
+    "(chunk )+first_token (chunk )*settle end learn "
+)
+
+
+@by_both_drivers
+def test_both_drivers_tell_a_life_in_the_same_order(journal_of: JournalOf, driver: str) -> None:
+    journal = journal_of(driver)
+    told: dict[int, str] = dict.fromkeys(range(len(journal.lives)), "")
+    for step in walk(journal.steps):
+        if isinstance(step.target, int) and step.name not in TOLD:
+            told[step.target] += f"{step.name} "
+    streamed = [number for number, life in enumerate(journal.lives) if life.request.streamed]
+    answered = [number for number in streamed if "learn" in told[number]]
+    assert len(answered) >= 10
+    assert sum("requeue" in told[number] for number in answered) >= 2
+    for number in answered:
+        assert STREAMED.fullmatch(told[number]), told[number]
+
+
+# One fact that is told differently.
+
+
+def later(step: Step) -> Step:
+    """Told with a later time, which is its last argument."""
+    *others, now = step.args
+    return replace(step, args=(*others, now + 0.01))
+
+
+def with_usage(step: Step, **changes: Any) -> Step:
+    """The engine's counts, which its first argument has, are others."""
+    answer, *others = step.args
+    return replace(step, args=(answer._replace(usage=structs.replace(answer.usage, **changes)), *others))
+
+
+def is_observed_first_token(step: Step) -> bool:
+    return step.name == "observe" and isinstance(step.args[0], FirstToken) and step.args[0].observed
+
+
+def is_settled(step: Step) -> bool:
+    return step.name == "settle" and step.result.counts is not None
+
+
+def is_priced_by_count(step: Step) -> bool:
+    return step.name == "price" and len(step.args) > 1
+
+
+# Which step is altered, the first of those that are meant, and how.
+ALTERATIONS: dict[str, tuple[Callable[[Step], bool], Callable[[Step], Step]]] = {
+    "the engine's speed saw a first token later": (is_observed_first_token, later),
+    "a slice was done later": (lambda step: step.name == "slice_answered", later),
+    "a slice found nothing in the cache": (
+        lambda step: step.name == "slice_answered" and step.result.reuse is not None,
+        lambda step: with_usage(step, prompt_tokens_details=PromptDetails(0)),
+    ),
+    "a prompt has one token more": (
+        is_priced_by_count,
+        lambda step: replace(step, args=(step.args[0], step.args[1] + 1)),
+    ),
+    "the engine counts one token more in an answer": (
+        is_settled,
+        lambda step: with_usage(step, completion_tokens=step.args[0].usage.completion_tokens + 1),
+    ),
+    "an answer has one chunk more": (
+        lambda step: step.name == "chunk" and bool(step.applied),
+        lambda step: replace(step, args=(step.args[0] + 1,)),
+    ),
+    "blocks of the engine's cache are longer": (
+        lambda step: step.name == "plan" and step.state is not None,
+        lambda step: replace(step, engine=(step.engine[0], 4096, *step.engine[2:])),
+    ),
+    "a prompt is not sliced": (
+        lambda step: step.name == "born" and step.args[1].plan is not None,
+        lambda step: replace(step, args=(step.args[0], replace(step.args[1], plan=None))),
+    ),
+    "a job was dispatched later": (lambda step: step.name == "dispatched", later),
+}
+
+
+def comes_to_the_same(journal: Journal, steps: list[Step]) -> bool:
+    try:
+        return learned(Replay(journal).run(steps).core) == learned(journal.core)
+    except Differs:
+        return False
+
+
+@by_both_drivers
+@pytest.mark.parametrize("alteration", ALTERATIONS)
+def test_one_altered_fact_is_detected(journal_of: JournalOf, driver: str, alteration: str) -> None:
+    journal = journal_of(driver)
+    assert not comes_to_the_same(journal, with_altered(journal.steps, *ALTERATIONS[alteration]))
+
+
+@by_both_drivers
+def test_a_sample_that_is_left_out_changes_later_prices(journal_of: JournalOf, driver: str) -> None:
+    journal = journal_of(driver)
+    sample = next(step for step in journal.steps if step.name == "learn" and step.result.curve)
+    assert not comes_to_the_same(journal, [step for step in journal.steps if step is not sample])

@@ -71,7 +71,7 @@ class Start(Protocol):
 @pytest.fixture
 def start(engine: ScriptedEngine, start_gateway: StartGateway, monkeypatch: pytest.MonkeyPatch) -> Start:
     """A gateway that cuts. The curve stays as it is: this engine answers at once, and slices would grow with that."""
-    monkeypatch.setattr(PrefillCurve, "saw", lambda curve, prefill: False)
+    monkeypatch.setattr(PrefillCurve, "observe", lambda curve, prefill: False)
 
     def start(**settings: Any) -> RunningGateway:
         return start_gateway(engine.url, PROFILE, tokenizer="engine", engine={"step_tokens": 1 << 20}, **settings)

@@ -136,20 +136,29 @@ def test_only_cold_pricing_ignores_the_cache(pricing: str) -> None:
     assert priced.price([text(1000)]).uncached == (1000 if pricing == "cold" else 8)
 
 
-def waits(pricing: str, *prompts: int, policy: str = "shortest") -> list[float]:
+def waits(pricing: str, *prompts: int, policy: str = "shortest", limits: Limits = DEFAULT_LIMITS) -> list[float]:
     """For the first token, of prompts of so many tokens, all at once and before anybody has counted a token."""
     plan = Plan(
         tuple(replace(DOCUMENTS[0], user=f"{number}", prompt_tokens=tokens) for number, tokens in enumerate(prompts))
     )
-    return [record.ttft for record in Deployment(policy, TOLD, Limits(), pricing=pricing).simulate(plan, MACHINE)]
+    return [record.ttft for record in Deployment(policy, TOLD, limits, pricing=pricing).simulate(plan, MACHINE)]
 
 
-def test_only_true_pricing_counts_tokens_exactly() -> None:
-    """At four bytes a token, as they are guessed before anybody has counted, these two would be short ones."""
-    first, second = waits("true", 2400, 2400)
+def test_only_true_pricing_counts_the_tokens_of_short_prompts() -> None:
+    """By their size at four bytes a token, both fit into the short lane at once; by their count, only one does."""
+    limits = Limits(short_lane_tokens=2000)
+    first, second = waits("true", 1200, 1200, limits=limits)
     assert second > 1.5 * first
-    first, second = waits("learned", 2400, 2400)
+    first, second = waits("learned", 1200, 1200, limits=limits)
     assert second == first
+
+
+@pytest.mark.parametrize("pricing", PRICINGS)
+def test_every_pricing_counts_the_tokens_of_nearly_long_prompts(pricing: str) -> None:
+    """By their size at four bytes a token, both would be short prompts and start at once; by their count, they are
+    long prompts, of which one is prefilled at a time."""
+    first, second = waits(pricing, 2400, 2400)
+    assert second > 1.5 * first
 
 
 def test_a_deployment_prices_as_it_is_told() -> None:
