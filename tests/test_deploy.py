@@ -1,7 +1,7 @@
-"""What deploy/ ships fits together, and fits the gateway: the same numbers, names, files and addresses everywhere.
+"""The files in deploy/ agree with each other and with the gateway: numbers, names, paths and addresses.
 
-Nothing here starts a container. What needs a tool that is not there (systemd-analyze, docker compose, openssl) is
-skipped, and what can be read without it is read without it.
+No test starts a container. Checks that need a missing tool (systemd-analyze, docker compose, openssl) are skipped;
+everything else is checked by reading the files.
 """
 
 import re
@@ -68,12 +68,12 @@ def dockerfile() -> Iterator[tuple[str, str]]:
 # --- vLLM's profiles and fairlane.toml
 
 
-def test_there_are_both_of_the_articles_profiles() -> None:
+def test_both_of_the_articles_profiles_are_shipped() -> None:
     assert [profile.stem for profile in PROFILES] == ["gemma-4-26b-bf16", "gemma-4-26b-nvfp4"]
 
 
 @pytest.mark.parametrize("profile", PROFILES, ids=lambda path: path.stem)
-def test_the_gateway_knows_how_the_engine_was_started(profile: Path) -> None:
+def test_the_gateways_engine_settings_match_the_engines_flags(profile: Path) -> None:
     flags = yaml.safe_load(profile.read_text())
     settings = shipped(FAIRLANE_PROFILE=profile.stem)
     assert flags["max-num-batched-tokens"] == settings.engine.step_tokens
@@ -86,7 +86,7 @@ def test_the_gateway_knows_how_the_engine_was_started(profile: Path) -> None:
     assert load_profile(settings.profile).c_s > 0  # raises, were there no cost profile of that name
 
 
-def test_each_flag_has_its_reason_and_the_profiles_differ_only_in_the_model() -> None:
+def test_each_flag_is_explained_and_profiles_differ_only_in_the_model() -> None:
     parsed = [yaml.safe_load(profile.read_text()) for profile in PROFILES]
     common = parsed[0].keys() & parsed[1].keys()
     assert {flag for flag in common if parsed[0][flag] != parsed[1][flag]} == {"model"}
@@ -97,7 +97,7 @@ def test_each_flag_has_its_reason_and_the_profiles_differ_only_in_the_model() ->
             assert reasoned or not line or line.startswith("model:"), f"{profile.name}: {line}"
 
 
-def test_the_shipped_configuration_lets_nobody_in_without_a_key_of_their_own() -> None:
+def test_the_shipped_configuration_requires_a_key() -> None:
     with pytest.raises(ConfigError, match="no keys"):
         load(CONFIG)
     examples = re.findall(r"^# (key = .*)$", CONFIG.read_text(), re.MULTILINE)
@@ -108,7 +108,7 @@ def test_the_shipped_configuration_lets_nobody_in_without_a_key_of_their_own() -
 
 
 @pytest.mark.skipif(not shutil.which("openssl"), reason="the README makes keys with openssl")
-def test_the_readmes_keys_are_keys(tmp_path: Path) -> None:
+def test_the_keys_in_the_readme_are_valid(tmp_path: Path) -> None:
     blocks = re.findall(r"```sh\n(.*?)```", (DEPLOY / "README.md").read_text(), re.DOTALL)
     (tmp_path / "deploy").mkdir()
     subprocess.run(["bash", "-euc", blocks[0]], cwd=tmp_path, check=True)
@@ -152,7 +152,7 @@ def test_compose_starts_the_gateway_as_it_is_configured() -> None:
     assert int(service["stop_grace_period"].removesuffix("s")) > settings.drain_timeout
 
 
-def test_compose_runs_the_profile_that_the_gateway_reckons_with() -> None:
+def test_compose_runs_the_profile_of_the_gateways_configuration() -> None:
     for environ in ({}, {"FAIRLANE_PROFILE": "gemma-4-26b-nvfp4"}):
         flag, file = (interpolated(word, environ) for word in SERVICES["vllm"]["command"])
         reckoned = interpolated(SERVICES["fairlane"]["environment"]["FAIRLANE_PROFILE"], environ)
@@ -162,7 +162,7 @@ def test_compose_runs_the_profile_that_the_gateway_reckons_with() -> None:
     assert interpolated("${FAIRLANE_PROFILE:-gemma-4-26b-bf16}", {}) == shipped().profile
 
 
-def test_open_webui_comes_on_request_and_says_who_asks() -> None:
+def test_open_webui_is_optional_and_forwards_the_user() -> None:
     page = SERVICES["open-webui"]
     assert page["profiles"] == ["webui"]
     assert all("profiles" not in SERVICES[name] for name in ("vllm", "fairlane"))
@@ -174,7 +174,7 @@ def test_open_webui_comes_on_request_and_says_who_asks() -> None:
         assert interpolated(environ[secret], {}) == ""  # no usable default
 
 
-def test_compose_names_files_and_volumes_that_are_there() -> None:
+def test_compose_refers_to_existing_files_and_volumes() -> None:
     for name, service in SERVICES.items():
         for volume in service.get("volumes", []):
             source = volume.split(":")[0]
@@ -185,14 +185,14 @@ def test_compose_names_files_and_volumes_that_are_there() -> None:
     assert (DEPLOY / SERVICES["vllm"]["env_file"]).is_file()
 
 
-def test_images_are_pinned_and_the_engines_is_built_for_a_spark() -> None:
+def test_images_are_pinned_and_the_engines_runs_on_a_spark() -> None:
     for image in (SERVICES["vllm"]["image"], SERVICES["open-webui"]["image"]):
         assert re.search(r":v\d+\.\d+\.\d+", image)
     assert "-aarch64-" in SERVICES["vllm"]["image"]
     assert SERVICES["vllm"]["image"] in shlex.split(unit("vllm.service")["ExecStart"][0])
 
 
-def test_docker_compose_reads_it(tmp_path: Path) -> None:
+def test_docker_compose_accepts_the_file(tmp_path: Path) -> None:
     docker = shutil.which("docker")
     if not docker or subprocess.run([docker, "compose", "version"], capture_output=True).returncode:
         pytest.skip("no docker compose")
@@ -209,7 +209,7 @@ def test_docker_compose_reads_it(tmp_path: Path) -> None:
 # --- the image
 
 
-def test_the_image_is_made_of_files_that_are_there_and_let_in() -> None:
+def test_the_image_copies_existing_and_unignored_files() -> None:
     ignore = (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines()
     let_in = {line[1:] for line in ignore if line.startswith("!")}
     assert "*" in ignore  # so that .env, .git and .venv stay out
@@ -223,7 +223,7 @@ def test_the_image_is_made_of_files_that_are_there_and_let_in() -> None:
             assert all(source == "." or source in let_in for source in rest.split()[:-1]), rest
 
 
-def test_the_image_runs_as_nobody_in_particular_and_tells_its_health() -> None:
+def test_the_image_runs_unprivileged_with_a_health_check() -> None:
     final = dict(list(dockerfile())[[name for name, _ in dockerfile()].index("FROM", 1) :])
     assert final["USER"] not in ("root", "0")
     assert f"http://127.0.0.1:{shipped().port}/health" in final["HEALTHCHECK"]
@@ -235,7 +235,7 @@ def test_the_image_runs_as_nobody_in_particular_and_tells_its_health() -> None:
 # --- systemd
 
 
-def test_the_gateways_unit_lets_it_drain_and_does_not_need_the_engine() -> None:
+def test_the_gateways_unit_allows_a_drain_and_does_not_require_the_engine() -> None:
     gateway = unit("fairlane.service")
     assert int(gateway["TimeoutStopSec"][0]) > shipped().drain_timeout
     assert gateway["Restart"] == ["on-failure"]
@@ -245,7 +245,7 @@ def test_the_gateways_unit_lets_it_drain_and_does_not_need_the_engine() -> None:
     assert shlex.split(gateway["ExecStart"][0])[1:] == ["serve", "--config", "/etc/fairlane/fairlane.toml"]
 
 
-def test_the_engines_unit_publishes_it_to_this_host_only() -> None:
+def test_the_engines_unit_listens_on_this_host_only() -> None:
     engine = unit("vllm.service")
     words = shlex.split(engine["ExecStart"][0])
     published = [words[i + 1] for i, word in enumerate(words) if word in ("--publish", "-p")]
@@ -257,7 +257,7 @@ def test_the_engines_unit_publishes_it_to_this_host_only() -> None:
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="no systemd-analyze")
-def test_systemd_has_nothing_to_say_against_the_units(tmp_path: Path) -> None:
+def test_systemd_analyze_accepts_the_units(tmp_path: Path) -> None:
     (tmp_path / "docker.service").write_text("[Service]\nExecStart=/bin/true\n")
     names = ["vllm.service", "fairlane.service"]
     for name in names:

@@ -1,4 +1,4 @@
-"""What the docs show is what the code does."""
+"""The documentation matches the code."""
 
 import re
 from pathlib import Path
@@ -28,14 +28,14 @@ def test_the_table_of_policies_is_what_the_command_prints() -> None:
     assert all(f"| {name} |" in table for name in POLICIES)
 
 
-def test_the_table_of_errors_is_what_the_machines_are_off_by() -> None:
+def test_the_table_of_errors_matches_the_simulated_machines() -> None:
     _, table, _ = re.split(r"<!-- table:(?:begin|end) -->\n", (ROOT / "docs" / "loadtest.md").read_text())
     machines = [(load_profile(name), tests) for name, tests in measurements().items()]
     assert table == accuracy.markdown(machines) + "\n"
 
 
 @pytest.mark.parametrize("schema", [Summary, Row, PointSummary, UserSummary, Stat, Lag])
-def test_every_field_of_the_results_is_in_the_docs(schema: type[msgspec.Struct]) -> None:
+def test_every_field_of_the_results_is_documented(schema: type[msgspec.Struct]) -> None:
     text = (ROOT / "docs" / "loadtest.md").read_text()
     assert [name for name in schema.__struct_fields__ if f"`{name}`" not in text] == []
 
@@ -51,13 +51,13 @@ def test_the_readme_is_short() -> None:
 
 
 @pytest.mark.parametrize("document", DOCS, ids=lambda path: path.name)
-def test_links_lead_somewhere(document: Path) -> None:
+def test_links_have_existing_targets(document: Path) -> None:
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text()):
         assert (document.parent / target).exists(), target
 
 
 @pytest.mark.parametrize("document", DOCS, ids=lambda path: path.name)
-def test_commands_that_are_shown_exist(document: Path) -> None:
+def test_commands_in_the_docs_exist(document: Path) -> None:
     commands = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
     commands |= {group.name or "" for group in app.registered_groups}
     shown = set(re.findall(r"(?:^|`)fairlane ([a-z]+)\b", document.read_text(), re.MULTILINE))
@@ -66,7 +66,7 @@ def test_commands_that_are_shown_exist(document: Path) -> None:
     assert set(re.findall(r"fairlane load ([a-z]+)\b", document.read_text())) <= loads
 
 
-def test_settings_that_are_shown_exist() -> None:
+def test_settings_in_the_docs_exist() -> None:
     known = {field.key for field in fields()}
     text = (ROOT / "docs" / "queueing.md").read_text()
     rows = re.findall(r"^\| (`[a-z_.`, ]+) \|", text, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""One core, two clocks: what a real gateway decided, the simulator's side decides again, from its log alone."""
+"""The simulator, replaying a real gateway's decision log, makes the same decisions."""
 
 import json
 import os
@@ -101,7 +101,7 @@ def written(head: str, events: list[Event]) -> list[str]:
 
 
 @pytest.mark.parametrize("policy", ["fair", "fifo"])
-def test_the_same_decisions(decisions: Decisions, policy: str) -> None:
+def test_the_simulator_repeats_the_gateways_decisions(decisions: Decisions, policy: str) -> None:
     lines = decisions(policy)
     events = events_of(lines)
     assert json.loads(lines[0])["policy"] == policy
@@ -123,14 +123,14 @@ def test_the_same_decisions(decisions: Decisions, policy: str) -> None:
         assert not re.search(rf"\b{user}\b", "".join(lines))
 
 
-def test_another_policy_decides_otherwise(decisions: Decisions) -> None:
+def test_another_policy_is_detected(decisions: Decisions) -> None:
     with pytest.raises(Divergence):
         replay(decisions("fair"), policy="fifo")
     with pytest.raises(Divergence):
         replay(decisions("fifo"), policy="fair")
 
 
-def test_other_limits_decide_otherwise(decisions: Decisions) -> None:
+def test_other_limits_are_detected(decisions: Decisions) -> None:
     head, *events = decisions("fair")
     changed = json.loads(head)
     changed["limits"]["max_num_seqs"] += 1
@@ -168,7 +168,7 @@ def diverges(lines: list[str]) -> bool:
     return False
 
 
-def test_any_altered_event_shows(decisions: Decisions) -> None:
+def test_any_altered_event_is_detected(decisions: Decisions) -> None:
     head, *_ = lines = decisions("fair")
     events = events_of(lines)
     unseen = []
@@ -183,7 +183,7 @@ def test_any_altered_event_shows(decisions: Decisions) -> None:
     assert unseen == []
 
 
-def test_another_cost_shows(decisions: Decisions) -> None:
+def test_another_cost_is_detected(decisions: Decisions) -> None:
     """What a job was charged decides who is next: of the runs in which one user's first charge grows, many differ.
     Not most: a user's next job is that of the session which was charged least."""
     head, *_ = lines = decisions("fair")
@@ -193,7 +193,7 @@ def test_another_cost_shows(decisions: Decisions) -> None:
     assert len(seen) > len(charged) / 3
 
 
-def test_another_order_shows(decisions: Decisions) -> None:
+def test_another_order_is_detected(decisions: Decisions) -> None:
     """Two events in a row change places: not every pair matters, but many do."""
     head, *_ = lines = decisions("fair")
     events = events_of(lines)
@@ -204,7 +204,7 @@ def test_another_order_shows(decisions: Decisions) -> None:
     assert len(seen) > len(pairs) / 2
 
 
-def test_another_user_shows(decisions: Decisions) -> None:
+def test_another_user_is_detected(decisions: Decisions) -> None:
     head, *_ = lines = decisions("fair")
     events = events_of(lines)
     arrivals = [at for at, event in enumerate(events) if event["event"] == "arrive"]
@@ -212,7 +212,7 @@ def test_another_user_shows(decisions: Decisions) -> None:
     assert len(seen) > len(arrivals) / 2
 
 
-def test_the_log_is_closed_with_the_gateway(start_gateway: StartGateway, tmp_path: Path) -> None:
+def test_the_log_is_closed_when_the_gateway_stops(start_gateway: StartGateway, tmp_path: Path) -> None:
     file = tmp_path / "decisions.jsonl"
     gateway = start_gateway("http://127.0.0.1:9", decision_log=file)
     opened = {os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")}
@@ -222,7 +222,7 @@ def test_the_log_is_closed_with_the_gateway(start_gateway: StartGateway, tmp_pat
     assert str(file) not in opened
 
 
-def test_a_log_that_is_none() -> None:
+def test_an_invalid_log_is_reported() -> None:
     for lines in ([], [""], ["{}"], ['{"policy": "fair"}']):
         with pytest.raises(ValueError, match="no decision log"):
             replay(lines)

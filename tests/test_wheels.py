@@ -38,7 +38,7 @@ def test_the_lock_installs_on_a_spark(python: str) -> None:
 
 
 @pytest.mark.timeout(120)
-def test_a_package_without_an_aarch64_wheel_would_not() -> None:
+def test_a_package_without_an_aarch64_wheel_is_detected() -> None:
     x86_only = "tcmlib==1.4.0"
     assert install("--dry-run", x86_only, python="3.12", machine="x86_64").returncode == 0
     done = install("--dry-run", x86_only, python="3.12", machine="aarch64")

@@ -1,4 +1,4 @@
-"""The demo's promises: on the virtual clock for every seed asked for, and once for real, fast."""
+"""The demo: its figures in virtual time for many seeds, and the command once in real time at high speed."""
 
 import json
 import re
@@ -62,7 +62,7 @@ def simulated(wanted: Demo, slicing: Slicing | None = None) -> Runs:
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_the_trade_is_what_the_readme_says(seed: int) -> None:
+def test_the_demo_has_the_readmes_figures(seed: int) -> None:
     runs = simulated(demo(seed))
     direct, tuned, ours = figures(runs).values()
     assert direct["failed"] == tuned["failed"] == ours["failed"] == 0
@@ -76,7 +76,7 @@ def test_the_trade_is_what_the_readme_says(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_slices_trade_more_of_the_same(seed: int) -> None:
+def test_slices_improve_short_prompts_further(seed: int) -> None:
     """Short prompts' first tokens come at once; the documents pay, but not more than the engine's best flag costs."""
     direct, tuned, ours = figures(simulated(demo(seed), Slicing(step_tokens=DEPLOY_THRESHOLD))).values()
     assert ours["failed"] == 0
@@ -90,13 +90,13 @@ def test_slices_trade_more_of_the_same(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_the_second_paster_goes_before_the_first_ones_third_document(seed: int) -> None:
+def test_a_second_user_is_served_before_the_firsts_third_document(seed: int) -> None:
     assert documents_before_second_paster(simulated(demo(seed))["gateway"]) < 3
     assert documents_before_second_paster(simulated(demo(seed, policy="fifo"))["gateway"]) >= 3
 
 
 @pytest.mark.parametrize("coefficient", ["tf_s", "tt_s_per_token", "ta_s_per_token2", "td_s"])
-def test_every_row_comes_from_the_profile(coefficient: str) -> None:
+def test_every_row_is_computed_from_the_profile(coefficient: str) -> None:
     """Nothing is written down: another machine gives other figures, in all three runs."""
     wanted = demo(1)
     changed = replace(wanted.engine, **{coefficient: 1.3 * getattr(wanted.engine, coefficient)})
@@ -106,7 +106,7 @@ def test_every_row_comes_from_the_profile(coefficient: str) -> None:
         assert before[name] != after[name]
 
 
-def test_the_table_shows_the_three_runs_and_the_sentence_the_trade() -> None:
+def test_the_table_shows_three_runs_and_the_sentence_the_tradeoff() -> None:
     runs = simulated(demo(1))
     console = Console(record=True, width=120, file=StringIO())
     console.print(table(runs))
@@ -117,14 +117,14 @@ def test_the_table_shows_the_three_runs_and_the_sentence_the_trade() -> None:
     assert re.search(r"p95\) straight at the\s+engine", text)
 
 
-def test_settings_are_in_spark_seconds() -> None:
+def test_settings_are_scaled_to_spark_seconds() -> None:
     wanted = replace(demo(1), speed=4.0, settings=("long_share=0.7", "max_stall=1", "tpot_target=0.2"))
     assert {"long_share=0.7", "max_stall=0.25", "tpot_target=0.05"} <= {*gateway_settings(wanted)}
     assert f"max_stall={STALL_S}" in gateway_settings(demo(1))
 
 
 @pytest.mark.timeout(150)
-def test_the_demo_runs_for_real(tmp_path: Path) -> None:
+def test_the_demo_command_runs(tmp_path: Path) -> None:
     """Three times through real servers, at a speed that leaves little of a Spark second; the direction must hold. Long
     prompts go whole: these are the figures of that.
 
@@ -156,7 +156,7 @@ def test_the_demo_runs_for_real(tmp_path: Path) -> None:
         (["--set", "long_share=2"], "long_share"),
     ],
 )
-def test_what_is_wrong_is_said(arguments: list[str], says: str) -> None:
+def test_errors_are_reported(arguments: list[str], says: str) -> None:
     command = [sys.executable, "-m", "loadtest", "demo", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 2

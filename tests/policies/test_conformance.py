@@ -215,7 +215,7 @@ def test_the_same_history_gives_the_same_order_however_often_it_is_peeked(
 @every_policy
 @given(before=steps, after=steps, other=steps)
 @settings(deadline=None)
-def test_a_copy_goes_on_as_the_original_would_and_shares_nothing_that_changes(
+def test_a_copy_continues_like_the_original_and_shares_no_state(
     new_policy: NewPolicy, before: list[Step], after: list[Step], other: list[Step]
 ) -> None:
     run = Run(new_policy())
@@ -249,7 +249,7 @@ def long_history(seed: int, n: int) -> list[Step]:
 
 @every_policy
 @pytest.mark.parametrize("seed", range(60))
-def test_nor_does_a_copy_forget_what_came_of_a_long_history(new_policy: NewPolicy, seed: int) -> None:
+def test_a_copy_keeps_the_state_of_a_long_history(new_policy: NewPolicy, seed: int) -> None:
     run = Run(new_policy())
     run.go_on(long_history(seed, 60))
     if seed % 2:
@@ -260,7 +260,7 @@ def test_nor_does_a_copy_forget_what_came_of_a_long_history(new_policy: NewPolic
 
 
 @every_policy
-def test_a_head_start_never_sends_a_job_back(new_policy: NewPolicy) -> None:
+def test_a_head_start_never_delays_a_job(new_policy: NewPolicy) -> None:
     policy = new_policy()
     plain, ahead = (Job(flow, "short", 10, 1.0, 0.0, head_start=start) for flow, start in [("a", 0.0), ("b", 9.0)])
     policy.push(ahead)
@@ -269,7 +269,7 @@ def test_a_head_start_never_sends_a_job_back(new_policy: NewPolicy) -> None:
 
 
 @every_policy
-def test_sessions_weights_and_deadlines_lose_nobody(new_policy: NewPolicy) -> None:
+def test_sessions_weights_and_deadlines_lose_no_job(new_policy: NewPolicy) -> None:
     policy = new_policy()
     jobs = [
         Job(flow, lane, 10, 1.0, 0.0, session=session, weight=weight, deadline=deadline)
@@ -285,13 +285,13 @@ def test_sessions_weights_and_deadlines_lose_nobody(new_policy: NewPolicy) -> No
 
 @every_policy
 @pytest.mark.parametrize("lane", LANES)
-def test_there_is_nothing_to_pop_from_an_empty_lane(new_policy: NewPolicy, lane: Lane) -> None:
+def test_an_empty_lane_pops_nothing(new_policy: NewPolicy, lane: Lane) -> None:
     with pytest.raises(IndexError):
         new_policy().pop(lane)
 
 
 @every_policy
-def test_a_job_is_itself_and_no_other_of_the_same_content(new_policy: NewPolicy) -> None:
+def test_jobs_are_distinguished_by_identity_not_content(new_policy: NewPolicy) -> None:
     policy = new_policy()
     one, other = (Job("a", "short", 10, 1.0, 0.0) for _ in range(2))
     policy.push(one)
@@ -303,7 +303,7 @@ def test_a_job_is_itself_and_no_other_of_the_same_content(new_policy: NewPolicy)
 @every_policy
 @given(random=st.randoms(use_true_random=False), victim_cost=st.integers(1, 4), behind=st.integers(0, 8))
 @settings(max_examples=30)
-def test_a_waiting_job_is_popped_after_boundedly_many_of_its_lane(
+def test_a_waiting_job_is_passed_by_a_bounded_number_of_jobs(
     new_policy: NewPolicy, random: Any, victim_cost: int, behind: int
 ) -> None:
     """Four flows, every job between 1 and 4 s, each pop followed by a new arrival while the clock goes on.
@@ -359,28 +359,28 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 
 @pytest.mark.usefixtures("installed")
 class TestFind:
-    def test_all_are_named_ours_first_and_none_is_loaded(self) -> None:
+    def test_policy_names_are_listed_without_loading_them(self) -> None:
         assert policies.names() == [*POLICIES, "broken", "number", "on-call"]
         assert "fairlane_on_call" not in sys.modules
 
-    def test_the_one_of_the_docs_is_found(self) -> None:
+    def test_the_example_policy_of_the_docs_is_found(self) -> None:
         policy = policies.find("on-call")()
         assert isinstance(policy, Policy)
         assert type(policy).__name__ == "OnCall"
 
     @pytest.mark.parametrize("name", POLICIES)
-    def test_ours_are_found_and_nobody_takes_their_name(self, name: str) -> None:
+    def test_built_in_policies_cannot_be_shadowed(self, name: str) -> None:
         assert policies.find(name) is POLICIES[name]
 
-    def test_what_cannot_be_loaded_says_why(self) -> None:
+    def test_a_policy_that_cannot_be_loaded_reports_the_reason(self) -> None:
         with pytest.raises(ValueError, match="'broken' cannot be loaded from fairlane_broken:Broken: no such GPU"):
             policies.find("broken")
 
-    def test_what_makes_no_policy_is_refused(self) -> None:
+    def test_an_entry_point_that_makes_no_policy_is_refused(self) -> None:
         with pytest.raises(ValueError, match="fairlane_on_call:ON_CALL is not a class or a function"):
             policies.find("number")
 
-    def test_an_unknown_name_is_told_what_there_is(self) -> None:
+    def test_an_unknown_name_is_answered_with_the_known_names(self) -> None:
         with pytest.raises(
             ValueError, match=r"no policy 'lifo': choose fair, fifo, .*deadline, broken, number or on-call"
         ):

@@ -21,18 +21,18 @@ def order(*jobs: Job) -> list[Job]:
     return [policy.pop("short") for _ in jobs]
 
 
-def test_who_is_due_first_goes_first() -> None:
+def test_the_earliest_deadline_goes_first() -> None:
     late, soon, first = jobs = job(20.0), job(10.0, cost=9.0), job(5.0, arrival=4.0)
     assert order(*jobs) == [first, soon, late]
 
 
 @pytest.mark.parametrize(("due", "before"), [(SLACK - 0.1, True), (SLACK + 0.1, False)])
-def test_without_a_deadline_one_is_due_after_the_slack(due: float, before: bool) -> None:
+def test_a_job_without_a_deadline_is_due_after_the_slack(due: float, before: bool) -> None:
     none, dated = job(), job(due)
     assert order(none, dated)[0] is (dated if before else none)
 
 
-def test_a_head_start_is_an_earlier_deadline() -> None:
+def test_a_head_start_moves_the_deadline_earlier() -> None:
     plain, ahead, further = jobs = job(10.0), job(12.0, head_start=3.0), job(14.0, head_start=3.0)
     assert order(*jobs) == [ahead, plain, further]
 
@@ -41,7 +41,7 @@ jobs_with_deadlines = st.lists(st.tuples(st.floats(0, 10), st.floats(0, 60)), mi
 
 
 @given(jobs_with_deadlines)
-def test_if_any_order_keeps_all_deadlines_this_one_does(shapes: list[tuple[float, float]]) -> None:
+def test_every_feasible_set_of_deadlines_is_met(shapes: list[tuple[float, float]]) -> None:
     """All come at once, one is served at a time. Jackson: the latest of all is least late in order of deadlines."""
 
     def lateness(jobs: list[Job]) -> float:
@@ -59,7 +59,7 @@ def test_if_any_order_keeps_all_deadlines_this_one_does(shapes: list[tuple[float
     assert lateness(served) <= lateness(jobs) + 1e-9
 
 
-def test_those_who_left_long_before_they_were_due_are_not_kept() -> None:
+def test_jobs_that_left_early_leave_no_state() -> None:
     policy = Deadline()
     for i in range(1000):
         patient = job(1e9 + i)

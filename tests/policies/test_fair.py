@@ -1,6 +1,6 @@
-"""What fair promises: turns and ties by hand, sessions, weights, head starts, and that debts are kept and bounded.
+"""The fair policy: turns and ties by hand, sessions, weights, head starts, and bounded debts.
 
-Shares on a virtual clock are in test_scenarios.py, the bound in test_fairness.py.
+Shares in virtual time are in test_scenarios.py, the bound in test_fairness.py.
 """
 
 import pytest
@@ -35,7 +35,7 @@ def popped(fair: Fair, n: int, lane: Lane = "short") -> str:
     return "".join(fair.pop(lane).flow for _ in range(n))
 
 
-def test_the_second_paster_is_let_in_at_the_first_ones_second_turn() -> None:
+def test_a_newcomer_is_served_before_a_heavy_users_next_job() -> None:
     fair = Fair()
     pushed(fair, *(job("a", 7.5, "long", arrival) for arrival in range(6)))
     assert popped(fair, 1, "long") == "a"
@@ -49,7 +49,7 @@ def test_equal_flows_take_turns() -> None:
     assert popped(fair, 9) == "abcabcabc"
 
 
-def test_among_equals_the_one_served_longest_ago_goes_first() -> None:
+def test_among_equal_flows_the_least_recently_served_goes_first() -> None:
     fair = Fair()
     pushed(fair, job("a"), job("b"), job("a"))
     assert popped(fair, 2) == "ab"
@@ -65,7 +65,7 @@ def test_a_flow_that_returns_goes_before_one_that_was_served_meanwhile() -> None
     assert popped(fair, 3) == "baa"
 
 
-def test_a_newcomer_begins_where_the_least_of_those_who_wait_is() -> None:
+def test_a_newcomer_starts_at_the_smallest_tag_of_the_waiting_flows() -> None:
     fair = Fair()
     pushed(fair, job("a", 10.0), job("a", 10.0))
     assert popped(fair, 1) == "a"
@@ -73,7 +73,7 @@ def test_a_newcomer_begins_where_the_least_of_those_who_wait_is() -> None:
     assert popped(fair, 4) == "babb"
 
 
-def test_and_where_the_last_one_began_if_nobody_waits() -> None:
+def test_a_newcomer_to_an_empty_queue_starts_at_the_last_dispatched_tag() -> None:
     fair = Fair()
     pushed(fair, job("a", 10.0), job("a", 10.0))
     assert popped(fair, 2) == "aa"
@@ -81,7 +81,7 @@ def test_and_where_the_last_one_began_if_nobody_waits() -> None:
     assert popped(fair, 5) == "bbabb"
 
 
-def test_a_user_in_debt_from_the_long_lane_waits_in_the_short_one() -> None:
+def test_debt_from_the_long_lane_counts_in_the_short_lane() -> None:
     fair = Fair()
     pushed(fair, job("b", 3.0), job("a", 7.5, "long"))
     assert popped(fair, 1, "long") == "a"
@@ -97,7 +97,7 @@ def test_leaving_the_queue_costs_nothing() -> None:
     assert popped(fair, 2) == "ab"
 
 
-def test_what_a_cancelled_job_did_not_use_is_given_back() -> None:
+def test_the_unused_cost_of_a_cancelled_job_is_refunded() -> None:
     fair = Fair()
     cancelled = job("a", 10.0)
     pushed(fair, cancelled, *(job("b") for _ in range(4)))
@@ -107,7 +107,7 @@ def test_what_a_cancelled_job_did_not_use_is_given_back() -> None:
     assert popped(fair, 4) == "baba"
 
 
-def test_what_a_job_came_to_beyond_its_prediction_is_owed() -> None:
+def test_a_cost_above_the_prediction_becomes_debt() -> None:
     fair = Fair()
     dear = job("a", 1.0)
     pushed(fair, dear, job("a"), *(job("b") for _ in range(5)))
@@ -116,7 +116,7 @@ def test_what_a_job_came_to_beyond_its_prediction_is_owed() -> None:
     assert popped(fair, 6) == "bbbbab"
 
 
-def test_a_job_is_charged_as_it_goes_and_no_sum_twice() -> None:
+def test_progress_is_charged_once() -> None:
     fair = Fair()
     running = job("a", 1.0)
     pushed(fair, running, job("a"), *(job("b") for _ in range(6)))
@@ -128,7 +128,7 @@ def test_a_job_is_charged_as_it_goes_and_no_sum_twice() -> None:
     assert popped(fair, 3) == "bbb"
 
 
-def test_a_newcomer_begins_at_the_least_tag_and_not_at_the_least_start() -> None:
+def test_a_newcomer_starts_at_the_smallest_finish_tag_not_the_smallest_start() -> None:
     """a has a head start and a large tag; b, who waits as well, has a small one."""
     fair = Fair()
     pushed(fair, *(job("a", 10.0, head_start=100.0) for _ in range(4)), job("b"), job("b"))
@@ -140,13 +140,13 @@ def test_a_newcomer_begins_at_the_least_tag_and_not_at_the_least_start() -> None
 # Weights and head starts.
 
 
-def test_twice_the_weight_twice_the_part() -> None:
+def test_twice_the_weight_gives_twice_the_share() -> None:
     fair = Fair()
     pushed(fair, *(job("a", weight=2.0) for _ in range(6)), *(job("b") for _ in range(3)))
     assert sorted(popped(fair, 6)) == list("aaaabb")
 
 
-def test_what_was_charged_at_one_weight_is_given_back_at_the_same() -> None:
+def test_a_refund_uses_the_weight_of_the_charge() -> None:
     fair = Fair()
     cancelled = job("a", 8.0, weight=4.0)
     pushed(fair, cancelled, *(job("b") for _ in range(2)))
@@ -156,7 +156,7 @@ def test_what_was_charged_at_one_weight_is_given_back_at_the_same() -> None:
     assert popped(fair, 4) == "baba"
 
 
-def test_a_head_start_is_so_many_seconds_less_charged_and_no_more() -> None:
+def test_a_head_start_counts_as_seconds_less_charged() -> None:
     fair = Fair()
     pushed(fair, *(job("a") for _ in range(5)), *(job("b", head_start=2.5) for _ in range(5)))
     assert popped(fair, 10) == "bbbababaaa"
@@ -165,14 +165,14 @@ def test_a_head_start_is_so_many_seconds_less_charged_and_no_more() -> None:
 # Sessions.
 
 
-def test_the_sessions_of_a_user_share_what_the_user_has() -> None:
+def test_sessions_share_their_users_share() -> None:
     fair = Fair()
     swarm = [job("a", session=f"agent {i}") for i in range(8)]
     pushed(fair, *swarm, *(job("b") for _ in range(4)))
     assert popped(fair, 8) == "abababab"
 
 
-def test_a_users_agents_do_not_bury_their_chat() -> None:
+def test_agent_sessions_do_not_delay_their_users_chat() -> None:
     fair = Fair()
     agent = [job("a", session="agent") for _ in range(8)]
     chat = [job("a", session="chat", arrival=1.0) for _ in range(2)]
@@ -182,7 +182,7 @@ def test_a_users_agents_do_not_bury_their_chat() -> None:
     assert [fair.pop("short") for _ in range(3)] == [chat[0], agent[1], chat[1]]
 
 
-def test_a_session_that_was_away_gains_no_credit_over_the_others() -> None:
+def test_an_absent_session_gains_no_credit() -> None:
     fair = Fair()
     pushed(fair, *(job("a", session="agent") for _ in range(9)))
     assert popped(fair, 5) == "aaaaa"
@@ -190,7 +190,7 @@ def test_a_session_that_was_away_gains_no_credit_over_the_others() -> None:
     assert "".join(fair.pop("short").session[0] for _ in range(6)) == "cacaca"
 
 
-def test_a_job_in_debt_weighs_on_its_own_session() -> None:
+def test_debt_counts_against_the_jobs_own_session() -> None:
     fair = Fair()
     dear = job("a", session="agent")
     pushed(fair, dear, job("a", session="agent"), *(job("a", session="chat") for _ in range(4)))
@@ -202,7 +202,7 @@ def test_a_job_in_debt_weighs_on_its_own_session() -> None:
 # Inside a session.
 
 
-def test_short_jobs_go_before_the_long_ones_of_their_flow() -> None:
+def test_within_a_flow_short_jobs_go_before_long_ones() -> None:
     fair = Fair()
     swarm, chat = [job("a", 5.0) for _ in range(3)], job("a", 0.3, arrival=1.0)
     pushed(fair, *swarm, chat)
@@ -210,7 +210,7 @@ def test_short_jobs_go_before_the_long_ones_of_their_flow() -> None:
 
 
 @pytest.mark.parametrize(("later", "passes"), [(AGING * 10 - AGING - 0.1, True), (AGING * 10 - AGING + 0.1, False)])
-def test_but_only_those_that_come_soon_enough(later: float, passes: bool) -> None:
+def test_within_a_flow_late_short_jobs_do_not_pass(later: float, passes: bool) -> None:
     fair = Fair()
     old, young = job("a", 10.0), job("a", 1.0, arrival=later)
     pushed(fair, old, young)
@@ -225,7 +225,7 @@ def test_a_head_start_counts_inside_a_session_too() -> None:
 
 
 @given(st.lists(st.tuples(st.floats(0, 20), st.floats(0, 100)), min_size=2, max_size=20))
-def test_nobody_is_passed_by_what_comes_later_than_the_aging_bound(shapes: list[tuple[float, float]]) -> None:
+def test_no_job_is_passed_by_arrivals_after_the_aging_bound(shapes: list[tuple[float, float]]) -> None:
     fair = Fair()
     jobs = [job("a", cost, arrival=arrival) for cost, arrival in shapes]
     pushed(fair, *jobs)
@@ -246,14 +246,14 @@ def visit(fair: Fair, flow: str, cost: float = 1.0) -> None:
     fair.settle(visitor, cost)
 
 
-def test_however_many_come_by_once_few_are_remembered() -> None:
+def test_the_number_of_remembered_flows_is_bounded() -> None:
     fair = Fair()
     for i in range(5 * MAX_IDLE):
         visit(fair, f"visitor {i}")
         assert len(fair._users.parties) <= 2 * MAX_IDLE
 
 
-def test_however_many_sessions_a_user_opens_few_are_remembered() -> None:
+def test_the_number_of_remembered_sessions_is_bounded() -> None:
     fair = Fair()
     running = job("a", lane="long")
     pushed(fair, running)
@@ -268,7 +268,7 @@ def test_however_many_sessions_a_user_opens_few_are_remembered() -> None:
     assert not user.sessions.parties
 
 
-def test_the_heaps_are_no_larger_than_who_is_in_them() -> None:
+def test_the_heaps_hold_no_stale_entries() -> None:
     """However often parties are charged, which enters them anew."""
     fair = Fair()
     running = job("a")
@@ -280,7 +280,7 @@ def test_the_heaps_are_no_larger_than_who_is_in_them() -> None:
         assert max(len(turns._tags), *(len(turns._heaps[lane]) for lane in LANES)) <= 2 * 2 + 16
 
 
-def test_large_debts_are_the_last_to_be_forgotten() -> None:
+def test_the_largest_debts_are_forgotten_last() -> None:
     fair = Fair()
     visit(fair, "d", 1000.0)
     for i in range(4 * MAX_IDLE):
@@ -289,7 +289,7 @@ def test_large_debts_are_the_last_to_be_forgotten() -> None:
     assert popped(fair, 4) == "nnnd"
 
 
-def test_a_flow_with_a_job_in_the_engine_or_in_the_queue_is_not_forgotten() -> None:
+def test_an_active_flow_is_not_forgotten() -> None:
     fair = Fair()
     running, waiting = job("r"), job("w", 0.5, "long")
     pushed(fair, running, waiting)
@@ -302,7 +302,7 @@ def test_a_flow_with_a_job_in_the_engine_or_in_the_queue_is_not_forgotten() -> N
     assert popped(fair, 4) == "nnnr"
 
 
-def test_where_most_are_busy_not_every_newcomer_looks_for_who_is_idle() -> None:
+def test_finding_idle_flows_is_amortised() -> None:
     fair = Fair()
     looked = 0
     forget = fair._users._forget_idle

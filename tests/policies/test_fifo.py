@@ -1,4 +1,4 @@
-"""First come, first served, and nothing else matters: neither cost nor head start nor what anybody used."""
+"""First come, first served: neither cost, head start nor past use matters."""
 
 from policies.base import Job
 from policies.fifo import Fifo
@@ -8,7 +8,7 @@ def job(flow: str = "a", cost: float = 1.0, arrival: float = 0.0, head_start: fl
     return Job(flow, "short", 100, cost, arrival, head_start=head_start, deadline=arrival + cost)
 
 
-def test_the_order_is_that_of_coming() -> None:
+def test_jobs_go_in_order_of_arrival() -> None:
     fifo = Fifo()
     jobs = [job("a", 9.0), job("b", 1.0), job("a", 0.1, arrival=5.0, head_start=60.0)]
     for each in jobs:
@@ -16,7 +16,7 @@ def test_the_order_is_that_of_coming() -> None:
     assert [fifo.pop("short") for _ in jobs] == jobs
 
 
-def test_who_stepped_aside_has_the_old_place_again() -> None:
+def test_a_job_that_returns_has_its_old_place() -> None:
     fifo = Fifo()
     first, second = job(), job(arrival=1.0)
     fifo.push(first)
@@ -26,7 +26,7 @@ def test_who_stepped_aside_has_the_old_place_again() -> None:
     assert [fifo.pop("short"), fifo.pop("short")] == [first, second]
 
 
-def test_one_that_leaves_moves_those_behind_up() -> None:
+def test_a_job_that_leaves_moves_the_others_up() -> None:
     fifo = Fifo()
     first, middle, last = jobs = job(), job(), job()
     for each in jobs:
@@ -35,7 +35,7 @@ def test_one_that_leaves_moves_those_behind_up() -> None:
     assert [fifo.pop("short"), fifo.pop("short")] == [first, last]
 
 
-def test_nobody_pays_for_what_they_used() -> None:
+def test_past_use_does_not_matter() -> None:
     fifo = Fifo()
     greedy = job("a", 100.0)
     fifo.push(greedy)

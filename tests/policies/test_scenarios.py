@@ -192,7 +192,7 @@ CASES = [(title, policy) for title, scenario in SCENARIOS.items() for policy in 
 
 
 @pytest.mark.parametrize(("title", "policy"), CASES, ids=[f"{title}: {policy}" for title, policy in CASES])
-def test_shares(title: str, policy: str) -> None:
+def test_each_flow_gets_its_expected_share(title: str, policy: str) -> None:
     scenario = SCENARIOS[title]
     spent = Office(policy, *scenario.clients).spent_between(-1, scenario.duration)
     assert spent == pytest.approx(scenario.expected[policy], abs=scenario.margin)
@@ -204,7 +204,7 @@ def test_every_policy_is_in_nearly_every_scenario() -> None:
 
 
 @given(st.floats(0.1, 30), st.floats(0.1, 30))
-def test_two_that_always_wait_never_differ_by_more_than_a_job_each(a: float, b: float) -> None:
+def test_two_always_waiting_flows_differ_by_at_most_one_job_each(a: float, b: float) -> None:
     office = Office("fair", Client("a", a), Client("b", b))
     for _ in office.run(0):
         pass  # a was the first to come, and was let go at once
@@ -214,13 +214,13 @@ def test_two_that_always_wait_never_differ_by_more_than_a_job_each(a: float, b: 
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_time_away_earns_no_credit(policy: str) -> None:
+def test_absence_earns_no_credit(policy: str) -> None:
     """b works, leaves for 90 s, and comes back: from then on the two share, and b makes up for nothing."""
     office = Office(policy, Client("a", 1), Client("b", 1, until=10), Client("b", 1, since=100))
     assert office.spent_between(100, 120) == pytest.approx({"a": 10, "b": 10}, abs=2)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_a_newcomer_neither_jumps_ahead_nor_waits_for_what_others_had(policy: str) -> None:
+def test_a_newcomer_neither_jumps_ahead_nor_pays_for_others_past_use(policy: str) -> None:
     office = Office(policy, Client("a", 1), Client("new", 1, since=1000))
     assert office.spent_between(1000, 1020) == pytest.approx({"a": 10, "new": 10}, abs=2)

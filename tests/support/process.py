@@ -5,7 +5,7 @@ import subprocess
 import sys
 import threading
 
-from tests.support.waiting import wait_until
+from tests.support.waiting import DEADLINE, wait_until
 
 COMMAND = [sys.executable, "-m", "loadtest"]
 
@@ -27,7 +27,7 @@ class Process:
             for line in lines:
                 self.said += line
 
-    def says(self, pattern: str, seconds: float = 20.0) -> str:
+    def says(self, pattern: str, seconds: float = 40.0) -> str:
         """Wait for it to say something; the first group of the pattern, or all of the match."""
         wait_until(lambda: re.search(pattern, self.said) or not self.runs, seconds, f"{pattern} is said")
         found = re.search(pattern, self.said)
@@ -50,7 +50,7 @@ class Process:
     def runs(self) -> bool:
         return self._process.poll() is None
 
-    def exit_code(self, seconds: float = 10.0) -> int:
+    def exit_code(self, seconds: float = DEADLINE) -> int:
         """Wait for its end."""
         code = self._process.wait(seconds)
         self._reader.join()

@@ -1,4 +1,4 @@
-"""Recordings: a form is read as far as it must be, and seconds are guessed from bytes."""
+"""Audio requests: the multipart form is read as far as needed, and durations are estimated from bytes."""
 
 import io
 import wave
@@ -36,16 +36,16 @@ def test_a_wav_file_says_how_long_it_is() -> None:
 
 
 @pytest.mark.parametrize("head", [b"", b"RIFF", b"RIFF----WAVEfmt " + bytes(12) + b"\xff\xff\xff\xff", b"ID3"])
-def test_of_others_it_is_guessed(head: bytes) -> None:
+def test_duration_of_other_formats_is_estimated_from_bytes(head: bytes) -> None:
     (prompt,) = parse(head + bytes(10 * BYTES_PER_SECOND - len(head)), "a.mp3").prompts
     assert prompt.size == PromptSize(tokens=500)
 
 
-def test_each_window_takes_a_seat() -> None:
+def test_each_30_second_window_takes_a_seat() -> None:
     assert [parse(recording(seconds)).seats for seconds in (0, 29, 31, 89)] == [1, 1, 2, 3]
 
 
-def test_what_else_is_read() -> None:
+def test_form_fields_are_read() -> None:
     request = parse(b"x\r\n--x", model="m", stream="true", prompt="abc", max_completion_tokens="5", user="ann")
     assert (request.model, request.stream, request.max_tokens, request.user) == ("m", True, 5, "ann")
     (prompt,) = request.prompts
@@ -59,7 +59,7 @@ def test_what_else_is_read() -> None:
     ]
 
 
-def test_a_file_may_be_called_as_a_field_is() -> None:
+def test_a_file_named_like_a_field_is_not_taken_for_the_field() -> None:
     body = b'--x\r\ncontent-disposition: form-data; filename="model"; name="file"\r\n\r\n' + bytes(8) + b"\r\n--x--"
     request = TRANSCRIPTION.parse(body, b"multipart/form-data; boundary=x")
     assert request.model is None
@@ -67,11 +67,11 @@ def test_a_file_may_be_called_as_a_field_is() -> None:
 
 
 @pytest.mark.parametrize("content_type", [b"", b"application/json", b"multipart/form-data"])
-def test_what_is_no_form_is_priced_as_a_recording(content_type: bytes) -> None:
+def test_a_body_that_is_not_a_form_is_priced_as_a_recording(content_type: bytes) -> None:
     (prompt,) = TRANSLATION.parse(bytes(BYTES_PER_SECOND), content_type).prompts
     assert prompt.size == PromptSize(tokens=50)
 
 
 @pytest.mark.parametrize("body", [b"", b"--x", b"--x--", b"--x\r\n--x--", b"\xff", b'--x\r\nname="file"\r\n--x--'])
-def test_a_broken_form_is_the_engines_to_refuse(body: bytes) -> None:
+def test_a_broken_form_is_left_for_the_engine_to_refuse(body: bytes) -> None:
     assert TRANSLATION.parse(body, b'multipart/form-data; Boundary="x"').seats == 1

@@ -1,4 +1,4 @@
-"""What clients may wish for by header, alone and through a gateway."""
+"""Scheduling hints in request headers, parsed alone and through a gateway."""
 
 from math import inf
 
@@ -11,11 +11,11 @@ from tests.support.scripted_engine import ReceivedRequest, ScriptedEngine
 from tests.support.wire import chat
 
 
-def test_who_wishes_for_nothing_gets_that() -> None:
+def test_without_headers_hints_have_their_defaults() -> None:
     assert read_hints({}) == SchedulingHints(deadline=inf, priority=0.0, session="")
 
 
-def test_wishes_are_read() -> None:
+def test_hints_are_read_from_headers() -> None:
     headers = {b"x-fairlane-deadline": b"2.5", b"x-fairlane-priority": b"-30", b"x-session-id": b"agent 7"}
     assert read_hints(headers) == SchedulingHints(2.5, -30.0, "agent 7")
 
@@ -25,26 +25,26 @@ def test_open_webuis_chat_is_a_session() -> None:
     assert read_hints({b"x-openwebui-chat-id": b"chat 1", b"x-session-id": b"agent 7"}).session == "agent 7"
 
 
-def test_wishes_are_bounded() -> None:
+def test_hints_are_clamped_to_their_bounds() -> None:
     headers = {b"x-fairlane-priority": b"1e300", b"x-session-id": b"x" * 10_000}
     assert read_hints(headers) == SchedulingHints(inf, MAX_PRIORITY, "x" * MAX_SESSION)
 
 
 @pytest.mark.parametrize("name", [b"x-fairlane-deadline", b"x-fairlane-priority"])
 @pytest.mark.parametrize("value", [b"soon", b"", b"nan", b"inf", b"1e999", b"\xff"])
-def test_what_is_no_number_of_seconds_is_said(name: bytes, value: bytes) -> None:
+def test_an_invalid_number_is_refused_with_a_reason(name: bytes, value: bytes) -> None:
     with pytest.raises(BadRequest) as wrong:
         read_hints({name: value})
     assert wrong.value.param == name.decode()
 
 
 @pytest.mark.parametrize("value", [b"0", b"-1"])
-def test_a_deadline_lies_ahead(value: bytes) -> None:
+def test_a_deadline_must_be_positive(value: bytes) -> None:
     with pytest.raises(BadRequest, match="positive"):
         read_hints({b"x-fairlane-deadline": value})
 
 
-def test_a_bad_wish_is_a_400(gateway: RunningGateway) -> None:
+def test_an_invalid_hint_answers_400(gateway: RunningGateway) -> None:
     answer = gateway.post(chat(), headers={"x-fairlane-priority": "high"})
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "x-fairlane-priority"
@@ -110,7 +110,9 @@ def test_a_conversation_is_a_session_by_its_first_message(engine: ScriptedEngine
     assert served(engine, running, 4) == ["agent", "question", "agent", "agent"]
 
 
-def test_names_split_the_share_of_who_is_no_front_end(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
+def test_user_names_of_a_client_that_is_no_front_end_split_its_own_share(
+    engine: ScriptedEngine, start_gateway: StartGateway
+) -> None:
     """ann's two users take turns between them; ben's turn comes no later for there being two."""
     keys = [{"key": "k-ann", "owner": "ann"}, {"key": "k-ben", "owner": "ben"}]
     gateway = start_gateway(engine.url, engine={"max_num_seqs": 1}, keys=keys)
@@ -125,7 +127,7 @@ def test_names_split_the_share_of_who_is_no_front_end(engine: ScriptedEngine, st
     assert order.index("a4") < order.index("a2") < order.index("a3")
 
 
-def test_a_session_shares_its_users_part(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
+def test_sessions_share_their_users_share(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
     """An agent has asked three times before its user's own chat asks once: the chat is second, not fourth."""
     gateway = start_gateway(engine.url, engine={"max_num_seqs": 1})
     gateway.ask(chat("runs", user="ben"))

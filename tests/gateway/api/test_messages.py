@@ -1,4 +1,4 @@
-"""Anthropic's messages: what counts as the prompt, and what the events say."""
+"""Anthropic's messages API: what counts as the prompt, and what the events mean."""
 
 import json
 from typing import Any
@@ -32,7 +32,7 @@ def test_system_and_messages_are_the_prompt() -> None:
     assert size("abc", system=[{"type": "text", "text": "de"}]) == PromptSize(words=5, messages=2)
 
 
-def test_what_tools_are_given_and_give_back_is_text() -> None:
+def test_tool_inputs_and_results_count_as_text() -> None:
     tools = [{"name": "f", "input_schema": {"type": "object"}}]
     assert size("a", tools=tools).text_bytes == 1 + len(json.dumps(tools))
     call = {"type": "tool_use", "id": "1", "name": "f", "input": {"x": "y"}}
@@ -42,38 +42,38 @@ def test_what_tools_are_given_and_give_back_is_text() -> None:
     assert size([{"type": "thinking", "thinking": "abc", "signature": "xyz"}]).words == 3
 
 
-def test_an_image_is_a_constant_also_in_a_result() -> None:
+def test_an_image_counts_a_constant_even_inside_a_tool_result() -> None:
     image = {"type": "image", "source": {"type": "base64", "data": "A" * 9999}}
     assert size([image]) == PromptSize(messages=1, tokens=MEDIA_TOKENS)
     assert size([{"type": "tool_result", "content": [image, "ab"]}]) == PromptSize(2, messages=1, tokens=MEDIA_TOKENS)
 
 
-def test_results_in_results_are_not_followed_for_ever() -> None:
+def test_nested_tool_results_are_followed_to_a_bounded_depth() -> None:
     inner: Any = "abc"
     for _ in range(300):
         inner = [{"type": "tool_result", "content": inner}]
     assert size(inner) == PromptSize(messages=1, tokens=MEDIA_TOKENS)
 
 
-def test_what_else_is_read() -> None:
+def test_other_fields_are_read() -> None:
     request = parse(messages=[{"role": "user", "content": "a"}], stream=True, model="m", metadata={"user_id": "ann"})
     assert (request.seats, request.stream, request.drop_usage, request.model) == (1, True, False, "m")
     assert (request.max_tokens, request.user) == (5, "ann")
 
 
-def test_bytes_are_as_they_were() -> None:
+def test_the_body_is_forwarded_unchanged() -> None:
     body = b'{ "messages":[{"content" : "a"}],"stream": true , "x":1.50}\n'
     assert MESSAGES.parse(body).body is body
 
 
-def test_a_conversation_begins_as_its_last_turn_did() -> None:
+def test_each_turn_shares_its_prefix_names_with_the_previous_turn() -> None:
     turns = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
     (before,), (after,) = parse(messages=turns[:1], system="x").prompts, parse(messages=turns, system="x").prompts
     assert [prefix.digest for prefix in before.prefixes] == [prefix.digest for prefix in after.prefixes[:2]]
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"[]", b'{"messages": []}', b'{"messages": "a"}', b'{"messages": ["a"]}'])
-def test_what_cannot_be_read_is_refused(body: bytes) -> None:
+def test_an_invalid_body_is_refused(body: bytes) -> None:
     with pytest.raises(BadRequest):
         MESSAGES.parse(body)
 
@@ -97,12 +97,12 @@ def test_input_tokens_are_what_was_not_cached() -> None:
     assert said(type="message", usage={"input_tokens": 9}).usage == Usage(9)
 
 
-def test_an_error_is_known() -> None:
+def test_an_error_event_is_recognised() -> None:
     assert said(type="error", error={"type": "overloaded_error", "message": ""}) == AnswerEvent(failed=True)
 
 
 @pytest.mark.parametrize(
     "data", [b"", b"[]", b"\xff", b'{"type": 5}', b'{"usage": 5}', b'{"usage": {"input_tokens": "a"}}']
 )
-def test_what_is_not_understood_says_nothing(data: bytes) -> None:
+def test_unknown_events_are_ignored(data: bytes) -> None:
     assert MESSAGES.read(data) == AnswerEvent()

@@ -1,4 +1,4 @@
-"""Reading a request: what counts as its prompt, what goes on to the engine, and what is refused."""
+"""Chat and text completions: what counts as the prompt, what is forwarded, and what is refused."""
 
 import json
 import re
@@ -67,7 +67,7 @@ def test_a_list_of_parts_counts_its_texts() -> None:
     assert sizes(chat([{"type": "text", "text": "abc"}, "de"])) == [PromptSize(words=5, messages=1)]
 
 
-def test_an_image_is_a_constant_however_large() -> None:
+def test_an_image_counts_a_constant_whatever_its_size() -> None:
     image = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 100_000}}
     prompt = chat([{"type": "text", "text": "abc"}, image, image])
     assert sizes(prompt) == [PromptSize(words=3, messages=1, tokens=2 * MEDIA_TOKENS)]
@@ -96,7 +96,7 @@ def test_tool_calls_and_reasoning_in_the_history_count() -> None:
         ([[1, 2], [3]], [PromptSize(tokens=2), PromptSize(tokens=1)]),
     ],
 )
-def test_all_four_shapes_of_a_prompt(prompt: Any, prompts: list[PromptSize]) -> None:
+def test_all_four_forms_of_a_prompt_are_read(prompt: Any, prompts: list[PromptSize]) -> None:
     assert sizes(text(prompt)) == prompts
 
 
@@ -117,7 +117,7 @@ def turns(*turns: tuple[str, Any], **options: Any) -> InferenceRequest:
 SYSTEM, ASKED, ANSWERED = ("system", "Be brief."), ("user", "Why?"), ("assistant", "Because.")
 
 
-def test_a_conversation_begins_as_its_last_turn_did() -> None:
+def test_each_turn_shares_its_prefix_names_with_the_previous_turn() -> None:
     before = turns(SYSTEM, ASKED)
     after = turns(SYSTEM, ASKED, ANSWERED, ("user", "And then?"))
     assert shared(before, after) == len(before.prompts[0].prefixes) == 2
@@ -126,15 +126,15 @@ def test_a_conversation_begins_as_its_last_turn_did() -> None:
     assert shared(turns(ASKED), after) == 0
 
 
-def test_a_text_is_the_same_in_parts_and_whole() -> None:
+def test_a_text_in_parts_has_the_same_prefix_names_as_the_whole() -> None:
     assert shared(chat("Why not?"), chat([{"type": "text", "text": "Why "}, "not?"])) == 1
 
 
-def test_who_said_it_is_part_of_it() -> None:
+def test_the_role_is_part_of_the_prefix_name() -> None:
     assert shared(turns(("user", "Why?")), turns(("system", "Why?"))) == 0
 
 
-def test_equal_texts_are_apart_where_the_engine_keeps_them_apart() -> None:
+def test_equal_texts_with_another_salt_or_model_have_other_prefix_names() -> None:
     image = {"type": "image_url", "image_url": {"url": "data:,a"}}
     for one, other in (
         ({"model": "gemma"}, {"model": "an-adapter"}),
@@ -150,11 +150,11 @@ def test_equal_texts_are_apart_where_the_engine_keeps_them_apart() -> None:
     assert shared(text("Why?", cache_salt="ann"), text("Why?", cache_salt="ben")) == 0
 
 
-def test_what_does_not_change_the_prompt_does_not_change_its_name() -> None:
+def test_fields_outside_the_prompt_do_not_change_its_prefix_names() -> None:
     assert shared(turns(ASKED, temperature=0, user="ann", n=2), turns(ASKED, stream=True, max_tokens=5)) == 1
 
 
-def test_token_ids_share_a_beginning_too() -> None:
+def test_prompts_of_token_ids_share_prefix_names() -> None:
     ids = list(range(5000))
     assert shared(text(ids), text([*ids[:4000], *ids])) == 4000 * 8 // STRIDE
 
@@ -169,26 +169,26 @@ def test_seats_are_prompts_times_n() -> None:
 # What else is read.
 
 
-def test_options_that_are_not_there_or_null() -> None:
+def test_missing_and_null_options_have_defaults() -> None:
     for completion in (chat("a"), chat("a", n=None, stream=None, user=None, max_tokens=None, model=None)):
         assert (completion.n, completion.stream, completion.drop_usage) == (1, False, False)
         assert (completion.user, completion.max_tokens, completion.model) == (None, None, None)
 
 
-def test_options() -> None:
+def test_options_are_read() -> None:
     completion = chat("a", model="m", user="u", max_tokens=5, n=2, stream=True, unknown={"to": "us"})
     assert (completion.model, completion.user, completion.max_tokens) == ("m", "u", 5)
     assert (completion.n, completion.stream) == (2, True)
 
 
-def test_a_prompt_that_the_engine_may_cut_is_known() -> None:
+def test_a_prompt_that_the_engine_may_truncate_is_marked() -> None:
     for ask in (chat, text):
-        cut = [ask("a", truncate_prompt_tokens=tokens).truncatable for tokens in (None, 5, -1)]
+        truncatable = [ask("a", truncate_prompt_tokens=tokens).truncatable for tokens in (None, 5, -1)]
         assert cut == [False, True, True]
         assert not ask("a").truncatable
 
 
-def test_the_newer_name_of_max_tokens_wins() -> None:
+def test_max_completion_tokens_takes_precedence_over_max_tokens() -> None:
     assert chat("a", max_completion_tokens=7).max_tokens == 7
     assert chat("a", max_tokens=5, max_completion_tokens=7).max_tokens == 7
 
@@ -206,13 +206,13 @@ ODDLY_WRITTEN = b'\n{ "stream" : false,\t"messages":[ {"content":"a","z":1e3} ] 
         b'{"stream_options":{"include_usage":false},"messages":[{"content":"not streamed"}]}',
     ],
 )
-def test_a_body_that_needs_nothing_added_goes_on_byte_for_byte(body: bytes) -> None:
+def test_a_body_that_needs_no_change_is_forwarded_byte_for_byte(body: bytes) -> None:
     completion = parse(CHAT, body)
     assert completion.body is body
     assert not completion.drop_usage
 
 
-def test_a_stream_is_asked_for_usage_and_else_left_as_it_is() -> None:
+def test_a_streamed_body_only_gains_include_usage() -> None:
     body = ODDLY_WRITTEN.replace(b"false", b"true")
     completion = parse(CHAT, body)
     head, tail = body.rstrip()[:-1], b"} \n"
@@ -231,7 +231,7 @@ def test_a_stream_is_asked_for_usage_and_else_left_as_it_is() -> None:
         ({"continuous_usage_stats": True}, {"include_usage": True}),
     ],
 )
-def test_stream_options_of_the_clients_own_are_kept(options: Any, sent: dict[str, Any]) -> None:
+def test_the_clients_own_stream_options_are_kept(options: Any, sent: dict[str, Any]) -> None:
     body = {"messages": [{"content": "a"}], "stream": True, "stream_options": options, "seed": 1}
     completion = parse(CHAT, json.dumps(body).encode())
     assert completion.drop_usage
@@ -239,7 +239,7 @@ def test_stream_options_of_the_clients_own_are_kept(options: Any, sent: dict[str
     assert json.loads(completion.body) == body | {"stream_options": sent}
 
 
-def test_a_prompt_that_speaks_of_stream_options_is_no_option() -> None:
+def test_a_prompt_that_mentions_stream_options_is_not_taken_for_the_option() -> None:
     body = {"messages": [{"content": "stream_options"}], "stream": True}
     sent = json.loads(parse(CHAT, json.dumps(body).encode()).body)
     assert sent == body | {"stream_options": {"include_usage": True}}
@@ -262,7 +262,7 @@ anything: st.SearchStrategy[Any] = st.recursive(
     ascii=st.booleans(),
     indent=st.sampled_from([None, 1]),
 )
-def test_asking_for_usage_adds_that_and_nothing_else(
+def test_adding_include_usage_changes_nothing_else(
     extra: dict[str, Any], options: dict[str, Any] | None, ask: bool | None, ascii: bool, indent: int | None
 ) -> None:
     read = ("n", "user", "model", "stream", "stream_options", "max_tokens", "max_completion_tokens")
@@ -323,7 +323,7 @@ def test_asking_for_usage_adds_that_and_nothing_else(
         (TEXT, b'{"prompt": [9223372036854775808]}', "that a vocabulary has", "prompt"),
     ],
 )
-def test_what_cannot_be_read_is_a_bad_request_that_says_where(
+def test_an_invalid_body_is_a_bad_request_that_names_the_place(
     api: Api, body: bytes, says: str, param: str | None
 ) -> None:
     with pytest.raises(BadRequest) as refused:
@@ -372,7 +372,7 @@ def test_stream_options_that_cannot_be_read_are_refused(options: bytes) -> None:
 
 
 @pytest.mark.parametrize("n", [0, -1, 16385, 10**30])
-def test_n_is_what_an_engine_can_do(n: int) -> None:
+def test_n_must_be_in_range(n: int) -> None:
     with pytest.raises(BadRequest):
         parse(CHAT, json.dumps({"messages": [{}], "n": n}).encode())
 
@@ -419,7 +419,7 @@ def said(*roles_and_contents: tuple[str | None, Any]) -> InferenceRequest:
     return CHAT.parse(json.dumps({"messages": messages}).encode())
 
 
-def test_a_conversation_is_known_by_what_the_user_said_first() -> None:
+def test_the_session_is_derived_from_the_first_user_message() -> None:
     first = said(("user", "hello"))
     later = said(("user", "hello"), ("assistant", "hi"), ("user", "and now?"))
     assert first.session == later.session == said(("system", "be kind"), ("user", "hello")).session
@@ -427,7 +427,7 @@ def test_a_conversation_is_known_by_what_the_user_said_first() -> None:
     assert re.fullmatch("[0-9a-f]{16}", first.session)
 
 
-def test_parts_are_what_they_say() -> None:
+def test_content_parts_are_read_by_their_type() -> None:
     image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
     parts = [{"type": "text", "text": "hel"}, image, {"type": "text", "text": "lo"}]
     assert said(("user", parts)).session == said(("user", "hello")).session
@@ -435,29 +435,29 @@ def test_parts_are_what_they_say() -> None:
 
 
 @pytest.mark.parametrize("content", [None, "", [], [{"type": "image_url"}]])
-def test_who_says_nothing_has_no_session(content: Any) -> None:
+def test_without_a_message_there_is_no_session(content: Any) -> None:
     assert (said(("user", content)).session, said(("user", content)).opening) == ("", "")
 
 
-def test_without_a_user_the_first_message_counts() -> None:
+def test_without_a_user_message_the_session_is_derived_from_the_first_message() -> None:
     assert said((None, "be kind")).session == said(("system", "be kind"), ("assistant", "hi")).session != ""
 
 
-def test_long_texts_are_told_apart_at_both_ends_and_by_their_length() -> None:
+def test_sessions_of_long_texts_differ_by_start_end_and_length() -> None:
     texts = ["a" + "x" * 20_000, "b" + "x" * 20_000, "x" * 20_000 + "a", "x" * 20_000 + "b", "x" * 20_001, "x" * 20_002]
     assert len({said(("user", text)).session for text in texts}) == len(texts)
 
 
-def test_a_text_prompt_is_no_conversation() -> None:
+def test_a_text_completion_has_no_session() -> None:
     assert (text("hello").session, text("hello").opening) == ("", "hello")
     assert text(["hello"]).opening == text([1, 2]).opening == ""
 
 
-def test_a_request_begins_as_its_last_message_does() -> None:
+def test_the_opening_of_the_last_message_is_kept() -> None:
     assert said(("user", "first"), ("user", "\n last" + "x" * 300)).opening == "last" + "x" * (OPENING_CHARS - 6)
 
 
-def test_nothing_that_was_said_is_in_a_session() -> None:
+def test_a_session_contains_no_text_of_the_message() -> None:
     """Nor can it be guessed: in another process the same text has another name."""
     completion = said(("user", "Kanarienvogel"))
     assert "Kanarienvogel" not in completion.session + repr(replace(completion, body=b""))

@@ -1,4 +1,4 @@
-"""Embeddings, scores and their kin: how many prompts a request is, and how large."""
+"""Embeddings, scores and other pooling APIs: how many prompts a request has, and how large they are."""
 
 import json
 from typing import Any
@@ -33,22 +33,22 @@ def sizes(**fields: Any) -> list[PromptSize]:
         (None, [PromptSize()]),
     ],
 )
-def test_all_shapes_of_an_input(given: Any, prompts: list[PromptSize]) -> None:
+def test_all_forms_of_an_input_are_read(given: Any, prompts: list[PromptSize]) -> None:
     assert sizes(input=given) == prompts
 
 
-def test_messages_are_an_input_too() -> None:
+def test_messages_are_read_as_an_input() -> None:
     assert sizes(messages=HELLO) == [ABC]
     assert sizes(messages=[HELLO, HELLO]) == [ABC, ABC]
     assert sizes(messages=[{"role": "user", "content": [IMAGE]}]) == [PromptSize(messages=1, tokens=MEDIA_TOKENS)]
 
 
-def test_what_a_plugin_takes_counts_as_it_is_written() -> None:
+def test_input_for_a_plugin_counts_as_its_json_text() -> None:
     (size,) = sizes(data={"content": "abc"})
     assert size == PromptSize(3)
 
 
-def test_a_pair_is_a_prompt() -> None:
+def test_each_scored_pair_is_a_prompt() -> None:
     assert sizes(query="ab", documents=["c", "def"]) == [PromptSize(3), PromptSize(5)]
     assert sizes(queries="ab", items="c") == [PromptSize(3)]
     assert sizes(text_1=["a", "bc"], text_2=["d", "ef"]) == [PromptSize(2), PromptSize(4)]
@@ -58,26 +58,26 @@ def test_a_pair_is_a_prompt() -> None:
     assert sizes(query="ab", documents=[document]) == [PromptSize(3, tokens=MEDIA_TOKENS)]
 
 
-def test_each_prompt_takes_a_seat_and_has_no_answer() -> None:
+def test_each_prompt_takes_a_seat_and_reserves_no_output() -> None:
     request = SCORE.parse(b'{"query": "a", "documents": ["b", "c"], "user": "ann", "model": "m"}')
     assert (request.seats, request.max_tokens, request.stream) == (2, 1, False)
     assert (request.user, request.model) == ("ann", "m")
 
 
-def test_its_beginnings_have_no_names() -> None:
+def test_pooled_prompts_have_no_prefix_names() -> None:
     assert all(prompt.prefixes == () for prompt in EMBEDDINGS.parse(b'{"input": ["a", "b"]}').prompts)
 
 
-def test_what_is_missing_is_the_engines_to_tell() -> None:
+def test_a_missing_input_is_left_for_the_engine_to_refuse() -> None:
     assert sizes() == [PromptSize()]
     assert sizes(query="a") == [PromptSize()]
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"hello", b'{"model": []}', b'{"input": [9223372036854775808]}'])
-def test_what_cannot_be_read_is_refused(body: bytes) -> None:
+def test_an_invalid_body_is_refused(body: bytes) -> None:
     with pytest.raises(BadRequest):
         EMBEDDINGS.parse(body)
 
 
-def test_usage_is_of_its_prompts() -> None:
+def test_usage_counts_the_prompts() -> None:
     assert EMBEDDINGS.read(b'{"data": [], "usage": {"prompt_tokens": 3, "total_tokens": 3}}').usage == Usage(3)

@@ -1,4 +1,4 @@
-"""vLLM's `priority` is the gateway's."""
+"""Clients cannot set vLLM's `priority`; the gateway does."""
 
 import json
 from typing import Any
@@ -20,14 +20,14 @@ from tests.support.wire import CHAT, DONE, TEXT, chat, token
         b'{"metadata": {"priority": 3}, "prompt": "hi"}',
     ],
 )
-def test_a_body_without_a_priority_stays_as_it_is(body: bytes) -> None:
+def test_a_body_without_priority_is_unchanged(body: bytes) -> None:
     assert with_priority(body, None) == body
     assert json.loads(with_priority(body, 7)) == json.loads(body) | {"priority": 7}
 
 
 @pytest.mark.parametrize("key", ["priority", "prior\\u0069ty", "\\u0070riority"])
 @pytest.mark.parametrize("value", ["-5", "0", "null", '"-1"', "9223372036854775807", "{}"])
-def test_a_clients_priority_is_taken_out(key: str, value: str) -> None:
+def test_a_clients_priority_is_removed(key: str, value: str) -> None:
     body = b'{"messages": [{"role": "user", "content": "hi"}], "%s":%s, "seed": 7}' % (key.encode(), value.encode())
     rest = {"messages": [{"role": "user", "content": "hi"}], "seed": 7}
     assert json.loads(with_priority(body, None)) == rest
@@ -38,7 +38,7 @@ def test_a_clients_priority_is_taken_out(key: str, value: str) -> None:
 
 @pytest.mark.parametrize(("path", "prompt"), [(CHAT, chat()), (TEXT, {"prompt": "hi"})])
 @pytest.mark.parametrize("stream", [True, False])
-def test_without_priority_scheduling_the_engine_gets_none(
+def test_without_priority_scheduling_no_priority_is_sent(
     engine: ScriptedEngine, start_gateway: StartGateway, path: str, prompt: dict[str, Any], stream: bool
 ) -> None:
     gateway = start_gateway(engine.url)
@@ -50,7 +50,7 @@ def test_without_priority_scheduling_the_engine_gets_none(
     assert asked.status == 200
 
 
-def test_with_priority_scheduling_the_engine_is_told_our_order(
+def test_with_priority_scheduling_the_dispatch_order_is_sent(
     engine: ScriptedEngine, start_gateway: StartGateway
 ) -> None:
     """By what was dispatched when: not by who came when, and whatever clients ask for."""

@@ -1,4 +1,4 @@
-"""OpenAI's responses: what counts as the prompt, and what the events say."""
+"""OpenAI's responses API: what counts as the prompt, and what the events mean."""
 
 import json
 from typing import Any
@@ -26,7 +26,7 @@ def said(**event: Any) -> AnswerEvent:
     return RESPONSES.read(json.dumps(event).encode())
 
 
-def test_a_text_or_items_are_the_prompt() -> None:
+def test_text_and_items_are_read_as_the_prompt() -> None:
     assert size("abc") == PromptSize(words=3, messages=1)
     assert size("abc", instructions="de") == PromptSize(words=5, messages=2)
     assert size([{"role": "user", "content": "abc"}]) == PromptSize(words=3, messages=1)
@@ -36,7 +36,7 @@ def test_a_text_or_items_are_the_prompt() -> None:
     )
 
 
-def test_what_else_the_model_reads_counts_as_it_is_written() -> None:
+def test_tools_and_function_items_count_as_their_json_text() -> None:
     tools = [{"type": "function", "name": "f"}]
     assert size("a", tools=tools).text_bytes == 1 + len(json.dumps(tools))
     assert size("a", previous_input_messages=["bc"]).words == 3
@@ -44,27 +44,27 @@ def test_what_else_the_model_reads_counts_as_it_is_written() -> None:
         assert size([item]).text_bytes == len(json.dumps(item, separators=(",", ":")))
 
 
-def test_what_else_is_read() -> None:
+def test_other_fields_are_read() -> None:
     request = parse("a", stream=True, model="m", user="ann", max_output_tokens=5)
     assert (request.seats, request.stream, request.drop_usage, request.model) == (1, True, False, "m")
     assert (request.max_tokens, request.user, request.truncatable) == (5, "ann", False)
     assert [parse("a", truncation=each).truncatable for each in (None, "disabled", "auto")] == [False, False, True]
 
 
-def test_bytes_are_as_they_were() -> None:
+def test_the_body_is_forwarded_unchanged() -> None:
     body = b'{ "input": "a","stream": true , "x":1.50, "background": false}\n'
     assert RESPONSES.parse(body).body is body
 
 
 @pytest.mark.parametrize("background", [True, 1, "true"])
-def test_what_would_outlive_its_permit_is_refused(background: Any) -> None:
+def test_background_responses_are_refused(background: Any) -> None:
     with pytest.raises(BadRequest, match="background") as refused:
         parse("a", background=background)
     assert refused.value.param == "background"
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"[]", b'{"input": 5}', b'{"input": {}}', b'{"input": null}'])
-def test_what_cannot_be_read_is_refused(body: bytes) -> None:
+def test_an_invalid_body_is_refused(body: bytes) -> None:
     with pytest.raises(BadRequest):
         RESPONSES.parse(body)
 
@@ -94,7 +94,7 @@ def test_a_response_begins_with_its_output(kind: str, begun: bool) -> None:
     assert told.failed == (kind in ("response.failed", "error"))
 
 
-def test_usage_and_times_are_the_responses() -> None:
+def test_usage_and_times_are_read_from_the_response() -> None:
     usage = {"input_tokens": 9, "output_tokens": 4, "input_tokens_details": {"cached_tokens": 3}}
     response = {"object": "response", "error": None, "usage": usage, "metrics": {"queue_time_ms": 5}}
     expected = Usage(9, 4, PromptDetails(3))
@@ -103,7 +103,7 @@ def test_usage_and_times_are_the_responses() -> None:
     assert said(usage={"input_tokens": 9, "input_tokens_details": None}).usage == Usage(9)
 
 
-def test_an_error_is_known() -> None:
+def test_an_error_event_is_recognised() -> None:
     assert said(type="error", code="x", message="y").failed
     assert said(error={"message": "x"}).failed
     assert said(type="response.completed", response={"error": {"code": "server_error"}}) == AnswerEvent(failed=True)
@@ -112,5 +112,5 @@ def test_an_error_is_known() -> None:
 @pytest.mark.parametrize(
     "data", [b"", b"[]", b"\xff", b'{"type": 5}', b'{"usage": 5}', b'{"usage": {"input_tokens": "a"}}']
 )
-def test_what_is_not_understood_says_nothing(data: bytes) -> None:
+def test_unknown_events_are_ignored(data: bytes) -> None:
     assert RESPONSES.read(data) == AnswerEvent()

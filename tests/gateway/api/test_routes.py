@@ -1,4 +1,4 @@
-"""Which paths there are, which of them are queued, and that no other of the engine's can be reached."""
+"""The allow-list of routes: which exist, which are queued, and that no other engine route can be reached."""
 
 import json
 import re
@@ -27,7 +27,7 @@ OTHERS = [
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-def test_what_is_not_on_the_list_does_not_exist(engine: ScriptedEngine, gateway: RunningGateway, method: str) -> None:
+def test_routes_outside_the_allow_list_answer_404(engine: ScriptedEngine, gateway: RunningGateway, method: str) -> None:
     for path in OTHERS:
         asked = gateway.ask(b"{}", path, method=method)
         assert asked.status == 404, path
@@ -54,7 +54,7 @@ def test_what_is_not_on_the_list_does_not_exist(engine: ScriptedEngine, gateway:
         ("POST", "/metrics", 405, "method_not_allowed"),
     ],
 )
-def test_what_cannot_be_asked_is_said_in_openais_words(
+def test_unknown_routes_get_an_openai_error(
     engine: ScriptedEngine, gateway: RunningGateway, method: str, path: str, status: int, code: str
 ) -> None:
     asked = gateway.ask(b"{}", path, method=method)
@@ -67,17 +67,17 @@ def test_what_cannot_be_asked_is_said_in_openais_words(
     assert engine.pending == 0
 
 
-def test_who_may_not_do_that_is_told_what_they_may(gateway: RunningGateway) -> None:
+def test_a_wrong_method_answers_405_with_the_allowed_methods(gateway: RunningGateway) -> None:
     assert gateway.ask(b"", CHAT, method="OPTIONS").header("allow") == "POST"
     assert set((gateway.ask(b"", "/v1/models", method="PUT").header("allow") or "").split(", ")) == {"GET", "HEAD"}
 
 
-def test_a_slash_too_many_is_redirected_as_vllm_does(gateway: RunningGateway) -> None:
+def test_a_trailing_slash_is_redirected_as_vllm_does(gateway: RunningGateway) -> None:
     asked = gateway.ask(b"", "/v1/models/", method="GET")
     assert (asked.status, asked.header("location")) == (307, f"{gateway.url}/v1/models")
 
 
-def test_anthropics_clients_get_errors_in_anthropics_words(gateway: RunningGateway) -> None:
+def test_anthropic_routes_get_anthropic_errors(gateway: RunningGateway) -> None:
     for path, method, kind in (
         ("/v1/messages", "GET", "invalid_request_error"),
         ("/v1/messages/batches", "POST", "not_found_error"),
@@ -87,7 +87,7 @@ def test_anthropics_clients_get_errors_in_anthropics_words(gateway: RunningGatew
         assert (told["type"], told["error"]["type"]) == ("error", kind)
 
 
-def test_a_socket_for_real_time_is_refused_with_a_reason(engine: ScriptedEngine, gateway: RunningGateway) -> None:
+def test_the_realtime_websocket_is_refused_with_a_reason(engine: ScriptedEngine, gateway: RunningGateway) -> None:
     upgrade = {"connection": "upgrade", "upgrade": "websocket", "sec-websocket-version": "13"}
     upgrade["sec-websocket-key"] = "dGhlIHNhbXBsZSBub25jZQ=="
     asked = gateway.ask(b"", "/v1/realtime", upgrade, method="GET")
@@ -106,7 +106,7 @@ def test_each_route_is_documented() -> None:
 
 
 @pytest.mark.parametrize("path", [route.path for route in QUEUED])
-def test_each_of_these_waits_for_its_turn(engine: ScriptedEngine, start_gateway: StartGateway, path: str) -> None:
+def test_inference_routes_are_queued(engine: ScriptedEngine, start_gateway: StartGateway, path: str) -> None:
     gateway = start_gateway(engine.url, engine={"max_num_seqs": 1})
     first = gateway.ask(chat(stream=True))
     engine.asked().start()
@@ -131,7 +131,9 @@ def test_each_of_these_waits_for_its_turn(engine: ScriptedEngine, start_gateway:
 
 
 @pytest.mark.parametrize("route", [route for route in PASSED if route.path not in ("/v1/models", "/version")])
-def test_each_of_these_goes_at_once(engine: ScriptedEngine, start_gateway: StartGateway, route: Any) -> None:
+def test_other_routes_are_passed_through_at_once(
+    engine: ScriptedEngine, start_gateway: StartGateway, route: Any
+) -> None:
     gateway = start_gateway(engine.url, engine={"max_num_seqs": 1})
     running = gateway.ask(chat(stream=True))
     engine.asked().start()
@@ -147,13 +149,13 @@ def test_each_of_these_goes_at_once(engine: ScriptedEngine, start_gateway: Start
     running.leave()
 
 
-def test_head_is_answered_where_get_is(gateway: RunningGateway) -> None:
+def test_head_is_answered_wherever_get_is(gateway: RunningGateway) -> None:
     asked = gateway.ask(b"", "/v1/models", method="HEAD")
     assert (asked.status, asked.read()) == (200, b"")
     assert asked.header("content-length") == str(len(gateway.get("/v1/models").content))
 
 
-def test_a_stream_is_passed_on_as_it_comes(engine: ScriptedEngine, gateway: RunningGateway) -> None:
+def test_a_passed_through_stream_is_relayed_as_it_arrives(engine: ScriptedEngine, gateway: RunningGateway) -> None:
     asked = gateway.ask(b"", "/v1/responses/resp_1?stream=true", method="GET")
     call = engine.asked()
     call.start()
@@ -163,7 +165,9 @@ def test_a_stream_is_passed_on_as_it_comes(engine: ScriptedEngine, gateway: Runn
     assert asked.read() == b"event: b\n\n"
 
 
-def test_who_leaves_is_not_answered_any_more(engine: ScriptedEngine, gateway: RunningGateway) -> None:
+def test_a_client_that_leaves_closes_the_passed_through_request(
+    engine: ScriptedEngine, gateway: RunningGateway
+) -> None:
     asked = gateway.ask(b"", "/v1/responses/resp_1?stream=true", method="GET")
     call = engine.asked()
     asked.leave()
@@ -187,14 +191,16 @@ def test_who_leaves_is_not_answered_any_more(engine: ScriptedEngine, gateway: Ru
     ],
 )
 @pytest.mark.parametrize("route", ["/v1/responses/{}", "/v1/responses/{}/cancel"])
-def test_an_id_leads_nowhere_else(engine: ScriptedEngine, gateway: RunningGateway, route: str, given: str) -> None:
+def test_an_id_in_the_path_cannot_reach_another_route(
+    engine: ScriptedEngine, gateway: RunningGateway, route: str, given: str
+) -> None:
     for method in ("GET", "POST"):
         # http.client sends the path as it is, dots and all.
         assert gateway.ask(b"", route.format(given), method=method).status in (404, 405)
     assert engine.pending == 0
 
 
-def test_an_engine_that_is_gone_is_told_of_in_the_apis_words(start_gateway: StartGateway) -> None:
+def test_an_unreachable_engine_is_reported_in_the_apis_error_format(start_gateway: StartGateway) -> None:
     gateway = start_gateway("http://127.0.0.1:9")
     told = gateway.ask(b"{}", "/v1/messages/count_tokens")
     assert (told.status, told.header("retry-after")) == (503, "5")
@@ -202,7 +208,7 @@ def test_an_engine_that_is_gone_is_told_of_in_the_apis_words(start_gateway: Star
     assert gateway.ask(b"{}", "/tokenize").json()["error"]["code"] == "engine_down"
 
 
-def test_an_answer_that_breaks_off_is_an_error(engine: ScriptedEngine, gateway: RunningGateway) -> None:
+def test_a_truncated_answer_is_an_error(engine: ScriptedEngine, gateway: RunningGateway) -> None:
     asked = gateway.ask(b"{}", "/tokenize")
     call = engine.asked()
     call.start(200, "application/json", content_length="100")
@@ -211,7 +217,7 @@ def test_an_answer_that_breaks_off_is_an_error(engine: ScriptedEngine, gateway: 
     assert (asked.status, asked.json()["error"]["code"]) == (502, "bad_upstream")
 
 
-def test_a_stream_that_breaks_off_ends_with_an_error(engine: ScriptedEngine, gateway: RunningGateway) -> None:
+def test_a_truncated_stream_ends_with_an_error_event(engine: ScriptedEngine, gateway: RunningGateway) -> None:
     asked = gateway.ask(b"", "/v1/responses/resp_1?stream=true", method="GET")
     call = engine.asked()
     call.start()
@@ -223,7 +229,7 @@ def test_a_stream_that_breaks_off_ends_with_an_error(engine: ScriptedEngine, gat
     assert b'"bad_upstream"' in told
 
 
-def test_a_body_that_is_too_large_goes_nowhere(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
+def test_a_body_that_is_too_large_is_not_forwarded(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
     gateway = start_gateway(engine.url, max_body=10)
     assert gateway.ask(b"{" + b" " * 20 + b"}", "/tokenize").status == 413
     assert engine.pending == 0

@@ -1,4 +1,4 @@
-"""A stream as it goes by: the same bytes but for the usage event, however it was cut into chunks."""
+"""Reading a stream while it is relayed: only unrequested usage is removed, however the stream is split into chunks."""
 
 import json
 from collections.abc import Iterable
@@ -38,19 +38,19 @@ def relayed(stream: EventStream, chunks: Iterable[bytes]) -> bytes:
 # What passes and what does not.
 
 
-def test_an_ordinary_stream_passes_but_for_the_usage_that_was_not_asked_for() -> None:
+def test_unrequested_usage_is_removed_and_the_rest_is_unchanged() -> None:
     stream = EventStream(read, drop_usage=True)
     assert relayed(stream, [token(), token(), USAGE, DONE]) == token() + token() + DONE
     assert stream.usage == Usage(7, 2)
 
 
-def test_usage_that_was_asked_for_passes() -> None:
+def test_requested_usage_is_kept() -> None:
     stream = EventStream(read, drop_usage=False)
     assert relayed(stream, [token(), USAGE, DONE]) == token() + USAGE + DONE
     assert stream.usage == Usage(7, 2)
 
 
-def test_usage_beside_choices_passes_in_any_case() -> None:
+def test_usage_beside_choices_is_always_kept() -> None:
     """As with `continuous_usage_stats`. What it says last holds."""
     stream = EventStream(read, drop_usage=True)
     chunks = [token(usage={"prompt_tokens": 7, "completion_tokens": n}) for n in (1, 2)]
@@ -58,7 +58,7 @@ def test_usage_beside_choices_passes_in_any_case() -> None:
     assert stream.usage == Usage(7, 2)
 
 
-def test_a_usage_of_null_is_none() -> None:
+def test_null_usage_counts_as_missing() -> None:
     stream = EventStream(read, drop_usage=True)
     chunks = [token(usage=None), event(choices=[], usage=None)]
     assert relayed(stream, chunks) == b"".join(chunks)
@@ -86,7 +86,7 @@ def test_a_usage_of_null_is_none() -> None:
         token(content="error"),
     ],
 )
-def test_what_is_not_understood_passes(odd: bytes) -> None:
+def test_unknown_events_are_kept(odd: bytes) -> None:
     stream = EventStream(read, drop_usage=True)
     assert relayed(stream, [odd, token(), odd, USAGE, odd, DONE]) == odd + token() + odd + odd + DONE
     assert stream.first_token
@@ -94,7 +94,7 @@ def test_what_is_not_understood_passes(odd: bytes) -> None:
     assert not stream.failed
 
 
-def test_line_ends_may_be_mixed() -> None:
+def test_mixed_line_endings_are_understood() -> None:
     mixed = b": ping\n\n" + USAGE + token(end=b"\r\n\r\n")
     assert relayed(EventStream(read, drop_usage=True), [mixed]) == b": ping\n\n" + token(end=b"\r\n\r\n")
 
@@ -102,46 +102,46 @@ def test_line_ends_may_be_mixed() -> None:
 @pytest.mark.parametrize(
     "error", [b'data: {"choices": null, "error": {}}\n\n', b'data: { "error": {}}\n\n', b'data:{"error":{}}\n\n']
 )
-def test_an_error_is_known_however_it_is_written(error: bytes) -> None:
+def test_an_error_is_recognised_however_its_json_is_written(error: bytes) -> None:
     stream = EventStream(read)
     stream.feed(error)
     assert stream.failed
     assert not stream.first_token
 
 
-def test_a_choice_without_a_number_is_the_only_one() -> None:
+def test_a_choice_without_an_index_is_choice_0() -> None:
     stream = EventStream(read)
     stream.feed(event(choices=[{"index": None, "delta": {}}]))
     assert stream.first_token
 
 
-def test_usage_in_an_event_that_lacks_its_blank_line_is_read_and_taken_out() -> None:
+def test_usage_in_an_unterminated_last_event_is_read_and_removed() -> None:
     stream = EventStream(read, drop_usage=True)
     assert relayed(stream, [token(), USAGE.rstrip()]) == token()
     assert stream.usage == Usage(7, 2)
 
 
-def test_a_first_token_counts_whatever_its_usage_says() -> None:
+def test_the_first_token_is_recognised_whatever_its_usage_says() -> None:
     stream = EventStream(read)
     stream.feed(token(usage={"prompt_tokens": "bad"}))
     assert stream.first_token
 
 
-def test_an_incomplete_last_event_passes_at_the_end() -> None:
+def test_an_incomplete_last_event_is_sent_at_the_end() -> None:
     stream = EventStream(read, drop_usage=True)
     assert stream.feed(token() + b"data: {") == token()
     assert stream.end() == b"data: {"
     assert stream.end() == b""
 
 
-def test_only_what_is_incomplete_is_held_back() -> None:
+def test_only_incomplete_events_are_held_back() -> None:
     stream = EventStream(read, drop_usage=True)
     assert stream.feed(token() + token()[:9]) == token()
     assert stream.feed(token()[9:-1]) == b""
     assert stream.feed(token()[-1:] + b"da") == token()
 
 
-def test_an_event_that_never_ends_is_not_held_for_ever() -> None:
+def test_an_endless_event_is_held_up_to_a_limit() -> None:
     stream = EventStream(read, drop_usage=True)
     chunk, held, passed = b"x" * 65536, 0, b""
     for _ in range(40):
@@ -164,7 +164,7 @@ def test_the_first_token_is_the_first_choice() -> None:
     assert stream.first_token
 
 
-def test_each_prompt_needs_its_own_first_token() -> None:
+def test_prefill_ends_when_each_prompt_has_its_first_token() -> None:
     """Choice i is an answer to prompt i // n."""
     stream = EventStream(read, prompts=3, n=2)
     begun = []
@@ -174,20 +174,20 @@ def test_each_prompt_needs_its_own_first_token() -> None:
     assert begun == [False, False, False, False, True, True]
 
 
-def test_answers_to_one_prompt_need_but_one() -> None:
+def test_n_answers_to_one_prompt_need_one_first_token() -> None:
     stream = EventStream(read, prompts=1, n=4)
     stream.feed(token(3))
     assert stream.first_token
 
 
-def test_choices_may_come_together() -> None:
+def test_several_choices_in_one_chunk_are_counted() -> None:
     stream = EventStream(read, prompts=2)
     stream.feed(event(choices=[{"index": 0}, {"index": 1}]))
     assert stream.first_token
 
 
 @pytest.mark.parametrize("before", [b"", token() + token()])
-def test_an_error_event_passes_and_is_known(before: bytes) -> None:
+def test_an_error_event_is_kept_and_recognised(before: bytes) -> None:
     error = event(error={"message": "out of memory", "code": 500})
     stream = EventStream(read, drop_usage=True)
     assert relayed(stream, [before, error, DONE]) == before + error + DONE
@@ -229,7 +229,7 @@ def streams(draw: st.DrawFn) -> tuple[list[bytes], set[int]]:
 
 
 @given(streams(), st.lists(st.integers(0, 400)), st.sampled_from([b"", b"data: {", b"\r", b"\n", b": x"]))
-def test_the_bytes_are_the_same_however_they_are_cut(
+def test_output_is_the_same_however_the_stream_is_split(
     drawn: tuple[list[bytes], set[int]], cuts: list[int], tail: bytes
 ) -> None:
     events, usage = drawn
@@ -252,14 +252,14 @@ def test_the_bytes_are_the_same_however_they_are_cut(
 
 
 @given(st.lists(st.binary(max_size=30)))
-def test_garbage_passes_as_it_is(chunks: list[bytes]) -> None:
+def test_garbage_is_relayed_unchanged(chunks: list[bytes]) -> None:
     assert relayed(EventStream(read, drop_usage=True), chunks) == b"".join(chunks)
 
 
 # An answer in one piece.
 
 
-def test_usage_of_an_answer() -> None:
+def test_usage_of_a_whole_answer_is_read() -> None:
     said = read(b'{"choices": [], "usage": {"prompt_tokens": 9, "prompt_tokens_details": {"cached_tokens": 4}}}')
     usage = said.usage
     assert usage is not None
@@ -270,7 +270,7 @@ def test_usage_of_an_answer() -> None:
     ("details", "cached"),
     [(b"null", None), (b"{}", None), (b'{"cached_tokens": null}', None), (b'{"cached_tokens": 0}', 0)],
 )
-def test_what_is_not_told_is_not_nothing(details: bytes, cached: int | None) -> None:
+def test_a_missing_count_is_none_and_not_zero(details: bytes, cached: int | None) -> None:
     usage = read(
         b'{"usage": {"prompt_tokens": 9, "completion_tokens": 3, "prompt_tokens_details": %s}}' % details
     ).usage
@@ -278,7 +278,7 @@ def test_what_is_not_told_is_not_nothing(details: bytes, cached: int | None) -> 
     assert (usage.output_tokens, usage.cached) == (3, cached)
 
 
-def test_times_of_an_answer() -> None:
+def test_times_of_a_whole_answer_are_read() -> None:
     said = read(
         b'{"usage": {"prompt_tokens": 9}, "metrics": {"queue_time_ms": 250, "generation_time_ms": 1.5, "more": []}}'
     )
@@ -292,13 +292,13 @@ def test_times_of_an_answer() -> None:
 @pytest.mark.parametrize(
     "body", [b"", b"{}", b"[]", b"oops", b'{"usage": null}', b'{"usage": 5}', b"\xff", b"[" * 9999]
 )
-def test_an_answer_without_usage(body: bytes) -> None:
+def test_an_answer_without_usage_has_none(body: bytes) -> None:
     assert account(body) == (None, None)
 
 
 # One that is broken does not take the other with it.
 @pytest.mark.parametrize("metrics", [b"null", b"5", b"[]", b'{"queue_time_ms": "soon"}', b'{"queue_time_ms": 1e999}'])
-def test_times_that_cannot_be_read_are_none(metrics: bytes) -> None:
+def test_invalid_times_are_ignored(metrics: bytes) -> None:
     body = b'{"choices": [], "usage": {"prompt_tokens": 9}, "metrics": %s}' % metrics
     assert account(body) == (Usage(9), None)
     stream = EventStream(read)
@@ -307,7 +307,7 @@ def test_times_that_cannot_be_read_are_none(metrics: bytes) -> None:
 
 
 @pytest.mark.parametrize("usage", [b"5", b"{}", b'{"prompt_tokens": null}', b'{"prompt_tokens": 1e30}'])
-def test_usage_that_cannot_be_read_is_none(usage: bytes) -> None:
+def test_invalid_usage_is_ignored(usage: bytes) -> None:
     body = b'{"choices": [], "usage": %s, "metrics": {"queue_time_ms": 1}}' % usage
     assert account(body) == (None, EngineTimes(1))
     stream = EventStream(read)
@@ -315,7 +315,7 @@ def test_usage_that_cannot_be_read_is_none(usage: bytes) -> None:
     assert stream.usage is None
 
 
-def test_a_stream_tells_its_times_with_its_usage() -> None:
+def test_times_of_a_stream_are_read_from_the_usage_event() -> None:
     stream = EventStream(read, drop_usage=True)
     details = {"cached_tokens": 4}
     last = event(choices=[], usage={"prompt_tokens": 7, "prompt_tokens_details": details}, metrics={"queue_time_ms": 5})
@@ -330,7 +330,7 @@ said = st.dictionaries(st.sampled_from(["queue_time_ms", "generation_time_ms"]),
 
 
 @given(st.lists(st.fixed_dictionaries({}, optional={"usage": counts, "metrics": said}), max_size=4))
-def test_whatever_is_said_of_tokens_and_times_the_stream_passes(events: list[dict[str, Any]]) -> None:
+def test_invalid_usage_and_times_do_not_break_the_stream(events: list[dict[str, Any]]) -> None:
     stream = EventStream(read)
     chunks = [token(), *(event(choices=[], **fields) for fields in events), DONE]
     assert relayed(stream, chunks) == b"".join(chunks)

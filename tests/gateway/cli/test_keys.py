@@ -1,4 +1,4 @@
-"""`fairlane keys` as people use it, beside a gateway that runs."""
+"""The `fairlane keys` commands beside a running gateway."""
 
 import json
 import os
@@ -53,11 +53,11 @@ def test_a_key_is_shown_once_and_kept_as_a_hash(path: Path) -> None:
     assert key_digest(key) in path.read_text()
 
 
-def test_no_two_keys_are_the_same(path: Path) -> None:
+def test_generated_keys_are_unique(path: Path) -> None:
     assert len({add(path, "ann") for _ in range(5)}) == 5
 
 
-def test_what_it_may_do_is_said_when_it_is_made(path: Path) -> None:
+def test_creating_a_key_prints_its_rights(path: Path) -> None:
     options = ["--front-end", "--admin", "--weight", "2.5", "--priority", "30"]
     add(path, "open-webui", *options, "--flow-in-flight", "3", "--flow-queued", "9")
     (key,) = read_keys(path.read_text())
@@ -79,7 +79,7 @@ def test_the_list_shows_everything_but_keys(path: Path) -> None:
         assert key_digest(key)[:16] not in shown
 
 
-def test_one_that_is_taken_back_is_gone(path: Path) -> None:
+def test_a_revoked_key_is_removed(path: Path) -> None:
     path.write_text("# our keys\n")
     first, second = add(path, "ann"), add(path, "ben")
     assert run("revoke", key_id(first), "--file", str(path)).exit_code == 0
@@ -87,7 +87,7 @@ def test_one_that_is_taken_back_is_gone(path: Path) -> None:
     assert path.read_text().startswith("# our keys\n")
 
 
-def test_the_configuration_says_which_file(path: Path, tmp_path: Path) -> None:
+def test_the_keys_file_is_named_by_the_configuration(path: Path, tmp_path: Path) -> None:
     config = tmp_path / "fairlane.toml"
     config.write_text(f'host = "0.0.0.0"\nkeys_file = "{path}"\n')
     assert run("add", "ann", "--config", str(config)).exit_code == 0
@@ -108,7 +108,7 @@ def test_the_configuration_says_which_file(path: Path, tmp_path: Path) -> None:
         (["list", "--config", "{path}.toml"], "cannot read"),
     ],
 )
-def test_what_is_wrong_is_told_plainly(path: Path, arguments: list[str], says: str) -> None:
+def test_errors_are_reported_in_plain_words(path: Path, arguments: list[str], says: str) -> None:
     path.write_text("# none yet\n")
     result = run(*(argument.format(path=path) for argument in arguments))
     assert (result.exit_code, result.stdout) == (2, "")
@@ -116,7 +116,7 @@ def test_what_is_wrong_is_told_plainly(path: Path, arguments: list[str], says: s
     assert path.read_text() == "# none yet\n"
 
 
-def test_a_file_that_is_wrong_is_not_written_over(path: Path) -> None:
+def test_an_invalid_keys_file_is_not_overwritten(path: Path) -> None:
     path.write_text("nonsense\n")
     result = run("add", "ann", "--file", str(path))
     assert result.exit_code == 2
@@ -124,7 +124,7 @@ def test_a_file_that_is_wrong_is_not_written_over(path: Path) -> None:
     assert path.read_text() == "nonsense\n"
 
 
-def test_two_commands_at_once_lose_nothing(path: Path) -> None:
+def test_concurrent_commands_lose_no_key(path: Path) -> None:
     command = [sys.executable, "-m", "loadtest", "keys", "add", "--file", str(path)]
     running = [subprocess.Popen([*command, f"{n}"], stdout=subprocess.PIPE, text=True) for n in range(2)]
     keys = {process.communicate()[0].strip() for process in running}
@@ -135,24 +135,32 @@ def test_two_commands_at_once_lose_nothing(path: Path) -> None:
 
 
 def flow_of(gateway: RunningGateway, engine: ScriptedEngine, key: str) -> str:
-    """Whose turn a request with this key takes, by the queue as its caller sees it while it waits."""
+    """Whose turn a request with this key takes."""
     asked = gateway.ask(chat(), headers={"authorization": f"Bearer {key}"})
     call = engine.asked()
-    flows = [job.flow for job in gateway.gateway.parts.waiting.admission._prefill]
+    flow = gateway.jobs()[-1].flow  # one that came before it may be about to end
     call.answer()
     asked.read()
-    return flows[0]
+    return flow
 
 
-def wait_for_keys(gateway: RunningGateway, count: int) -> None:
-    wait_until(lambda: len(gateway.gateway.parts.keys_file.keys) == count, what=f"{count} keys are in force")
+def wait_for_key(gateway: RunningGateway, key: str, *, known: bool = True) -> None:
+    """Wait until the key is in force, or no longer."""
+    access, headers = gateway.gateway.access, {b"x-api-key": key.encode()}
+
+    def is_known() -> bool:
+        return access.identify("127.0.0.1", headers).name.startswith("key:")
+
+    wait_until(lambda: is_known() == known, what=f"the key is {'' if known else 'no longer '}in force")
 
 
-def test_a_running_gateway_follows_the_file(engine: ScriptedEngine, start_gateway: StartGateway, path: Path) -> None:
+def test_a_running_gateway_reloads_the_keys_file(
+    engine: ScriptedEngine, start_gateway: StartGateway, path: Path
+) -> None:
     """No signal, no restart; and a file that cannot be used changes nothing."""
     gateway = start_gateway(engine.url, keys_file=path)
     key = add(path, "ann")
-    wait_for_keys(gateway, 1)
+    wait_for_key(gateway, key)
     assert flow_of(gateway, engine, key) == "key:ann"
     before = path.read_text()
     path.write_text(before + "nonsense\n")
@@ -160,11 +168,13 @@ def test_a_running_gateway_follows_the_file(engine: ScriptedEngine, start_gatewa
     assert flow_of(gateway, engine, key) == "key:ann"
     path.write_text(before)
     run("revoke", key_id(key), "--file", str(path))
-    wait_for_keys(gateway, 0)
+    wait_for_key(gateway, key, known=False)
     assert flow_of(gateway, engine, key) == flow_of(gateway, engine, other) == "address:127.0.0.1"
 
 
-def test_a_broken_file_is_said_and_the_keys_stay(engine: ScriptedEngine, path: Path, tmp_path: Path) -> None:
+def test_a_broken_keys_file_is_reported_and_the_old_keys_stay(
+    engine: ScriptedEngine, path: Path, tmp_path: Path
+) -> None:
     """As a process of its own, for an error in the log is what is looked for."""
     key = add(path, "ann")
     command = [sys.executable, "-m", "loadtest", "serve", "--upstream", engine.url, "--port", "0"]
@@ -184,7 +194,7 @@ def test_a_broken_file_is_said_and_the_keys_stay(engine: ScriptedEngine, path: P
         assert key not in (tmp_path / "said").read_text()
 
 
-def test_other_settings_may_name_another_file(
+def test_reloaded_settings_may_name_another_keys_file(
     engine: ScriptedEngine, start_gateway: StartGateway, path: Path, tmp_path: Path
 ) -> None:
     gateway = start_gateway(engine.url, keys_file=path)
@@ -194,7 +204,7 @@ def test_other_settings_may_name_another_file(
     gateway.call(lambda: gateway.gateway.reconfigure(settings))
     assert flow_of(gateway, engine, key) == "key:ann"
     ben = add(other, "ben")
-    wait_for_keys(gateway, 2)
+    wait_for_key(gateway, ben)
     assert flow_of(gateway, engine, ben) == "key:ben"
     other.write_text("nonsense")
     with pytest.raises(ValueError, match="line 1"):
@@ -202,22 +212,24 @@ def test_other_settings_may_name_another_file(
     assert flow_of(gateway, engine, key) == "key:ann"
 
 
-def test_a_gateway_whose_file_is_empty_lets_nobody_in(start_gateway: StartGateway, path: Path) -> None:
+def test_an_empty_keys_file_admits_nobody(
+    start_gateway: StartGateway, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Or the last key's revocation would open the gateway to all."""
     gateway = start_gateway("http://127.0.0.1:9", keys_file=path)
 
     def identify() -> None:
-        gateway.gateway.parts.callers.identify("192.168.1.5", {})
+        gateway.gateway.access.identify("192.168.1.5", {})
 
     with pytest.raises(UnknownKey):
         identify()
     run("revoke", key_id(add(path, "ann")), "--file", str(path))
-    wait_until(lambda: gateway.gateway.parts.keys_file._read is not None)
+    wait_until(lambda: "0 keys are in force" in caplog.text)
     with pytest.raises(UnknownKey):
         identify()
 
 
-def test_a_keys_weight_and_limits_are_its_flows(
+def test_a_keys_weight_and_limits_apply_to_its_flow(
     engine: ScriptedEngine, start_gateway: StartGateway, path: Path
 ) -> None:
     """One in the engine, one that waits, and no more; others are not bound by that. A table's weight goes before."""
@@ -238,14 +250,14 @@ def test_a_keys_weight_and_limits_are_its_flows(
     for _ in range(3):
         ask(free)
         engine.asked()
-    weights = {job.flow: job.weight for job in gateway.gateway.parts.waiting.admission._prefill}
+    weights = {job.flow: job.weight for job in gateway.jobs()}
     assert weights == {"key:ann": 3.0, "key:ben": 5.0}
     first.answer()
     engine.asked()
     gateway.leave_all()
 
 
-def test_the_gateway_starts_with_the_keys_there_are(
+def test_the_gateway_starts_with_the_keys_in_the_file(
     engine: ScriptedEngine, start_gateway: StartGateway, path: Path
 ) -> None:
     key = add(path, "ann")
@@ -254,7 +266,7 @@ def test_the_gateway_starts_with_the_keys_there_are(
     assert flow_of(gateway, engine, "in the clear") == "key:ben"
 
 
-def test_it_does_not_start_with_a_file_that_is_wrong(path: Path) -> None:
+def test_the_gateway_does_not_start_with_an_invalid_keys_file(path: Path) -> None:
     path.write_text(json.dumps({"owner": "ann"}))
     result = CliRunner().invoke(app, ["serve", "--set", f"keys_file={path}"])
     assert result.exit_code == 2
@@ -262,7 +274,7 @@ def test_it_does_not_start_with_a_file_that_is_wrong(path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_it_does_not_start_with_a_file_that_it_may_not_read(path: Path) -> None:
+def test_the_gateway_does_not_start_with_an_unreadable_keys_file(path: Path) -> None:
     add(path, "ann")
     path.chmod(0)
     assert CliRunner().invoke(app, ["serve", "--set", f"keys_file={path}"]).exit_code == 2

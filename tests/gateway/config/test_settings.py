@@ -1,4 +1,4 @@
-"""Settings: which source wins, and what somebody is told who wrote something that is not known or cannot be."""
+"""Settings: which source wins, and how unknown or invalid values are reported."""
 
 import json
 import re
@@ -37,13 +37,13 @@ def from_file(file: Path, text: str) -> tuple[Settings, Sources]:
 # Sources.
 
 
-def test_without_anything_the_defaults_hold() -> None:
+def test_defaults_apply_without_any_source() -> None:
     settings, sources = load()
     assert (settings.host, settings.port, settings.policy) == ("127.0.0.1", 8100, "fair")
     assert sources == {}
 
 
-def test_the_file_then_the_environment_then_the_command_line(file: Path) -> None:
+def test_the_command_line_overrides_the_environment_which_overrides_the_file(file: Path) -> None:
     file.write_text('port = 1\npolicy = "fifo"\nlong_prompt_tokens = 100\n')
     environ = {"FAIRLANE_PORT": "2", "FAIRLANE_LONG_PROMPT_TOKENS": "200"}
     settings, sources = load(file, environ, {"port": 3})
@@ -64,12 +64,12 @@ def test_a_table_is_merged_key_by_key(file: Path) -> None:
     }
 
 
-def test_only_our_part_of_the_environment_is_read() -> None:
+def test_only_fairlane_variables_are_read_from_the_environment() -> None:
     settings, sources = load(None, {"PORT": "1", "PATH": "/bin", "FAIRLANE_CONFIG": "read by the command line"})
     assert (settings, sources) == (Settings(), {})
 
 
-def test_nothing_is_read_that_was_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_ignore_the_process_environment_unless_it_is_passed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAIRLANE_PORT", "1")
     assert load()[0].port == 8100
 
@@ -95,7 +95,7 @@ def test_keys_are_tables_in_the_file(file: Path) -> None:
     [[{"key": " ", "owner": "ann"}], [{"key": "same", "owner": "ann"}, {"key": "same", "owner": "ben"}]],
     ids=["empty", "two owners"],
 )
-def test_a_key_is_somebodys(keys: list[dict[str, str]]) -> None:
+def test_a_key_must_have_an_owner(keys: list[dict[str, str]]) -> None:
     with pytest.raises(ConfigError, match=r"is empty|have the same key"):
         load(flags={"keys": keys})
 
@@ -105,7 +105,7 @@ def test_a_table_and_its_keys_cannot_both_be_set() -> None:
         load(flags={"engine": 5, "engine.step_tokens": 3})
 
 
-def test_a_key_is_not_shown() -> None:
+def test_keys_are_not_shown() -> None:
     settings, _ = load(None, {}, {"keys": [{"key": "s3cret", "owner": "o"}], "upstream_key": "s3cret"})
     assert "s3cret" not in repr(settings)
 
@@ -126,7 +126,7 @@ def test_an_unknown_key_in_the_file_is_answered_with_a_suggestion(file: Path, te
         from_file(file, text)
 
 
-def test_an_unknown_table_is_an_unknown_key(file: Path) -> None:
+def test_an_unknown_table_is_reported_as_an_unknown_key(file: Path) -> None:
     with pytest.raises(ConfigError, match="unknown key enigne"):
         from_file(file, "[enigne]\nstep_tokens = 1\n")
 
@@ -170,13 +170,13 @@ def test_an_unknown_flag_is_answered_with_a_suggestion(key: str, meant: str) -> 
         ("insecure", "perhaps", "valid boolean"),
     ],
 )
-def test_a_bad_value_is_named_with_what_is_wrong(key: str, value: Any, says: str) -> None:
+def test_an_invalid_value_is_reported_with_its_name_and_the_reason(key: str, value: Any, says: str) -> None:
     with pytest.raises(ConfigError, match=rf"^{key}") as wrong:
         load(None, {}, {key: value})
     assert says in str(wrong.value)
 
 
-def test_a_fault_says_which_source_it_is_in(file: Path) -> None:
+def test_an_error_names_its_source(file: Path) -> None:
     file.write_text("port = 1\nqueue_timeout = -1\n")
     with pytest.raises(ConfigError) as wrong:
         load(file, {"FAIRLANE_PORT": "x"}, {"max_body": 0})
@@ -189,18 +189,18 @@ def test_a_fault_says_which_source_it_is_in(file: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["FAIRLANE_KEYS", "FAIRLANE_FRONT_ENDS", "FAIRLANE_USER_HEADERS"])
-def test_a_list_in_the_environment_that_is_no_json(name: str) -> None:
+def test_a_list_in_the_environment_must_be_json(name: str) -> None:
     with pytest.raises(ConfigError, match=r"environment.*lists are written as JSON"):
         load(None, {name: "a,b"})
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot read .*nowhere\.toml: No such file"):
         load(tmp_path / "nowhere.toml")
 
 
 @pytest.mark.parametrize("content", [b"port = = 1", b"\xff\xfe"])
-def test_a_file_that_is_no_toml(file: Path, content: bytes) -> None:
+def test_a_file_that_is_not_toml_is_reported(file: Path, content: bytes) -> None:
     file.write_bytes(content)
     with pytest.raises(ConfigError, match="is not valid TOML"):
         load(file)
@@ -221,7 +221,7 @@ def test_a_file_that_is_no_toml(file: Path, content: bytes) -> None:
         (1, 8192, 8192, True),
     ],
 )
-def test_several_long_jobs_leave_half_a_step(jobs: int, step: int, threshold: int, fits: bool) -> None:
+def test_concurrent_long_jobs_may_fill_at_most_half_a_step(jobs: int, step: int, threshold: int, fits: bool) -> None:
     flags = {"long_lane_jobs": jobs, "engine.step_tokens": step, "engine.long_prefill_threshold": threshold}
     if fits:
         assert from_settings.limits(load(None, {}, flags)[0], PROFILE).long_lane_jobs == jobs
@@ -231,7 +231,7 @@ def test_several_long_jobs_leave_half_a_step(jobs: int, step: int, threshold: in
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "spark.office"])
-def test_beyond_loopback_there_must_be_keys_or_a_word(host: str) -> None:
+def test_listening_beyond_loopback_requires_keys_or_explicit_consent(host: str) -> None:
     with pytest.raises(ConfigError, match=r"add \[\[keys\]\], or say --insecure"):
         load(None, {}, {"host": host})
     assert load(None, {}, {"host": host, "insecure": True})[0].host == host
@@ -239,18 +239,18 @@ def test_beyond_loopback_there_must_be_keys_or_a_word(host: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
-def test_on_loopback_neither_is_needed(host: str) -> None:
+def test_listening_on_loopback_requires_no_keys(host: str) -> None:
     assert load(None, {}, {"host": host})[0].host == host
 
 
 @pytest.mark.parametrize(
     "url", ["http://spark:8000", "http://spark:8000/", "http://spark:8000/v1", "http://spark:8000/v1/"]
 )
-def test_the_upstream_may_be_written_as_clients_write_it(url: str) -> None:
+def test_the_upstream_may_end_in_v1(url: str) -> None:
     assert load(None, {}, {"upstream": url})[0].base_url == "http://spark:8000"
 
 
-def test_the_short_lane_is_an_engine_step_unless_said_otherwise() -> None:
+def test_the_short_lane_defaults_to_one_engine_step() -> None:
     assert from_settings.limits(load(None, {}, {"engine.step_tokens": 512})[0], PROFILE).short_lane_tokens == 512
     assert (
         from_settings.limits(
@@ -260,7 +260,7 @@ def test_the_short_lane_is_an_engine_step_unless_said_otherwise() -> None:
     )
 
 
-def test_limits_are_those_that_were_set() -> None:
+def test_limits_follow_the_settings() -> None:
     flags = {
         "long_prompt_tokens": 5,
         "short_lane_tokens": 6,
@@ -277,17 +277,17 @@ def test_limits_are_those_that_were_set() -> None:
 @pytest.mark.parametrize(
     ("target", "seats"), [(0.001, 1), (0.099, 10), (0.16, 31), (0.2, 63), (9.0, 200)], ids=lambda value: str(value)
 )
-def test_a_target_for_each_token_lowers_the_seats(target: float, seats: int) -> None:
+def test_an_inter_token_target_lowers_the_seats(target: float, seats: int) -> None:
     """Between the points of the profile's table of decode steps: 25 sequences take 0.150 s, 50 take 0.188 s."""
     assert from_settings.limits(load(None, {}, {"tpot_target": target})[0], PROFILE).max_num_seqs == seats
 
 
-def test_a_target_needs_a_profile_that_knows() -> None:
+def test_an_inter_token_target_needs_a_profile_with_decode_times() -> None:
     with pytest.raises(ValueError, match="decode_step_s"):
         from_settings.limits(load(None, {}, {"tpot_target": 0.1})[0], PROFILE.model_copy(update={"decode_step_s": {}}))
 
 
-def test_weights_are_a_table(file: Path) -> None:
+def test_weights_are_read_from_a_table(file: Path) -> None:
     file.write_text("[weights]\nann = 2\n")
     assert load(file)[0].weights == {"ann": 2.0}
     with pytest.raises(ConfigError, match=r"weights\.ann"):
@@ -322,7 +322,7 @@ def test_every_setting_is_listed_once() -> None:
 
 
 @pytest.mark.parametrize("field", ALL, ids=attrgetter("key"))
-def test_every_setting_says_what_it_is_and_in_which_unit(field: SettingField) -> None:
+def test_every_setting_has_a_description_and_a_unit(field: SettingField) -> None:
     assert field.description
     numeric = isinstance(value(field.key), int | float) and not isinstance(value(field.key), bool)
     if numeric:

@@ -1,6 +1,6 @@
-"""Nothing that a client says or is told is kept anywhere: canaries in prompts, answers, keys, headers and malformed
-bodies, through everything that may happen to a request, at debug level; then one looks for them in logs, spans, metrics
-and files."""
+"""No text of a client is kept. Canaries in prompts, answers, keys, headers and malformed bodies go through everything
+that can happen to a request at debug level; then logs, spans, metrics and files are searched for them.
+"""
 
 import re
 import socket
@@ -56,7 +56,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_no_canary_is_found(engine: ScriptedEngine, folder: Path) -> None:
+def test_no_canary_reaches_logs_spans_metrics_or_files(engine: ScriptedEngine, folder: Path) -> None:
     config = folder / "fairlane.toml"
     config.write_text(f'[[keys]]\nkey = "{canary("key")}"\nowner = "ada"\nfront_end = true\n')
     process = Process(

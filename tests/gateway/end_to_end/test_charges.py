@@ -1,4 +1,4 @@
-"""What a finished request is charged, through the whole gateway: the curve at its true counts, and never its time."""
+"""A finished request is charged by the cost curve at the engine's token counts, not by elapsed time."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ DEAR = Profile(c_s=1000, a_s_per_token=10, b_s_per_token2=0, decode_s_per_token=
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_it_is_the_curve_at_true_counts(
+def test_the_charge_is_the_curve_at_the_engines_counts(
     engine: ScriptedEngine, start_gateway: StartGateway, tmp_path: Path, stream: bool
 ) -> None:
     log = tmp_path / "decisions.jsonl"

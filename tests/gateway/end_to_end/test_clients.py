@@ -1,5 +1,6 @@
-"""Clients that wait: real ones, and the rules of those that cannot be run here. Each sees the answer and nothing else,
-or the error, whatever comments came before."""
+"""Real clients that wait in the queue, and the parsing rules of those that cannot run here. Each sees only the answer
+or the error, whatever comments came before.
+"""
 
 import json
 import shutil
@@ -70,7 +71,7 @@ ERROR = (token("one"), BROKEN, DONE)
 # Python
 
 
-def test_openai_python(gateway: RunningGateway, waiting: Waiting) -> None:
+def test_openai_python_reads_the_answer_after_comments(gateway: RunningGateway, waiting: Waiting) -> None:
     waiting(*ANSWER)
     with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="-", max_retries=0) as client:
         stream = client.chat.completions.create(
@@ -79,7 +80,7 @@ def test_openai_python(gateway: RunningGateway, waiting: Waiting) -> None:
         assert [chunk.choices[0].delta.content for chunk in stream] == ["one", "two"]
 
 
-def test_openai_python_and_an_error(gateway: RunningGateway, waiting: Waiting) -> None:
+def test_openai_python_raises_an_error_after_comments(gateway: RunningGateway, waiting: Waiting) -> None:
     waiting(*ERROR)
     with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="-", max_retries=0) as client:
         stream = client.chat.completions.create(
@@ -91,7 +92,7 @@ def test_openai_python_and_an_error(gateway: RunningGateway, waiting: Waiting) -
         assert caught.value.code == "broken"
 
 
-def test_the_read_timeout_of_a_client_is_not_reached(gateway: RunningGateway, waiting: Waiting) -> None:
+def test_comments_keep_a_client_from_its_read_timeout(gateway: RunningGateway, waiting: Waiting) -> None:
     """What the comments are for: something comes now and then."""
     waiting(*ANSWER)
     with httpx.stream(
@@ -107,7 +108,9 @@ def anthropic() -> Any:
     return pytest.importorskip("anthropic", reason="the anthropic SDK is not installed")
 
 
-def test_anthropic_python(anthropic: Any, engine: ScriptedEngine, gateway: RunningGateway, waiting: Waiting) -> None:
+def test_anthropic_python_reads_the_answer_after_comments(
+    anthropic: Any, engine: ScriptedEngine, gateway: RunningGateway, waiting: Waiting
+) -> None:
     """Its events, behind comments as the gateway writes them."""
     waiting(*ANSWER)
     with httpx.stream("POST", gateway.url + CHAT, json=chat(stream=True)) as response:
@@ -154,7 +157,7 @@ def node() -> str:
 
 
 @pytest.mark.parametrize(("answer", "told"), [(ANSWER, ("onetwo", None)), (ERROR, ("one", "broken"))])
-def test_openai_node(
+def test_openai_node_reads_the_answer_after_comments(
     node: str,
     gateway: RunningGateway,
     waiting: Waiting,
@@ -194,7 +197,9 @@ run().catch(error => { told.error = String(error); tell(); });
 </script>"""
 
 
-def test_a_browser(gateway: RunningGateway, waiting: Waiting, tmp_path: Path) -> None:
+def test_a_browsers_fetch_and_event_source_read_the_answer_after_comments(
+    gateway: RunningGateway, waiting: Waiting, tmp_path: Path
+) -> None:
     """`fetch` from a page of another origin; and EventSource, which can only GET, gets the bytes that came."""
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if chromium is None:
@@ -309,14 +314,14 @@ def heard(gateway: RunningGateway, waiting: Waiting, answer: tuple[bytes, ...]) 
 
 
 @pytest.mark.parametrize("decode", [openai_go, go_openai])
-def test_go_clients(
+def test_go_clients_read_the_answer_after_comments(
     gateway: RunningGateway, waiting: Waiting, decode: Callable[[bytes], tuple[list[str], str | None]]
 ) -> None:
     assert decode(heard(gateway, waiting, ANSWER)) == (["one", "two"], None)
 
 
 @pytest.mark.parametrize("decode", [openai_go, go_openai])
-def test_go_clients_and_an_error_behind_a_token(
+def test_go_clients_see_an_error_after_a_token(
     gateway: RunningGateway, waiting: Waiting, decode: Callable[[bytes], tuple[list[str], str | None]]
 ) -> None:
     found, error = decode(heard(gateway, waiting, ERROR))
@@ -324,7 +329,7 @@ def test_go_clients_and_an_error_behind_a_token(
     assert error == ("broken" if decode is openai_go else None)
 
 
-def test_why_a_comment_is_one_line_and_comes_seldom() -> None:
+def test_blank_lines_after_comments_break_go_clients() -> None:
     """With blank lines the models stumble as the clients do; and a wait of 25 minutes is what go-openai bears."""
     assert openai_go(b": queued\n\n" + token("one") + DONE) == ([], "unexpected end of JSON input")
     assert openai_go(b": queued\n" * 300 + token("one") + DONE) == (["one"], None)

@@ -1,4 +1,4 @@
-"""Every API through the whole gateway: when its prefill is over, what it is charged, how its errors look."""
+"""Every API through a whole gateway: when prefill ends, what is charged, and the format of errors."""
 
 import json
 from pathlib import Path
@@ -67,7 +67,7 @@ def headers(path: str) -> dict[str, str] | None:
 
 
 @pytest.mark.parametrize("path", STREAMS)
-def test_prefill_is_over_when_the_first_token_comes_and_no_sooner(
+def test_prefill_ends_exactly_at_the_first_token(
     engine: ScriptedEngine, start_gateway: StartGateway, path: str
 ) -> None:
     gateway = start_gateway(engine.url, DEAR)
@@ -134,7 +134,9 @@ def test_a_stream_is_charged_at_its_true_counts(
     assert [event["cost"] for event in events if event.get("event") == "finish"] == [1000 + 70 + 300 - cached]
 
 
-def test_an_embedding_holds_its_prefill_until_its_answer(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
+def test_an_embedding_holds_its_prefill_permit_until_its_answer(
+    engine: ScriptedEngine, start_gateway: StartGateway
+) -> None:
     """However long ago it should have been done."""
     gateway = start_gateway(engine.url, TINY)
     asked = gateway.ask({"input": ["a", "b", "c"]}, EMBEDDINGS)
@@ -151,19 +153,17 @@ def test_an_embedding_holds_its_prefill_until_its_answer(engine: ScriptedEngine,
     other.leave()
 
 
-def test_an_embedding_reserves_no_cache_for_an_answer(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
+def test_an_embedding_reserves_no_cache_for_output(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
     gateway = start_gateway(engine.url, TINY)
     asked = gateway.ask({"input": ["word " * 40] * 10}, EMBEDDINGS)
     call = engine.asked()
-    held = gateway.call(lambda: gateway.gateway.parts.waiting.admission.ledger.kv_tokens)
+    held = gateway.call(lambda: gateway.gateway.core.admission.ledger.kv_tokens)
     assert 10 * 40 <= held <= 10 * 60
     call.answer(200, {})
     asked.read()
 
 
-def test_a_form_is_read_with_the_boundary_that_its_header_names(
-    engine: ScriptedEngine, start_gateway: StartGateway
-) -> None:
+def test_a_form_is_read_with_the_boundary_of_its_header(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
     """Of a WAV file it is then known how long it is."""
     gateway = start_gateway(engine.url)
     head = b"RIFF----WAVEfmt " + bytes(12) + (96_000).to_bytes(4, "little")
@@ -175,7 +175,7 @@ def test_a_form_is_read_with_the_boundary_that_its_header_names(
 
 
 @pytest.mark.parametrize("path", [EMBEDDINGS, "/classify"])
-def test_what_an_engine_may_cut_is_never_too_long(
+def test_a_prompt_that_the_engine_may_truncate_is_never_too_long(
     engine: ScriptedEngine, start_gateway: StartGateway, path: str
 ) -> None:
     gateway = start_gateway(engine.url, TINY)
@@ -184,28 +184,28 @@ def test_what_an_engine_may_cut_is_never_too_long(
     assert asked.status == 200
 
 
-class NeverAsked(BoundedTokenizer):
-    async def count(self, request: InferenceRequest) -> int | None:
-        raise AssertionError(request.api)
+async def never(tokenizer: BoundedTokenizer, request: InferenceRequest) -> None:
+    raise AssertionError(f"{request.api} is not counted")
 
 
-def test_only_what_the_engine_tokenizes_alike_is_counted(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
+def test_only_prompts_that_the_engine_tokenizes_the_same_way_are_counted(
+    engine: ScriptedEngine, start_gateway: StartGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gateway = start_gateway(engine.url, TINY, tokenizer="engine")
-    parts = gateway.gateway.parts
-    assert parts.tokenizer
-    asking, parts.tokenizer = parts.tokenizer, NeverAsked(parts.tokenizer)
-    for path, body in (
-        (MESSAGES, {"messages": [{"role": "user", "content": "word " * 20_000}]}),
-        (RESPONSES, {"input": "word " * 20_000}),
-        (EMBEDDINGS, {"input": "word " * 20_000}),
-    ):
-        asked = gateway.ask(body, path)
-        call = engine.asked()
-        assert call.path == path
-        call.answer(200, {})
-        asked.read()
-        assert asked.status == 200
-    parts.tokenizer = asking
+    with monkeypatch.context() as patched:
+        for method in ("count", "encode"):
+            patched.setattr(BoundedTokenizer, method, never)
+        for path, body in (
+            (MESSAGES, {"messages": [{"role": "user", "content": "word " * 20_000}]}),
+            (RESPONSES, {"input": "word " * 20_000}),
+            (EMBEDDINGS, {"input": "word " * 20_000}),
+        ):
+            asked = gateway.ask(body, path)
+            call = engine.asked()
+            assert call.path == path
+            call.answer(200, {})
+            asked.read()
+            assert asked.status == 200
     asked = gateway.ask(chat("word " * 20_000))
     assert engine.asked().path == "/tokenize"
     asked.leave()
@@ -223,7 +223,7 @@ def test_only_what_the_engine_tokenizes_alike_is_counted(engine: ScriptedEngine,
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:;base64,AAAA"}}]}]},
     ],
 )
-def test_whatever_a_request_has_goes_on_as_it_is(
+def test_unknown_fields_are_forwarded_unchanged(
     engine: ScriptedEngine, start_gateway: StartGateway, fields: dict[str, Any]
 ) -> None:
     gateway = start_gateway(engine.url)
@@ -240,7 +240,7 @@ def test_whatever_a_request_has_goes_on_as_it_is(
 # Errors
 
 
-def test_errors_are_in_the_apis_own_words(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
+def test_errors_use_the_apis_own_format(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
     gateway = start_gateway(engine.url, max_queued=1, engine={"max_num_seqs": 1})
     running = gateway.ask(chat(stream=True))
     engine.asked().start()
@@ -258,7 +258,7 @@ def test_errors_are_in_the_apis_own_words(engine: ScriptedEngine, start_gateway:
 
 
 @pytest.mark.parametrize("path", [MESSAGES, RESPONSES, TRANSCRIPTION])
-def test_a_stream_that_breaks_off_ends_with_the_apis_own_error(
+def test_a_truncated_stream_ends_with_the_apis_own_error_event(
     engine: ScriptedEngine, start_gateway: StartGateway, path: str
 ) -> None:
     gateway = start_gateway(engine.url)
@@ -284,7 +284,7 @@ def test_a_stream_that_breaks_off_ends_with_the_apis_own_error(
         (RESPONSES, event("response.failed", response={"error": {"code": "server_error"}})),
     ],
 )
-def test_an_error_of_the_engines_own_passes_and_is_known(
+def test_an_engine_error_event_is_relayed_and_recognised(
     engine: ScriptedEngine, start_gateway: StartGateway, path: str, error: bytes
 ) -> None:
     gateway = start_gateway(engine.url)
@@ -295,7 +295,7 @@ def test_an_error_of_the_engines_own_passes_and_is_known(
     gateway.wait_ended("engine_error")
 
 
-def test_anthropics_key_stays_here(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
+def test_an_anthropic_key_is_not_forwarded(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
     gateway = start_gateway(engine.url)
     gateway.ask(MESSAGE, MESSAGES, {"x-api-key": "secret", "anthropic-version": "2023-06-01"})
     call = engine.asked()

@@ -1,4 +1,4 @@
-"""Anything may come: no request gets a 500 of ours, none hangs, and none keeps what it held."""
+"""Random requests: none gets a 500 from the gateway, none hangs, and none keeps what it reserved."""
 
 import json
 import string
@@ -115,7 +115,9 @@ def check(status: int, body: bytes) -> None:
 
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(path=st.sampled_from([CHAT, TEXT]), body=bodies, headers=headers, answer=st.sampled_from([*ANSWERS]))
-def test_any_json(gateway: RunningGateway, path: str, body: Any, headers: dict[str, str], answer: str) -> None:
+def test_random_json_bodies_are_answered(
+    gateway: RunningGateway, path: str, body: Any, headers: dict[str, str], answer: str
+) -> None:
     content = json.dumps(body).encode("utf-8", "surrogatepass")
     asked = gateway.ask(content, path, headers | {"x-answer": answer})
     try:
@@ -133,7 +135,7 @@ def test_any_json(gateway: RunningGateway, path: str, body: Any, headers: dict[s
     query=st.binary(max_size=20).map(lambda raw: "".join(f"%{byte:02x}" for byte in raw)),
     body=st.binary(max_size=200),
 )
-def test_any_bytes(gateway: RunningGateway, method: str, path: str, query: str, body: bytes) -> None:
+def test_random_bytes_are_answered(gateway: RunningGateway, method: str, path: str, query: str, body: bytes) -> None:
     response = httpx.request(
         method, httpx.URL(gateway.url).copy_with(raw_path=f"{path}?{query}".encode()), content=body
     )
@@ -143,7 +145,7 @@ def test_any_bytes(gateway: RunningGateway, method: str, path: str, query: str, 
 
 @settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(stream=st.booleans(), answer=st.sampled_from([*ANSWERS]), read=st.none() | st.integers(1, 50))
-def test_any_moment_of_leaving(gateway: RunningGateway, stream: bool, answer: str, read: int | None) -> None:
+def test_clients_may_leave_at_any_moment(gateway: RunningGateway, stream: bool, answer: str, read: int | None) -> None:
     """When the client has gone, nothing is left of its request."""
     asked = gateway.ask(
         {"messages": [{"role": "user", "content": "hi"}], "stream": stream}, headers={"x-answer": answer}

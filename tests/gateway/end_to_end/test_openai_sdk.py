@@ -1,4 +1,4 @@
-"""The official OpenAI SDK through the gateway: what it makes of answers, streams and errors."""
+"""The official OpenAI SDK through the gateway: answers, streams and errors."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -50,7 +50,7 @@ def client(gateway: RunningGateway, **options: Any) -> openai.OpenAI:
 # Answers
 
 
-def test_chat(sdk: openai.OpenAI) -> None:
+def test_chat_completion(sdk: openai.OpenAI) -> None:
     answer = sdk.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=5)
     assert answer.choices[0].message.content
     assert answer.choices[0].finish_reason == "length"
@@ -58,7 +58,7 @@ def test_chat(sdk: openai.OpenAI) -> None:
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (2, 5)
 
 
-def test_a_chat_stream(sdk: openai.OpenAI) -> None:
+def test_streamed_chat_completion(sdk: openai.OpenAI) -> None:
     whole = sdk.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=5)
     chunks = list(sdk.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=5, stream=True))
     assert all(len(chunk.choices) == 1 for chunk in chunks)
@@ -69,7 +69,7 @@ def test_a_chat_stream(sdk: openai.OpenAI) -> None:
     assert text == whole.choices[0].message.content
 
 
-def test_a_chat_stream_with_usage(sdk: openai.OpenAI) -> None:
+def test_streamed_chat_completion_with_usage(sdk: openai.OpenAI) -> None:
     *chunks, last = list(
         sdk.chat.completions.create(
             model=MODEL, messages=HELLO, max_tokens=5, stream=True, stream_options={"include_usage": True}
@@ -82,7 +82,7 @@ def test_a_chat_stream_with_usage(sdk: openai.OpenAI) -> None:
 
 
 @pytest.mark.parametrize("prompt", ["hello", ["one", "two"], [1, 2, 3], [[1, 2], [3]]])
-def test_completions(sdk: openai.OpenAI, prompt: Any) -> None:
+def test_text_completion(sdk: openai.OpenAI, prompt: Any) -> None:
     prompts = 2 if isinstance(prompt, list) and not isinstance(prompt[0], int) else 1
     answer = sdk.completions.create(model=MODEL, prompt=prompt, max_tokens=4, n=2)
     assert [choice.index for choice in answer.choices] == list(range(2 * prompts))
@@ -93,12 +93,12 @@ def test_completions(sdk: openai.OpenAI, prompt: Any) -> None:
         assert "".join(each.text for each in said) == choice.text
 
 
-def test_models(sdk: openai.OpenAI) -> None:
+def test_listing_models(sdk: openai.OpenAI) -> None:
     assert [model.id for model in sdk.models.list()] == [MODEL]
 
 
 @pytest.mark.anyio
-async def test_async(in_front_of_spark: RunningGateway) -> None:
+async def test_async_client(in_front_of_spark: RunningGateway) -> None:
     url = f"{in_front_of_spark.url}/v1"
     async with openai.AsyncOpenAI(base_url=url, api_key="-", max_retries=0) as sdk:
         answer = await sdk.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=5)
@@ -112,7 +112,7 @@ async def test_async(in_front_of_spark: RunningGateway) -> None:
         assert [model.id async for model in sdk.models.list()] == [MODEL]
 
 
-def test_a_stream_that_is_closed_is_over_at_the_engine(
+def test_closing_a_stream_ends_it_at_the_engine(
     engine: ScriptedEngine, gateway: RunningGateway, background: ThreadPoolExecutor
 ) -> None:
     with client(gateway) as sdk:
@@ -130,7 +130,7 @@ def test_a_stream_that_is_closed_is_over_at_the_engine(
 # Errors
 
 
-def test_what_the_engine_refuses_is_a_bad_request(sdk: openai.OpenAI) -> None:
+def test_an_engine_refusal_raises_bad_request(sdk: openai.OpenAI) -> None:
     for stream in (False, True):
         with pytest.raises(openai.BadRequestError) as raised:
             sdk.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=10**6, stream=stream)
@@ -139,7 +139,7 @@ def test_what_the_engine_refuses_is_a_bad_request(sdk: openai.OpenAI) -> None:
         assert raised.value.type == "BadRequestError"
 
 
-def test_what_the_gateway_cannot_read_is_a_bad_request(sdk: openai.OpenAI) -> None:
+def test_an_unreadable_body_raises_bad_request(sdk: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as raised:
         sdk.chat.completions.create(model=MODEL, messages=[])
     assert (raised.value.code, raised.value.param, raised.value.type) == (
@@ -150,19 +150,19 @@ def test_what_the_gateway_cannot_read_is_a_bad_request(sdk: openai.OpenAI) -> No
     assert raised.value.request_id
 
 
-def test_an_unknown_model_is_not_found(sdk: openai.OpenAI) -> None:
+def test_an_unknown_model_raises_not_found(sdk: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError, match="gpt-5"):
         sdk.chat.completions.create(model="gpt-5", messages=HELLO)
 
 
-def test_an_unknown_route_is_not_found(sdk: openai.OpenAI) -> None:
+def test_an_unknown_route_raises_not_found(sdk: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as raised:
         sdk.images.generate(model=MODEL, prompt="hello")
     assert raised.value.code == "not_found"
 
 
 @pytest.mark.anyio
-async def test_an_unknown_key(spark: str, start_gateway: StartGateway) -> None:
+async def test_an_unknown_key_raises_authentication_error(spark: str, start_gateway: StartGateway) -> None:
     gateway = start_gateway(spark, keys=({"key": "right", "owner": "ada"},))
     # Tests have no other machine: the app is told of one, past the socket.
     transport = httpx2.ASGITransport(gateway.gateway.app, client=("203.0.113.9", 1))
@@ -175,7 +175,7 @@ async def test_an_unknown_key(spark: str, start_gateway: StartGateway) -> None:
             await wrong.models.list()
 
 
-def test_waiting_too_long_is_a_rate_limit(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
+def test_a_queue_timeout_raises_rate_limit_error(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
     gateway = start_gateway(engine.url, engine={"max_num_seqs": 1}, queue_timeout=0.1)
     runs = gateway.ask({"messages": HELLO, "stream": True})
     call = engine.asked()
@@ -187,7 +187,7 @@ def test_waiting_too_long_is_a_rate_limit(engine: ScriptedEngine, start_gateway:
     runs.read()
 
 
-def test_an_engine_that_is_down_is_a_server_error(start_gateway: StartGateway) -> None:
+def test_an_engine_that_is_down_raises_a_server_error(start_gateway: StartGateway) -> None:
     gateway = start_gateway("http://127.0.0.1:9")
     with client(gateway) as sdk:
         with pytest.raises(openai.InternalServerError) as raised:
@@ -195,7 +195,7 @@ def test_an_engine_that_is_down_is_a_server_error(start_gateway: StartGateway) -
         assert (raised.value.status_code, raised.value.code) == (503, "engine_down")
 
 
-def test_an_engine_that_breaks_off_a_stream(
+def test_a_truncated_stream_raises_an_api_error(
     engine: ScriptedEngine, gateway: RunningGateway, background: ThreadPoolExecutor
 ) -> None:
     """The SDK gives what came, then an exception that says why; it does not end as if that were all."""
@@ -214,7 +214,7 @@ def test_an_engine_that_breaks_off_a_stream(
 
 
 @pytest.mark.anyio
-async def test_an_engine_that_breaks_off_an_async_stream(engine: ScriptedEngine, gateway: RunningGateway) -> None:
+async def test_a_truncated_async_stream_raises_an_api_error(engine: ScriptedEngine, gateway: RunningGateway) -> None:
     def break_off() -> None:
         call = engine.asked()
         call.start()
@@ -232,7 +232,7 @@ async def test_an_engine_that_breaks_off_an_async_stream(engine: ScriptedEngine,
             await anext(stream)
 
 
-def test_an_engine_that_breaks_off_an_answer(
+def test_a_truncated_answer_raises_a_server_error(
     engine: ScriptedEngine, gateway: RunningGateway, background: ThreadPoolExecutor
 ) -> None:
     with client(gateway) as sdk:
@@ -246,14 +246,14 @@ def test_an_engine_that_breaks_off_an_answer(
     assert (raised.value.status_code, raised.value.code) == (502, "bad_upstream")
 
 
-def test_an_engine_that_is_silent_is_a_server_error(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
+def test_a_silent_engine_raises_a_server_error(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
     gateway = start_gateway(engine.url, upstream_timeout=0.1)
     with client(gateway) as sdk, pytest.raises(openai.InternalServerError) as raised:
         sdk.chat.completions.create(model=MODEL, messages=HELLO)
     assert (raised.value.status_code, raised.value.code) == (504, "upstream_timeout")
 
 
-def test_an_error_in_the_engines_stream(
+def test_an_error_event_in_a_stream_raises_an_api_error(
     engine: ScriptedEngine, gateway: RunningGateway, background: ThreadPoolExecutor
 ) -> None:
     with client(gateway) as sdk:
@@ -265,7 +265,7 @@ def test_an_error_in_the_engines_stream(
             next(stream)
 
 
-def test_a_gateway_that_is_not_there_is_a_connection_error(start_gateway: StartGateway) -> None:
+def test_a_gateway_that_is_down_raises_a_connection_error(start_gateway: StartGateway) -> None:
     gateway = start_gateway("http://127.0.0.1:9")
     gateway.stop()
     with client(gateway) as sdk, pytest.raises(openai.APIConnectionError):

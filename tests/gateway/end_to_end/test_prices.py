@@ -1,4 +1,4 @@
-"""What the gateway predicts of a request, at real sockets: who counts its tokens, what is cached, and what is told."""
+"""Predicted prices through a running gateway: counting tokens, predicting cache hits, and learning from answers."""
 
 import json
 import os
@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from gateway.api.chat import parse
+from gateway.engine.client import EngineClient
+from gateway.engine.monitor import Served
 from gateway.pricing.cost_model import CostModel
 from gateway.pricing.prompt import text_size
 from gateway.storage.profile_file import load
@@ -61,7 +63,7 @@ def file(tmp_path: Path) -> Path:
 # The beginning that is cached
 
 
-def test_the_second_turn_of_a_long_conversation_is_a_short_job(
+def test_the_second_turn_of_a_long_conversation_goes_to_the_short_lane(
     engine: ScriptedEngine, start_gateway: StartGateway, file: Path
 ) -> None:
     gateway = start_gateway(engine.url, trace_file=file)
@@ -79,9 +81,7 @@ def test_the_second_turn_of_a_long_conversation_is_a_short_job(
     assert second["fairlane.true.prefill_s"] == pytest.approx(second["fairlane.predicted.prefill_s"], rel=0.2)
 
 
-def test_what_another_salt_or_model_has_is_not_cached(
-    engine: ScriptedEngine, start_gateway: StartGateway, file: Path
-) -> None:
+def test_another_salt_or_model_shares_no_cache(engine: ScriptedEngine, start_gateway: StartGateway, file: Path) -> None:
     gateway = start_gateway(engine.url, trace_file=file)
     for fields in ({}, {"cache_salt": "ours"}, {"model": "adapter"}, {}):
         asked = gateway.ask(chat(NOVEL, stream=True, **fields))
@@ -92,7 +92,7 @@ def test_what_another_salt_or_model_has_is_not_cached(
     assert cached[3] > 10_000
 
 
-def test_an_engine_that_says_it_caches_nothing_is_believed(
+def test_no_cache_is_predicted_for_an_engine_without_prefix_caching(
     engine: ScriptedEngine, start_gateway: StartGateway, file: Path
 ) -> None:
     engine.metrics = (
@@ -130,7 +130,7 @@ def test_a_long_prompt_is_counted_before_it_is_queued(
     assert "tokenize" in names
 
 
-def test_a_short_one_is_not(engine: ScriptedEngine, counting: RunningGateway, file: Path) -> None:
+def test_a_short_prompt_is_not_counted(engine: ScriptedEngine, counting: RunningGateway, file: Path) -> None:
     asked = counting.ask(chat("Hello", stream=True))
     call = engine.asked()
     assert call.path != "/tokenize"
@@ -140,7 +140,7 @@ def test_a_short_one_is_not(engine: ScriptedEngine, counting: RunningGateway, fi
     assert span["fairlane.counted"] is False
 
 
-def test_what_is_counted_teaches(engine: ScriptedEngine, counting: RunningGateway) -> None:
+def test_counted_tokens_train_the_estimator(engine: ScriptedEngine, counting: RunningGateway) -> None:
     for _ in range(2):
         asked = counting.ask(chat(NOVEL))
         engine.asked().answer(200, {"count": len(NOVEL) // 2, "max_model_len": 32_768, "tokens": []})
@@ -149,10 +149,8 @@ def test_what_is_counted_teaches(engine: ScriptedEngine, counting: RunningGatewa
     assert counting.metric("fairlane_bytes_per_token") == pytest.approx(2, rel=0.1)
 
 
-def test_a_prompt_that_was_counted_too_long_is_told_so_at_once(
-    engine: ScriptedEngine, counting: RunningGateway
-) -> None:
-    wait_until(lambda: counting.gateway.parts.max_model_len)
+def test_a_prompt_counted_as_too_long_is_refused_at_once(engine: ScriptedEngine, counting: RunningGateway) -> None:
+    wait_until(lambda: counting.gateway.core.max_model_len)
     asked = counting.ask(chat(NOVEL * 3))
     engine.asked().answer(200, {"count": 32_769, "max_model_len": 32_768, "tokens": []})
     assert asked.status == 400
@@ -164,7 +162,7 @@ def test_a_prompt_that_was_counted_too_long_is_told_so_at_once(
 
 
 @pytest.mark.parametrize(("status", "content"), [(500, b"oh"), (200, b"{"), (400, {"error": "no"}), (404, {})])
-def test_what_cannot_be_counted_is_guessed(
+def test_a_prompt_that_cannot_be_counted_is_estimated(
     engine: ScriptedEngine, counting: RunningGateway, file: Path, status: int, content: object
 ) -> None:
     asked = counting.ask(chat(NOVEL, stream=True))
@@ -176,7 +174,7 @@ def test_what_cannot_be_counted_is_guessed(
     assert span["fairlane.predicted.input_tokens"] == pytest.approx(LONG_TOKENS, rel=0.1)
 
 
-def test_a_count_that_is_wrong_again_and_again_is_given_up(
+def test_counting_stops_after_repeated_wrong_counts(
     engine: ScriptedEngine, counting: RunningGateway, caplog: pytest.LogCaptureFixture
 ) -> None:
     for number in range(3):
@@ -193,9 +191,7 @@ def test_a_count_that_is_wrong_again_and_again_is_given_up(
     assert "9000 instead of 11000" in caplog.text
 
 
-def test_a_client_that_leaves_while_its_prompt_is_counted_is_gone(
-    engine: ScriptedEngine, counting: RunningGateway
-) -> None:
+def test_a_client_may_leave_while_its_prompt_is_counted(engine: ScriptedEngine, counting: RunningGateway) -> None:
     asked = counting.ask(chat(NOVEL))
     question = engine.asked()
     asked.leave()
@@ -214,7 +210,7 @@ def test_token_ids_need_no_count(engine: ScriptedEngine, counting: RunningGatewa
     assert span["fairlane.predicted.input_tokens"] == 5000
 
 
-def test_a_novel_does_not_stall_a_stream() -> None:
+def test_pricing_a_long_prompt_takes_little_loop_time() -> None:
     """All that the loop does for half a novel in one go, to read, price and remember it, is small beside what any
     server must: some 25 times what it takes to read its JSON, which is 0.05 ms for 85 kB."""
     body = json.dumps(chat(NOVEL * 2, stream=True)).encode()
@@ -229,9 +225,9 @@ def test_a_novel_does_not_stall_a_stream() -> None:
 
 def fastest(work: Callable[[], object]) -> float:
     def once() -> float:
-        start = time.perf_counter()
+        start = time.thread_time()  # what other processes take is not in it
         work()
-        return time.perf_counter() - start
+        return time.thread_time() - start
 
     return min(once() for _ in range(30))
 
@@ -243,7 +239,7 @@ ABSURD: list[Any] = [0, -5, 10**15, -(10**15), 1e300, "many", None, True, [], {}
 
 @pytest.mark.parametrize("prompt", ABSURD)
 @pytest.mark.parametrize("field", ["prompt", "completion", "cached", "times"])
-def test_absurd_counts_neither_break_nor_charge_anybody(
+def test_absurd_counts_neither_break_nor_overcharge(
     engine: ScriptedEngine, start_gateway: StartGateway, file: Path, prompt: Any, field: str
 ) -> None:
     gateway = start_gateway(engine.url, trace_file=file)
@@ -277,7 +273,7 @@ def state(tmp_path: Path) -> Path:
 
 def learn(gateway: RunningGateway, engine: ScriptedEngine, times: int = 6) -> list[float]:
     """The gateway finds the engine, and that it has half as many bytes to a token; its coefficients then."""
-    wait_until(lambda: gateway.gateway.parts.engine)
+    wait_until(lambda: gateway.gateway.core.max_model_len)
     for number in range(times):
         text = f"{number} " + "x" * 400 * (number + 1)
         turn(gateway, engine, said(text), counts(text_size(text.encode()).text_bytes // 2, 2, cached=0))
@@ -285,7 +281,7 @@ def learn(gateway: RunningGateway, engine: ScriptedEngine, times: int = 6) -> li
     return [gateway.metric("fairlane_bytes_per_token"), *coefficients(gateway)]
 
 
-def test_what_was_learned_survives_a_restart(engine: ScriptedEngine, start_gateway: StartGateway, state: Path) -> None:
+def test_learned_costs_survive_a_restart(engine: ScriptedEngine, start_gateway: StartGateway, state: Path) -> None:
     first = start_gateway(engine.url, state_file=state)
     learned = learn(first, engine)
     assert learned[0] == pytest.approx(2.0, rel=0.1)
@@ -298,7 +294,7 @@ def test_what_was_learned_survives_a_restart(engine: ScriptedEngine, start_gatew
 
 
 @pytest.mark.parametrize("broken", [b"", b"{", b"[]", b'{"version": 99}', b"\xff" * 2_000_000, b'{"version":1}'])
-def test_a_broken_file_is_worth_a_warning(
+def test_a_broken_state_file_is_a_warning(
     engine: ScriptedEngine, start_gateway: StartGateway, state: Path, broken: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     state.parent.mkdir()
@@ -311,7 +307,7 @@ def test_a_broken_file_is_worth_a_warning(
     assert json.loads(state.read_bytes())["tokens"]  # and it is a whole one now
 
 
-def test_a_file_that_cannot_be_written_is_worth_one(
+def test_an_unwritable_state_file_is_a_warning(
     engine: ScriptedEngine, start_gateway: StartGateway, state: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     state.parent.write_text("a file where the folder should be")
@@ -321,7 +317,9 @@ def test_a_file_that_cannot_be_written_is_worth_one(
     assert [record for record in caplog.records if "cannot be kept" in record.getMessage()]
 
 
-def test_another_version_starts_anew(engine: ScriptedEngine, start_gateway: StartGateway, state: Path) -> None:
+def test_a_state_file_of_another_version_is_discarded(
+    engine: ScriptedEngine, start_gateway: StartGateway, state: Path
+) -> None:
     first = start_gateway(engine.url, state_file=state)
     learn(first, engine)
     first.stop()
@@ -329,23 +327,26 @@ def test_another_version_starts_anew(engine: ScriptedEngine, start_gateway: Star
     assert kept["engine"] == "scripted on vLLM scripted"
     state.write_text(json.dumps(kept | {"engine": "scripted on vLLM 0.1"}))
     second = start_gateway(engine.url, state_file=state)
-    wait_until(lambda: second.gateway.parts.engine)
+    wait_until(lambda: second.gateway.core.max_model_len)
     turn(second, engine, said("Hello"), counts(9))
     assert second.metric("fairlane_bytes_per_token") == pytest.approx(4.0, rel=0.1)
 
 
-def test_an_engine_that_comes_back_as_another_is_learned_anew(
-    engine: ScriptedEngine, start_gateway: StartGateway
+def test_learning_restarts_when_another_engine_appears(
+    engine: ScriptedEngine, start_gateway: StartGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def metrics(started: float) -> bytes:
         return b'vllm:num_requests_running{engine="0"} 0\nprocess_start_time_seconds %f\n' % started
+
+    async def another(client: EngineClient) -> Served:
+        return Served("another on vLLM 0.1", {"another": 32_768})
 
     engine.metrics = metrics(1e9)
     gateway = start_gateway(engine.url)
     wait_until(lambda: gateway.metric("fairlane_engine_metrics_up") == 1)
     learn(gateway, engine)
     assert gateway.metric("fairlane_bytes_per_token") == pytest.approx(2.0, rel=0.1)
-    gateway.gateway.parts.engine = "another on vLLM 0.1"
+    monkeypatch.setattr("gateway.engine.monitor.served", another)
     engine.metrics = metrics(2e9)
     wait_until(lambda: gateway.metric("fairlane_bytes_per_token") == 4.0)
     assert gateway.metric("fairlane_samples") == 0
@@ -357,14 +358,14 @@ def test_a_step_that_is_slower_than_the_profile_says_lowers_the_seats(
     monkeypatch.setattr("gateway.engine.monitor.RELIMIT", 0.05)
     gateway = start_gateway(engine.url, tpot_target=0.15)
     assert gateway.metric("fairlane_seats_limit") == 25
-    step = gateway.gateway.parts.cost_model.step
+    step = gateway.gateway.core.cost_model.step
     for sequences in (1, 2, 4, 8):
         for _ in range(5):
             gateway.call(partial(step.observe, sequences, 0.12 * sequences**0.4))
     wait_until(lambda: 1 <= gateway.metric("fairlane_seats_limit") <= 4)
 
 
-def test_what_is_predicted_is_compared_with_what_came(engine: ScriptedEngine, gateway: RunningGateway) -> None:
+def test_prediction_errors_are_metrics(engine: ScriptedEngine, gateway: RunningGateway) -> None:
     turn(gateway, engine, said("x" * 400), counts(120, 2, cached=0))
     gateway.wait_ended("completed")
     assert gateway.metric("fairlane_predicted_prompt_tokens_total") > 0

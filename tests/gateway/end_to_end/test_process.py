@@ -1,4 +1,4 @@
-"""The gateway as a process: what it says, how it waits for its engine, how it ends."""
+"""The gateway as a process: its output, waiting for its engine, reloading, draining."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from tests.support.client import PendingRequest
 from tests.support.process import COMMAND, Process
 from tests.support.scripted_engine import ScriptedEngine
 from tests.support.servers import serve
-from tests.support.waiting import wait_until
+from tests.support.waiting import DEADLINE, wait_until
 from tests.support.wire import DONE, chat, token
 
 Start = Callable[..., Process]
@@ -56,7 +56,7 @@ def ask() -> Iterator[Callable[..., PendingRequest]]:
 
 def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*COMMAND, *arguments], capture_output=True, text=True, timeout=30, env=dict(os.environ) | environ
+        [*COMMAND, *arguments], capture_output=True, text=True, timeout=50, env=dict(os.environ) | environ
     )
 
 
@@ -83,7 +83,9 @@ def free_port() -> int:
 # Draining
 
 
-def test_a_drain(engine: ScriptedEngine, start: Start, ask: Callable[..., PendingRequest]) -> None:
+def test_a_drain_finishes_running_requests_and_refuses_queued_ones(
+    engine: ScriptedEngine, start: Start, ask: Callable[..., PendingRequest]
+) -> None:
     process = start("serve", "--upstream", engine.url, "--port", "0", "--set", "engine.max_num_seqs=1")
     url = process.url
     runs = ask(url, stream=True)
@@ -111,7 +113,7 @@ def test_a_drain(engine: ScriptedEngine, start: Start, ask: Callable[..., Pendin
     assert "Traceback" not in process.said
 
 
-def test_a_drain_lets_nobody_in_on_an_open_connection(
+def test_a_drain_refuses_requests_on_open_connections(
     engine: ScriptedEngine, start: Start, ask: Callable[..., PendingRequest]
 ) -> None:
     """Between the signal and the closing of the doors a request gets 503; after it, no connection."""
@@ -134,18 +136,20 @@ def test_a_drain_lets_nobody_in_on_an_open_connection(
     assert process.exit_code() == 0
 
 
-def test_a_drain_is_bounded(engine: ScriptedEngine, start: Start, ask: Callable[..., PendingRequest]) -> None:
+def test_a_drain_ends_after_drain_timeout(
+    engine: ScriptedEngine, start: Start, ask: Callable[..., PendingRequest]
+) -> None:
     process = start("serve", "--upstream", engine.url, "--port", "0", "--set", "drain_timeout=1")
     runs = ask(process.url, stream=True)
     call = engine.asked()
     call.start()
     call.send(token())
     runs.event()
-    process.signal(signal.SIGTERM)
     begun = time.perf_counter()
-    assert process.exit_code(5.0) == 0
-    assert time.perf_counter() - begun > 0.8
-    assert call.left.wait(1.0)
+    process.signal(signal.SIGTERM)
+    assert process.exit_code() == 0
+    assert time.perf_counter() - begun >= 1.0
+    assert call.left.wait(DEADLINE)
     told = runs.read()  # that this is not all, and why
     assert b'"code": "draining"' in told
     assert told.endswith(b"data: [DONE]\n\n")
@@ -153,7 +157,7 @@ def test_a_drain_is_bounded(engine: ScriptedEngine, start: Start, ask: Callable[
     assert "Traceback" not in process.said
 
 
-def test_sighup_reads_the_settings_anew(
+def test_sighup_reloads_the_settings(
     engine: ScriptedEngine, start: Start, ask: Callable[..., PendingRequest], tmp_path: Path
 ) -> None:
     """One seat is taken and one request waits; the file then allows two, and the waiting one goes."""
@@ -175,20 +179,24 @@ def test_sighup_reads_the_settings_anew(
     running.stream(token(), DONE)
 
 
-def test_a_second_signal_ends_it(engine: ScriptedEngine, start: Start, ask: Callable[..., PendingRequest]) -> None:
+def test_a_second_signal_stops_at_once(
+    engine: ScriptedEngine, start: Start, ask: Callable[..., PendingRequest]
+) -> None:
     process = start("serve", "--upstream", engine.url, "--port", "0")
     ask(process.url, stream=True)
     engine.asked()
     process.signal(signal.SIGINT)
     process.says("draining")
     process.signal(signal.SIGINT)
-    process.exit_code(3.0)
+    process.exit_code()
 
 
 # Starting
 
 
-def test_what_it_says(engine: ScriptedEngine, start: Start, ask: Callable[..., PendingRequest]) -> None:
+def test_the_startup_message_names_version_engine_and_url(
+    engine: ScriptedEngine, start: Start, ask: Callable[..., PendingRequest]
+) -> None:
     process = start("serve", "--upstream", f"{engine.url}/v1", "--port", "0", "--policy", "fifo")
     port = httpx.URL(process.url).port
     assert port
@@ -206,7 +214,7 @@ def test_what_it_says(engine: ScriptedEngine, start: Start, ask: Callable[..., P
     assert "HTTP Request" not in process.said  # httpx's
 
 
-def test_the_urls_of_a_gateway_for_all(engine: ScriptedEngine, start: Start) -> None:
+def test_the_startup_message_lists_urls_for_a_public_host(engine: ScriptedEngine, start: Start) -> None:
     process = start("serve", "--upstream", engine.url, "--port", "0", "--host", "0.0.0.0", "--insecure")
     port = httpx.URL(process.url).port
     assert process.url == f"http://127.0.0.1:{port}"
@@ -215,7 +223,7 @@ def test_the_urls_of_a_gateway_for_all(engine: ScriptedEngine, start: Start) -> 
     assert process.says(r"base URL in containers +(http://\S+)") == f"http://host.docker.internal:{port}/v1"
 
 
-def test_it_waits_for_an_engine_that_is_not_up_yet(start: Start, ask: Callable[..., PendingRequest]) -> None:
+def test_the_gateway_waits_for_an_engine_that_is_not_up_yet(start: Start, ask: Callable[..., PendingRequest]) -> None:
     port = free_port()
     process = start("serve", "--upstream", f"http://127.0.0.1:{port}", "--port", "0")
     process.says("engine: not there yet, waiting for it")
@@ -231,7 +239,9 @@ def test_it_waits_for_an_engine_that_is_not_up_yet(start: Start, ask: Callable[.
     assert process.said.count("cannot be reached; requests wait") == 1
 
 
-def test_its_files(engine: ScriptedEngine, start: Start, ask: Callable[..., PendingRequest], tmp_path: Path) -> None:
+def test_trace_and_decision_files_are_written(
+    engine: ScriptedEngine, start: Start, ask: Callable[..., PendingRequest], tmp_path: Path
+) -> None:
     spans, decisions = tmp_path / "spans.jsonl", tmp_path / "decisions.jsonl"
     process = start(
         *("serve", "--upstream", engine.url, "--port", "0"),
@@ -270,7 +280,7 @@ def test_its_files(engine: ScriptedEngine, start: Start, ask: Callable[..., Pend
         (["--upstream", "spark:8000:x"], "upstream"),
     ],
 )
-def test_bad_settings(arguments: list[str], said: str) -> None:
+def test_bad_settings_are_reported(arguments: list[str], said: str) -> None:
     result = CliRunner().invoke(app, ["serve", *arguments])
     assert isinstance(result.exception, SystemExit)
     assert result.exit_code == 2
@@ -278,13 +288,13 @@ def test_bad_settings(arguments: list[str], said: str) -> None:
     assert all(line.startswith("fairlane: ") for line in result.stderr.splitlines())
 
 
-def test_a_bad_environment() -> None:
+def test_a_bad_environment_variable_is_reported() -> None:
     result = run("config", "show", FAIRLANE_POLCY="fifo")  # as a process, for its exit code
     assert result.returncode == 2
     assert result.stderr == "fairlane: unknown variable FAIRLANE_POLCY: did you mean FAIRLANE_POLICY?\n"
 
 
-def test_a_bad_file(tmp_path: Path) -> None:
+def test_a_bad_file_is_reported(tmp_path: Path) -> None:
     file = tmp_path / "fairlane.toml"
     file.write_text("policy = fifo")
     result = CliRunner().invoke(app, ["config", "show", "--config", str(file)])
@@ -296,7 +306,7 @@ def test_a_bad_file(tmp_path: Path) -> None:
     assert f"unknown key engine.max_num_seq ({file}): did you mean engine.max_num_seqs?" in result.stderr
 
 
-def test_a_port_that_is_taken(engine: ScriptedEngine) -> None:
+def test_a_port_in_use_is_reported(engine: ScriptedEngine) -> None:
     result = run("serve", "--upstream", engine.url, "--port", str(httpx.URL(engine.url).port))
     assert result.returncode != 0
     assert "address already in use" in result.stderr
@@ -306,7 +316,7 @@ def test_a_port_that_is_taken(engine: ScriptedEngine) -> None:
 # The other commands
 
 
-def test_config_show(tmp_path: Path) -> None:
+def test_config_show_prints_the_settings(tmp_path: Path) -> None:
     file = tmp_path / "fairlane.toml"
     file.write_text('queue_timeout = 12.5\npolicy = "fifo"\n\n[[keys]]\nkey = "secret"\nowner = "ada"\n')
     result = run(*("config", "show", "--config", str(file), "--set", "policy=fair"), FAIRLANE_ENGINE__MAX_NUM_SEQS="32")
@@ -322,7 +332,7 @@ def test_config_show(tmp_path: Path) -> None:
     assert "secret" not in result.stdout
 
 
-def test_version_and_help() -> None:
+def test_version_and_help_are_printed() -> None:
     version_asked = run("--version")
     assert (version_asked.returncode, version_asked.stdout) == (0, f"{version('fairlane')}\n")
     for arguments in (["--help"], []):
@@ -343,7 +353,7 @@ def test_the_simulated_spark_serves(start: Start) -> None:
     process.exit_code()
 
 
-def test_a_simulated_spark_that_there_is_not() -> None:
+def test_an_unknown_simulated_profile_is_reported() -> None:
     result = CliRunner().invoke(app, ["sim", "--profile", "gemma"])
     assert result.exit_code == 2
     assert "gemma" in result.stderr

@@ -1,4 +1,4 @@
-"""Changes at run time: nobody loses a place or a permit."""
+"""Settings changed at run time: no request loses its place or its permit."""
 
 import pytest
 
@@ -11,12 +11,12 @@ from tests.support.wire import chat
 
 def reconfigure(gateway: RunningGateway, **settings: object) -> None:
     """As SIGHUP does, on the gateway's own loop."""
-    before = gateway.gateway.parts.settings
+    before = gateway.gateway.settings
     merged = {name: getattr(before, name) for name in Settings.model_fields} | settings
     gateway.call(lambda: gateway.gateway.reconfigure(Settings(**merged)))
 
 
-def test_more_seats_let_more_go_at_once(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
+def test_raising_the_seats_dispatches_at_once(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
     gateway = start_gateway(engine.url, engine={"max_num_seqs": 1})
     gateway.ask(chat("runs"))
     engine.asked()
@@ -28,7 +28,7 @@ def test_more_seats_let_more_go_at_once(engine: ScriptedEngine, start_gateway: S
     gateway.leave_all()
 
 
-def test_fewer_seats_wait_for_those_that_are_taken(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
+def test_lowering_the_seats_waits_for_running_requests(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
     gateway = start_gateway(engine.url)
     calls = []
     for name in ("first", "second"):
@@ -45,7 +45,7 @@ def test_fewer_seats_wait_for_those_that_are_taken(engine: ScriptedEngine, start
     gateway.leave_all()
 
 
-def test_another_policy_keeps_who_waits(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
+def test_changing_the_policy_keeps_the_queue(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
     """Fair would take turns between two users; fifo, from now on, does not."""
     gateway = start_gateway(engine.url, engine={"max_num_seqs": 1})
     gateway.ask(chat("runs", user="ann"))
@@ -63,31 +63,31 @@ def test_another_policy_keeps_who_waits(engine: ScriptedEngine, start_gateway: S
     assert order == ["a1", "a2", "b1"]
 
 
-def test_keys_and_weights_are_in_force_at_once(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
+def test_new_keys_and_weights_apply_at_once(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
     gateway = start_gateway(engine.url)
     reconfigure(gateway, keys=[{"key": "newcomer", "owner": "ann"}], weights={"ann": 3.0})
     asked = gateway.ask(chat(), headers={"authorization": "Bearer newcomer"})
     engine.asked().answer()
     assert asked.status == 200
-    assert gateway.gateway.parts.settings.weights == {"ann": 3.0}
+    assert gateway.gateway.settings.weights == {"ann": 3.0}
 
 
-def test_what_takes_a_restart_is_said(gateway: RunningGateway, caplog: pytest.LogCaptureFixture) -> None:
+def test_settings_that_need_a_restart_are_logged(gateway: RunningGateway, caplog: pytest.LogCaptureFixture) -> None:
     reconfigure(gateway, port=9, queue_timeout=5.0)
     assert any("port: a change takes a restart" in record.getMessage() for record in caplog.records)
-    assert gateway.gateway.parts.waiting.queue_timeout == 5.0
+    assert gateway.gateway.waiting.queue_timeout == 5.0
 
 
-def test_settings_that_cannot_be_used_change_nothing(gateway: RunningGateway) -> None:
+def test_invalid_settings_change_nothing(gateway: RunningGateway) -> None:
     with pytest.raises(ValueError, match="no profile"):
         reconfigure(gateway, profile="nonsense", queue_timeout=7.0)
-    assert gateway.gateway.parts.waiting.queue_timeout != 7.0
-    assert gateway.gateway.parts.settings.profile != "nonsense"
+    assert gateway.gateway.waiting.queue_timeout != 7.0
+    assert gateway.gateway.settings.profile != "nonsense"
 
 
-def test_forecasts_follow_the_engines_flag(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
+def test_forecasts_follow_the_engines_settings(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
     gateway = start_gateway(engine.url)
-    pace = gateway.gateway.parts.waiting.forecaster.pace
-    assert not pace.shares_steps
+    speed = gateway.gateway.core.speed
+    assert not speed.shares_steps
     reconfigure(gateway, engine={"long_prefill_threshold": 2560})
-    assert pace.shares_steps
+    assert speed.shares_steps

@@ -1,4 +1,4 @@
-"""Limits that are set refuse on arrival, by name, at once, and nothing is held for who was refused."""
+"""Configured limits reject a request on arrival, name the limit, and keep nothing reserved."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ def fill(gateway: RunningGateway, engine: ScriptedEngine, waiting: int) -> Any:
     ],
     ids=["max_queued", "max_queued_s", "flow_queued"],
 )
-def test_who_is_too_many_is_told_which_knob(
+def test_a_rejection_names_the_limit_that_was_reached(
     engine: ScriptedEngine, start_gateway: StartGateway, limit: dict[str, Any], code: str, says: str
 ) -> None:
     gateway = start_gateway(engine.url, engine={"max_num_seqs": 1}, **limit)
@@ -45,7 +45,7 @@ def test_who_is_too_many_is_told_which_knob(
     gateway.leave_all()
 
 
-def test_one_users_limit_is_nobody_elses(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
+def test_one_users_queue_limit_does_not_affect_others(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
     gateway = start_gateway(engine.url, engine={"max_num_seqs": 1}, flow_queued=1)
     fill(gateway, engine, waiting=1)
     gateway.ask(chat("another's", user="ben"))
@@ -53,7 +53,7 @@ def test_one_users_limit_is_nobody_elses(engine: ScriptedEngine, start_gateway: 
     gateway.leave_all()
 
 
-def test_one_users_cap_lets_others_pass(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
+def test_others_pass_a_user_at_its_concurrency_cap(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
     gateway = start_gateway(engine.url, flow_in_flight=1)
     running = fill(gateway, engine, waiting=2)
     gateway.ask(chat("another's", user="ben"))
@@ -65,13 +65,13 @@ def test_one_users_cap_lets_others_pass(engine: ScriptedEngine, start_gateway: S
     gateway.leave_all()
 
 
-def test_nothing_is_refused_by_default(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
+def test_no_limit_is_set_by_default(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
     gateway = start_gateway(engine.url, engine={"max_num_seqs": 1})
     fill(gateway, engine, waiting=30)
     gateway.leave_all()
 
 
-def test_cache_is_a_budget(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
+def test_jobs_wait_for_cache_space(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
     """Prompt and answer are reserved together; what does not fit waits until something has ended."""
     gateway = start_gateway(engine.url, engine={"kv_tokens": 250})
     gateway.ask(chat(max_tokens=100, user="ann"))
@@ -94,11 +94,11 @@ def test_cache_is_a_budget(engine: ScriptedEngine, start_gateway: StartGateway) 
     ],
     ids=["counted", "at least"],
 )
-def test_what_can_never_fit_does_not_wait(
+def test_a_job_that_can_never_fit_is_refused_at_once(
     engine: ScriptedEngine, gateway: RunningGateway, path: str, body: dict[str, Any]
 ) -> None:
     """The scripted engine says that its model takes 32768 tokens."""
-    wait_until(lambda: gateway.gateway.parts.max_model_len)
+    wait_until(lambda: gateway.gateway.core.max_model_len)
     refused = gateway.post(body, path)
     assert refused.status_code == 400
     assert refused.json()["error"]["code"] == "context_length_exceeded"
@@ -106,14 +106,14 @@ def test_what_can_never_fit_does_not_wait(
     assert engine.pending == 0
 
 
-def test_what_might_fit_is_the_engines_to_judge(engine: ScriptedEngine, gateway: RunningGateway) -> None:
-    wait_until(lambda: gateway.gateway.parts.max_model_len)
+def test_a_job_that_might_fit_is_left_to_the_engine(engine: ScriptedEngine, gateway: RunningGateway) -> None:
+    wait_until(lambda: gateway.gateway.core.max_model_len)
     asked = gateway.ask({"messages": [{"content": "x" * 500_000}]})
     engine.asked().answer(400, {"error": {"message": "too long"}})
     assert asked.status == 400
 
 
-def test_every_outcome_is_mapped_and_only_once() -> None:
+def test_every_outcome_is_mapped_exactly_once() -> None:
     families = {"served", "refused", "rejected", "evicted", "failed"}
     for outcome in Outcome:
         assert outcome.family in families

@@ -1,4 +1,4 @@
-"""A client's key is for the gateway alone: no engine, log, span or decision hears of it, however it is sent."""
+"""A client's key reaches no engine, log, span or decision log, however it is sent."""
 
 import json
 import logging
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.engine.client import forwarded
 from gateway.identity.keys import Key, key_digest, with_key
+from gateway.proxy.relay import forwarded
 from tests.support.running_gateway import StartGateway
 from tests.support.scripted_engine import ScriptedEngine
 from tests.support.waiting import wait_until
@@ -33,7 +33,7 @@ SENT = {
 
 @pytest.mark.parametrize("known", [True, False], ids=["known", "unknown"])
 @pytest.mark.parametrize("headers", SENT.values(), ids=SENT)
-def test_a_key_goes_nowhere(
+def test_a_client_key_is_not_forwarded_or_recorded(
     engine: ScriptedEngine,
     start_gateway: StartGateway,
     tmp_path: Path,
@@ -70,7 +70,7 @@ def test_a_key_goes_nowhere(
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/queue", f"/v1/{KEY}", f"/{KEY}/chat/completions"])
-def test_other_paths_tell_nothing_either(
+def test_a_client_key_is_not_logged_on_other_routes(
     engine: ScriptedEngine, start_gateway: StartGateway, caplog: pytest.LogCaptureFixture, path: str
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -82,7 +82,7 @@ def test_other_paths_tell_nothing_either(
     assert KEY not in logged
 
 
-def test_a_key_in_the_clear_is_kept_back_as_well(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
+def test_a_plaintext_key_is_not_forwarded(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
     """One of [[keys]] looks like nothing special, so it is the header's name that tells."""
     gateway = start_gateway(engine.url, keys=[{"key": "hunter2", "owner": "ann"}])
     names = ["authorization", "x-api-key", "api-key", "x-auth-token", "ocp-apim-subscription-key", "x-client-secret"]
@@ -93,12 +93,12 @@ def test_a_key_in_the_clear_is_kept_back_as_well(engine: ScriptedEngine, start_g
     assert "hunter2" not in str(call)
 
 
-def test_what_is_no_key_goes_on() -> None:
+def test_other_headers_are_forwarded() -> None:
     kept = {b"x-other": b"fl-uffy", b"accept": b"*/*", b"x-stainless-lang": b"python", b"anthropic-version": b"1"}
     assert dict(forwarded(kept | {b"x-api-key": b"k"})) == kept
 
 
-def test_the_gateways_key_for_the_engine_is_in_no_log(
+def test_the_upstream_key_is_not_logged(
     engine: ScriptedEngine, start_gateway: StartGateway, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -112,7 +112,7 @@ def test_the_gateways_key_for_the_engine_is_in_no_log(
     assert "the-engines" not in "\n".join(f"{record.getMessage()} {record.__dict__}" for record in caplog.records)
 
 
-def test_a_file_of_keys_that_is_wrong_is_not_quoted(
+def test_an_invalid_keys_file_is_not_quoted_in_the_log(
     engine: ScriptedEngine, start_gateway: StartGateway, tmp_path: Path
 ) -> None:
     """Somebody may have pasted keys into it."""

@@ -1,5 +1,6 @@
-"""A thousand clients that connect, queue and leave at random moments: afterwards no budget and no queue holds anything,
-the gateway's memory is what it was, and the engine runs nothing."""
+"""A thousand clients connect, queue and leave at random moments. Afterwards no budget and no queue holds anything, the
+gateway's memory has not grown, and the engine is idle.
+"""
 
 import asyncio
 import json
@@ -114,7 +115,7 @@ def crowd(url: str, count: int, seed: int) -> Counter[str]:
 
 
 @pytest.mark.timeout(150)  # of a busy machine; alone it takes 30 s
-def test_a_thousand_clients(spark: str, gateway: Process) -> None:
+def test_a_thousand_clients_that_leave_at_random_leak_nothing(spark: str, gateway: Process) -> None:
     url = gateway.url
     nothing = dict.fromkeys((*BUDGETS, "fairlane_kv_tokens"), 0.0)
     idle = dict.fromkeys(("vllm:num_requests_running", "vllm:num_requests_waiting"), 0.0)

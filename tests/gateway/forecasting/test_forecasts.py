@@ -111,7 +111,7 @@ def drain(admission: Admission, running: list[Job]) -> list[Job]:
     return order
 
 
-def test_on_an_idle_engine_a_job_starts_at_once() -> None:
+def test_a_job_on_an_idle_engine_is_forecast_to_start_at_once() -> None:
     scene = Scene()
     job = scene.arrive(cost=2.0)
     outlook = scene.outlook()
@@ -195,7 +195,7 @@ def test_the_wait_attribution_names_the_flows_that_hold_the_lane() -> None:
     assert scene.outlook().wait_attribution(job) == pytest.approx({"ben": 3.0, "cem": 2.0})
 
 
-def test_a_flow_at_its_cap_waits_for_itself() -> None:
+def test_the_wait_at_a_flow_cap_is_attributed_to_the_flow_itself() -> None:
     """However many other jobs the lane dispatches meanwhile."""
     scene = Scene(limits=Limits(flow_in_flight=1, max_num_seqs=3))
     first, second = scene.arrive("ada", "short", 1.0), scene.arrive("ada", "short", 1.0)
@@ -235,7 +235,7 @@ def test_a_prefill_that_takes_longer_than_predicted_is_expected_to_end_soon() ->
     assert outlook.start(job).median == pytest.approx(outlook.first_token(running).median)
 
 
-def test_slices_go_through_the_queue() -> None:
+def test_forecasts_include_slices() -> None:
     """A long job in three slices: the forecast after each one covers the slices that are left."""
     scene = Scene()
     sliced = scene.arrive_sliced(Slice(4_000, 2.4, rest_s=3.6), cost=6.0)
@@ -354,7 +354,7 @@ class TestRetryAfter:
         scene = Scene()
         assert retry_after(scene.admission, 0.0, scene.speed, scene.job(deadline=10.0)) == MIN_RETRY_S
 
-    def test_it_is_when_a_deadline_would_be_met(self) -> None:
+    def test_retry_after_is_when_the_deadline_could_be_met(self) -> None:
         scene = self.full()  # the last of them has its first token after 24 s
         seconds = retry_after(scene.admission, 0.0, scene.speed, scene.job(cost=4.0, deadline=10.0))
         assert 24 + 4 - 10 <= seconds <= (24 + 4 - 10) * 4 / 3 + 1
@@ -378,7 +378,7 @@ class TestRetryAfter:
         lasting = next(each for each in would_do if {*range(int(each), int(min(60, each * 4 / 3 + 2)))} <= {*would_do})
         assert MIN_RETRY_S <= seconds <= min(MAX_RETRY_S, lasting * 4 / 3 + 1)
 
-    def test_it_is_when_there_is_room_again(self) -> None:
+    def test_retry_after_is_when_the_queue_has_room(self) -> None:
         scene = self.full()
         assert scene.admission.refuses(scene.job()) is not None
         assert 4 <= retry_after(scene.admission, 0.0, scene.speed, scene.job()) <= 5.5
@@ -394,7 +394,7 @@ class TestRetryAfter:
 
 
 class TestMeets:
-    def test_nobody_is_turned_away_from_an_idle_engine(self) -> None:
+    def test_an_idle_engine_refuses_no_deadline(self) -> None:
         scene = Scene()
         assert meets(scene.admission, 0.0, scene.speed, scene.job(cost=100.0, deadline=1.0))
 
@@ -501,7 +501,7 @@ class TestEngineSpeed:
         scene.end(wide)
         assert scene.speed.sequences == 1
 
-    def test_a_wrong_profile_is_learned(self) -> None:
+    def test_a_wrong_profile_is_corrected(self) -> None:
         scene = Scene()
         for _ in range(20):
             job = scene.arrive(cost=1.0)

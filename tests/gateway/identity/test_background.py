@@ -1,4 +1,4 @@
-"""What is served last, and that it is served."""
+"""Background requests are served last, but are served."""
 
 import json
 from typing import Any
@@ -55,18 +55,18 @@ def test_open_webuis_tasks_are_known(text: str) -> None:
     assert not BackgroundRules(open_webui=False).matches(WEBUI, asked(text), {})
 
 
-def test_each_of_its_prompts_is_needed() -> None:
+def test_each_open_webui_task_prompt_is_recognised() -> None:
     assert all(len([text for text in TASKS if text.startswith(begin)]) == 1 for begin in OPEN_WEBUI_TEXTS)
     assert all(len(begin) <= OPENING_CHARS for begin in OPEN_WEBUI_TEXTS)
 
 
 @pytest.mark.parametrize("text", WAITED_FOR)
-def test_what_somebody_waits_for_is_not_among_them(text: str) -> None:
+def test_interactive_requests_are_not_background(text: str) -> None:
     assert not BackgroundRules().matches(WEBUI, asked(text), {})
 
 
 @pytest.mark.parametrize("task", sorted(OPEN_WEBUI_TASKS))
-def test_its_tasks_may_be_named_by_a_header(task: bytes) -> None:
+def test_a_header_may_mark_an_open_webui_task(task: bytes) -> None:
     assert BackgroundRules().matches(WEBUI, asked(), {b"x-openwebui-task": task})
 
 
@@ -91,7 +91,7 @@ def test_other_tasks_are_not_background(task: bytes) -> None:
         BackgroundRule(owner="ann", user="bob", model="small", header=b"x-batch", value=b"1", text="Summarise"),
     ],
 )
-def test_a_rule_takes_what_meets_it(rule: BackgroundRule) -> None:
+def test_a_rule_matches_requests_that_meet_all_its_conditions(rule: BackgroundRule) -> None:
     completion = asked("Summarise this", user="bob", model="small")
     assert BackgroundRules((rule,)).matches(ANN, completion, {b"x-batch": b" 1 "})
 
@@ -109,7 +109,7 @@ def test_a_rule_takes_what_meets_it(rule: BackgroundRule) -> None:
         BackgroundRule(owner="ann", user="bob", model="large"),
     ],
 )
-def test_a_rule_takes_nothing_else(rule: BackgroundRule) -> None:
+def test_a_rule_does_not_match_other_requests(rule: BackgroundRule) -> None:
     completion = asked("Summarise this", user="bob", model="small")
     assert not BackgroundRules((rule,)).matches(ANN, completion, {b"x-batch": b"1", b"x-empty": b" "})
 
@@ -118,16 +118,16 @@ def test_one_rule_is_enough() -> None:
     assert BackgroundRules((BackgroundRule(owner="ben"), BackgroundRule(owner="ann"))).matches(ANN, asked(), {})
 
 
-def test_a_front_ends_user_is_the_one_it_names() -> None:
+def test_a_rule_matches_the_user_that_a_front_end_names() -> None:
     assert BackgroundRule(user="bob").matches(WEBUI, asked(user="ann"), {})
     assert BackgroundRule(owner="webui").matches(WEBUI, asked(), {})
 
 
-def test_an_address_may_be_the_owner() -> None:
+def test_a_rule_may_name_an_address() -> None:
     assert BackgroundRule(owner="10.0.0.7").matches(Caller("address:10.0.0.7", None, Rights()), asked(), {})
 
 
-def test_rules_are_tables() -> None:
+def test_rules_are_read_from_tables() -> None:
     rules = [{"header": "X-Batch: Nightly : 1"}, {"header": " X-Batch "}, {"owner": "ann", "text": "Summarise"}]
     background = from_settings.background_rules(load(None, {}, {"background": rules, "background_webui": False})[0])
     assert background == BackgroundRules(
@@ -149,7 +149,7 @@ def test_rules_are_tables() -> None:
         ({"ownr": "ann"}, "unknown key background.0.ownr"),
     ],
 )
-def test_a_rule_that_cannot_be_is_refused(rule: dict[str, str], says: str) -> None:
+def test_an_invalid_rule_is_refused(rule: dict[str, str], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         load(None, {}, {"background": [rule]})
 
@@ -168,7 +168,7 @@ def order_of(engine: ScriptedEngine, running: ReceivedRequest, count: int) -> li
 
 
 @pytest.mark.parametrize("policy", [name for name in POLICIES if name != "fifo"])
-def test_it_is_served_last(engine: ScriptedEngine, start_gateway: StartGateway, policy: str) -> None:
+def test_background_requests_are_served_last(engine: ScriptedEngine, start_gateway: StartGateway, policy: str) -> None:
     """After others' questions, and after its own user's. Only `fifo`, which knows no head starts, keeps it in place."""
     gateway = start_gateway(engine.url, engine={"max_num_seqs": 1}, policy=policy)
     gateway.ask(chat("runs", user="cem"))
@@ -181,7 +181,7 @@ def test_it_is_served_last(engine: ScriptedEngine, start_gateway: StartGateway, 
     assert sorted(order[:-1]) == ["one", "three", "two"]
 
 
-def test_it_does_not_wait_for_ever(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
+def test_background_requests_wait_a_bounded_time(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
     """Others have a head start on it, and when one of them has had so much it goes, though they ask on."""
     costly = TINY.model_copy(update={"c_s": 1.0})
     gateway = start_gateway(engine.url, costly, engine={"max_num_seqs": 1}, background_delay=3.0)
@@ -197,20 +197,20 @@ def test_it_does_not_wait_for_ever(engine: ScriptedEngine, start_gateway: StartG
     assert order.index(TITLE) < len(order) - 1
 
 
-def test_nobody_gets_ahead_by_being_background(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
+def test_background_gives_no_advantage(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
     """Not with a key that may ask for a head start, either; and who asks to go later still does."""
     keys = [{"key": "k", "owner": "chief", "priority": 600.0}]
     gateway = start_gateway(engine.url, keys=keys, background_delay=30.0)
     for n, (wish, head_start) in enumerate([("600", -30.0), ("0", -30.0), ("-90", -90.0)], start=1):
         gateway.ask(chat(TITLE), headers={"authorization": "Bearer k", "x-fairlane-priority": wish})
         call = engine.asked()
-        (job,) = gateway.gateway.parts.waiting.admission._prefill
+        (job,) = gateway.jobs()
         assert job.head_start == head_start
         call.answer()
         gateway.wait_ended("completed", n)
 
 
-def test_the_log_says_which_requests_are(
+def test_the_log_marks_background_requests(
     engine: ScriptedEngine, start_gateway: StartGateway, caplog: pytest.LogCaptureFixture
 ) -> None:
     gateway = start_gateway(engine.url)
@@ -224,12 +224,12 @@ def test_the_log_says_which_requests_are(
     assert not any("title" in line for line in lines)
 
 
-def test_other_rules_are_in_force_at_once(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
+def test_changed_rules_apply_at_once(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
     gateway = start_gateway(engine.url)
     settings = Settings(upstream=engine.url, background=[{"user": "ann"}])
     gateway.call(lambda: gateway.gateway.reconfigure(settings))
     gateway.ask(chat(user="ann"))
     engine.asked()
-    (job,) = gateway.gateway.parts.waiting.admission._prefill
+    (job,) = gateway.jobs()
     assert job.head_start == -settings.background_delay
     gateway.leave_all()

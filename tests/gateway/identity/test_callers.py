@@ -1,4 +1,4 @@
-"""Whose turn a request takes, and that nobody gets a second one by inventing a name."""
+"""Which flow a request belongs to; no client gets a second share by inventing a name."""
 
 from ipaddress import ip_network
 from re import fullmatch
@@ -40,18 +40,18 @@ def as_headers(named: dict[str, str]) -> dict[bytes, bytes]:
 # Without keys: an address is a flow, and a front end names its users.
 
 
-def test_an_address_is_the_same_one_however_a_socket_shows_it() -> None:
+def test_ipv4_mapped_addresses_are_normalised() -> None:
     assert callers().identify("::ffff:10.0.0.1", {}).flow() == callers().identify("10.0.0.1", {}).flow()
 
 
-def test_a_name_is_bounded() -> None:
+def test_a_long_user_name_is_shortened_and_stays_unique() -> None:
     caller = callers().identify("127.0.0.1", {})
     long, longer = caller.flow("x" * 1000), caller.flow("x" * 1001)
     assert len(long) < 300
     assert long != longer
 
 
-def test_an_address_is_a_flow() -> None:
+def test_without_keys_each_address_is_a_flow() -> None:
     here, there = (callers().identify(address, {}) for address in ("192.168.1.5", "192.168.1.6"))
     assert here.flow() != there.flow()
     assert here.flow() == callers().identify("192.168.1.5", {}).flow()
@@ -66,7 +66,7 @@ def test_a_front_end_names_its_users(address: str) -> None:
     assert caller.flow() != callers().identify(address, {b"x-user-id": b"bob"}).flow()
 
 
-def test_the_bodys_user_names_one_too_and_the_header_wins() -> None:
+def test_the_users_header_takes_precedence_over_the_body() -> None:
     named = callers().identify("127.0.0.1", {b"x-user-id": b"ann"})
     unnamed = callers().identify("127.0.0.1", {})
     assert named.flow("bob") == named.flow() == unnamed.flow("ann")
@@ -74,18 +74,18 @@ def test_the_bodys_user_names_one_too_and_the_header_wins() -> None:
 
 
 @pytest.mark.parametrize("nobody", [None, ""])
-def test_a_front_end_that_names_nobody_is_a_flow_itself(nobody: str | None) -> None:
+def test_a_front_end_without_a_user_is_one_flow(nobody: str | None) -> None:
     front_end = callers().identify("127.0.0.1", {b"x-user-id": b"  "})
     assert front_end.flow(nobody) == callers().identify("127.0.0.1", {}).flow()
 
 
-def test_the_first_header_that_is_configured_wins() -> None:
+def test_the_first_configured_header_wins() -> None:
     both = callers().identify("127.0.0.1", {b"x-user-id": b"second", b"x-openwebui-user-id": b"first"})
     assert both.flow() == "user:first"
 
 
 @pytest.mark.parametrize("address", ["192.168.1.5", "127.0.0.1"])
-def test_a_name_tells_apart_the_parts_of_ones_own_share(address: str) -> None:
+def test_a_user_name_subdivides_the_clients_own_share(address: str) -> None:
     """A front end has none, for its users have shares of their own."""
     caller = callers(*KEYS).identify(address, bearer("k-alice"))
     parts = {
@@ -104,7 +104,7 @@ def test_a_name_tells_apart_the_parts_of_ones_own_share(address: str) -> None:
 
 
 @given(header=st.binary(), user=st.none() | st.text())
-def test_nobody_else_mints_a_second_share(header: bytes, user: str | None) -> None:
+def test_only_front_ends_may_name_other_flows(header: bytes, user: str | None) -> None:
     headers = {b"x-user-id": header, b"x-openwebui-user-id": header}
     plain = callers().identify("192.168.1.5", {})
     assert callers().identify("192.168.1.5", headers).flow(user) == plain.flow()
@@ -113,7 +113,7 @@ def test_nobody_else_mints_a_second_share(header: bytes, user: str | None) -> No
 
 
 @pytest.mark.parametrize("address", [None, "", "unix:", "testclient"])
-def test_what_is_no_address_is_one_flow_and_no_front_end(address: str | None) -> None:
+def test_invalid_addresses_share_one_flow_and_are_no_front_end(address: str | None) -> None:
     caller = callers().identify(address, {b"x-user-id": b"ann"})
     assert caller.flow("bob") == callers().identify(address, {}).flow()
 
@@ -121,23 +121,23 @@ def test_what_is_no_address_is_one_flow_and_no_front_end(address: str | None) ->
 # With keys.
 
 
-def test_a_keys_owner_is_a_flow_wherever_they_are() -> None:
+def test_a_key_owner_is_one_flow_from_any_address() -> None:
     desk, home = (callers(*KEYS).identify(address, bearer("k-alice")) for address in ("192.168.1.5", "127.0.0.1"))
     assert desk.flow() == home.flow()
 
 
-def test_keys_of_one_owner_share_one_share() -> None:
+def test_keys_of_one_owner_share_one_flow() -> None:
     known = callers(key("one", "alice"), key("two", "alice"))
     assert known.identify("10.0.0.1", bearer("one")).flow() == known.identify("10.0.0.2", bearer("two")).flow()
 
 
-def test_a_keys_owner_may_be_a_front_end() -> None:
+def test_a_key_may_belong_to_a_front_end() -> None:
     webui = callers(*KEYS).identify("192.168.1.5", bearer("k-webui", x_user_id="ann"))
     assert webui.flow() != callers(*KEYS).identify("192.168.1.5", bearer("k-webui")).flow()
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "10.9.1.2"])
-def test_a_key_counts_more_than_where_it_comes_from(address: str) -> None:
+def test_a_key_takes_precedence_over_the_address(address: str) -> None:
     """alice's key is no front end, even on a machine that is one."""
     caller = callers(*KEYS).identify(address, bearer("k-alice", x_user_id="ann"))
     assert caller.flow("bob") == callers(*KEYS).identify("192.168.1.5", bearer("k-alice")).flow()
@@ -156,19 +156,19 @@ def test_a_key_counts_more_than_where_it_comes_from(address: str) -> None:
     ],
 )
 @pytest.mark.parametrize("address", ["192.168.1.5", "10.9.1.2", "2001:db8::5", "::ffff:192.168.1.5", None, "unix:"])
-def test_without_a_known_key_nobody_gets_in_from_elsewhere(address: str | None, headers: dict[bytes, bytes]) -> None:
+def test_remote_clients_need_a_known_key(address: str | None, headers: dict[bytes, bytes]) -> None:
     with pytest.raises(UnknownKey):
         callers(*KEYS).identify(address, headers)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.1.2.3", "::1", "::ffff:127.0.0.1"])
 @pytest.mark.parametrize("headers", [{}, bearer("k-nobody")])
-def test_loopback_needs_none(address: str, headers: dict[bytes, bytes]) -> None:
+def test_loopback_clients_need_no_key(address: str, headers: dict[bytes, bytes]) -> None:
     assert callers(*KEYS).identify(address, headers).flow().startswith("address:")
 
 
 @pytest.mark.parametrize("address", ["192.168.1.5", "2001:db8::5", None])
-def test_a_keys_file_that_is_empty_lets_nobody_in(address: str | None) -> None:
+def test_an_empty_keys_file_admits_nobody(address: str | None) -> None:
     empty = Callers([], FRONT_ENDS, HEADERS, closed=True)
     with pytest.raises(UnknownKey):
         empty.identify(address, bearer("k-alice"))
@@ -176,21 +176,21 @@ def test_a_keys_file_that_is_empty_lets_nobody_in(address: str | None) -> None:
 
 
 @pytest.mark.parametrize("name", [b"x-api-key", b"api-key"])
-def test_a_key_may_come_as_other_sdks_send_it(name: bytes) -> None:
+def test_a_key_is_read_from_the_headers_of_other_sdks(name: bytes) -> None:
     """Anthropic's, and OpenAI's for Azure."""
     assert callers(*KEYS).identify("192.168.1.5", {name: b" k-alice "}).name == "key:alice"
     with pytest.raises(UnknownKey):
         callers(*KEYS).identify("192.168.1.5", {name: b"Bearer k-alice"})
 
 
-def test_of_several_keys_the_first_that_is_known_counts() -> None:
+def test_the_first_known_key_of_several_counts() -> None:
     """A client that must send some key or other in one header may send its own in another."""
     known = {b"x-api-key": b"k-webui", b"api-key": b"k-alice"}
     assert callers(*KEYS).identify("192.168.1.5", bearer("sk-none") | known).name == "key:webui"
     assert callers(*KEYS).identify("192.168.1.5", bearer("k-alice") | known).name == "key:alice"
 
 
-def test_a_key_is_the_whole_digest_not_its_beginning() -> None:
+def test_a_key_must_match_the_whole_digest() -> None:
     """A key is found by its id; another whose id is the same must not pass for it."""
     other = key("k-other", "alice")
     same_id = msgspec.structs.replace(key("k-alice", "alice"), digest=other.id + "0" * 56)
@@ -198,7 +198,7 @@ def test_a_key_is_the_whole_digest_not_its_beginning() -> None:
         callers(same_id).identify("192.168.1.5", bearer("k-other"))
 
 
-def test_a_keys_rights_are_its_callers() -> None:
+def test_a_caller_has_the_rights_of_its_key() -> None:
     rights = {"admin": True, "priority": 5.0, "weight": 2.0, "flow_in_flight": 3, "flow_queued": 4}
     chief = msgspec.structs.replace(key("k", "chief"), **rights)
     found = callers(chief).identify("192.168.1.5", bearer("k")).rights
@@ -206,18 +206,18 @@ def test_a_keys_rights_are_its_callers() -> None:
 
 
 @pytest.mark.parametrize(("address", "front_end", "admin"), [("127.0.0.1", True, True), ("10.9.1.2", True, False)])
-def test_an_address_has_the_rights_of_where_it_is(address: str, front_end: bool, admin: bool) -> None:
+def test_an_address_has_the_rights_of_its_network(address: str, front_end: bool, admin: bool) -> None:
     assert callers().identify(address, {}).rights == Rights(front_end=front_end, admin=admin)
     assert callers().identify("192.168.1.5", {}).rights == Rights()
 
 
-def test_where_there_are_no_keys_any_key_is_ignored() -> None:
+def test_without_configured_keys_any_key_is_ignored() -> None:
     """OpenAI's SDKs always send one."""
     assert callers().identify("192.168.1.5", bearer("sk-x")) == callers().identify("192.168.1.5", {})
 
 
 @pytest.mark.parametrize("written", ["Bearer k-alice", "bearer k-alice", "BEARER   k-alice  "])
-def test_a_bearer_token_is_found_however_it_is_written(written: str) -> None:
+def test_a_bearer_token_is_read_case_insensitively(written: str) -> None:
     assert callers(*KEYS).identify("192.168.1.5", {b"authorization": written.encode()}).name == "key:alice"
 
 
@@ -236,12 +236,12 @@ def test_keys_addresses_and_users_of_one_name_are_three_flows() -> None:
 
 
 @given(st.text())
-def test_a_hash_names_nobody(name: str) -> None:
+def test_a_hash_does_not_contain_the_name(name: str) -> None:
     """Always twelve hexadecimal digits, so nothing of the name can be in it."""
     digest = hashed(f"user:{name}")
     assert digest == hashed(f"user:{name}")
     assert fullmatch("[0-9a-f]{12}", digest)
 
 
-def test_hashes_differ() -> None:
+def test_hashes_of_different_users_differ() -> None:
     assert len({hashed(f"user:{i}") for i in range(1000)}) == 1000

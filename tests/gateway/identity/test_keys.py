@@ -1,4 +1,4 @@
-"""The keys file as text: what is read of it, what a change leaves alone, what is said of a line that is wrong."""
+"""The text of a keys file: parsing, changing single lines, and reporting errors."""
 
 import json
 import re
@@ -34,7 +34,7 @@ def line(**fields: Any) -> str:
 
 
 @given(st.lists(keys, unique_by=lambda key: key.id))
-def test_what_is_written_is_read(some: list[Key]) -> None:
+def test_written_keys_are_read_back(some: list[Key]) -> None:
     text = ""
     for key in some:
         text = with_key(text, key)
@@ -64,12 +64,12 @@ def test_a_file_without_its_last_newline_can_be_added_to() -> None:
     assert read_keys(with_key(with_key("", first).rstrip("\n"), second)) == (first, second)
 
 
-def test_what_people_look_for_comes_first() -> None:
+def test_the_owner_comes_first_in_a_line() -> None:
     text = with_key("", Key(digest=key_digest("one"), owner="Jörg", front_end=True))
     assert re.match(r'\{"sha256": "[0-9a-f]{64}", "owner": "Jörg", "front_end": true\}\n', text)
 
 
-def test_a_key_is_there_once() -> None:
+def test_a_key_cannot_be_added_twice() -> None:
     key = Key(digest=key_digest("one"), owner="ann")
     with pytest.raises(KeysError, match=f"{key.id} is there twice"):
         with_key(with_key("", key), key)
@@ -78,12 +78,12 @@ def test_a_key_is_there_once() -> None:
 
 
 @pytest.mark.parametrize("fields", [{"weight": inf}, {"priority": nan}, {"flow_queued": 0}, {"owner": ""}])
-def test_nothing_is_written_that_cannot_be_read(fields: dict[str, Any]) -> None:
+def test_invalid_entries_are_not_written(fields: dict[str, Any]) -> None:
     with pytest.raises(KeysError, match="line 1"):
         with_key("", Key(**{"digest": key_digest("one"), "owner": "ann"} | fields))
 
 
-def test_who_is_not_there_cannot_be_taken_out() -> None:
+def test_removing_an_unknown_key_is_an_error() -> None:
     with pytest.raises(KeysError, match="no key 00000000; `fairlane keys list`"):
         without_key(line(), "00000000")
 
@@ -104,14 +104,14 @@ def test_who_is_not_there_cannot_be_taken_out() -> None:
         (line() + line(), "not valid JSON"),
     ],
 )
-def test_what_is_wrong_is_told_with_its_line(wrong: str, says: str) -> None:
+def test_errors_name_the_line(wrong: str, says: str) -> None:
     with pytest.raises(KeysError) as error:
         read_keys(f"# a comment\n\n{wrong}\n")
     assert str(error.value).startswith("line 3: ")
     assert says in str(error.value)
 
 
-def test_what_is_wrong_is_not_shown_for_it_may_be_a_key() -> None:
+def test_errors_do_not_quote_the_line() -> None:
     with pytest.raises(KeysError) as error:
         read_keys("fl-somebody-pasted-a-key")
     assert "pasted" not in str(error.value)

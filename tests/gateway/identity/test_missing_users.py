@@ -1,4 +1,4 @@
-"""A front end that names nobody is noticed, once."""
+"""A front end that never names its users is reported once."""
 
 import pytest
 
@@ -8,34 +8,34 @@ from tests.support.scripted_engine import ScriptedEngine
 from tests.support.wire import chat
 
 
-def test_enough_in_a_row_are_told_of_once() -> None:
+def test_a_front_end_is_reported_once_after_enough_requests_without_a_user() -> None:
     unnamed = MissingUserDetector()
     assert [unnamed.observe("webui", named=False) for _ in range(3 * REQUESTS_BEFORE_HINT)] == [
         number == REQUESTS_BEFORE_HINT for number in range(1, 3 * REQUESTS_BEFORE_HINT + 1)
     ]
 
 
-def test_one_that_names_its_users_now_and_then_can() -> None:
+def test_a_front_end_that_sometimes_names_users_is_not_reported() -> None:
     unnamed = MissingUserDetector()
     for _ in range(5):
         assert not any(unnamed.observe("webui", named=False) for _ in range(REQUESTS_BEFORE_HINT - 1))
         assert not unnamed.observe("webui", named=True)
 
 
-def test_it_is_told_once_even_if_names_come_later() -> None:
+def test_a_front_end_is_not_reported_again_after_naming_users() -> None:
     unnamed = MissingUserDetector()
     assert any(unnamed.observe("webui", named=False) for _ in range(REQUESTS_BEFORE_HINT))
     unnamed.observe("webui", named=True)
     assert not any(unnamed.observe("webui", named=False) for _ in range(2 * REQUESTS_BEFORE_HINT))
 
 
-def test_each_front_end_counts_for_itself() -> None:
+def test_front_ends_are_counted_separately() -> None:
     unnamed = MissingUserDetector()
     told = [unnamed.observe(name, named=False) for _ in range(REQUESTS_BEFORE_HINT) for name in ("one", "two")]
     assert told == [False] * (2 * REQUESTS_BEFORE_HINT - 2) + [True, True]
 
 
-def test_what_is_remembered_is_bounded() -> None:
+def test_the_number_of_remembered_front_ends_is_bounded() -> None:
     unnamed = MissingUserDetector()
     for number in range(2 * MAX_FRONT_ENDS):
         unnamed.observe(str(number), named=False)
@@ -80,7 +80,7 @@ def test_the_log_names_the_setting_that_is_missing(
     ],
     ids=["names its users", "no front end", "no front end, names"],
 )
-def test_nobody_else_hears_of_it(
+def test_other_clients_are_not_reported(
     engine: ScriptedEngine, start_gateway: StartGateway, caplog: pytest.LogCaptureFixture, headers: dict[str, str]
 ) -> None:
     keys = [{"key": "k-webui", "owner": "webui", "front_end": True}, {"key": "k-ann", "owner": "ann"}]

@@ -1,4 +1,4 @@
-"""Tokens into seconds: what is predicted, what is charged at the end, and what is learned of both."""
+"""Tokens into seconds: what is predicted, what is charged at the end, and what is learned from both."""
 
 from math import isfinite
 
@@ -51,7 +51,7 @@ def test_prompts_are_prefilled_one_by_one() -> None:
     assert price.seconds == pytest.approx(2 * (1 + 1 + 1))
 
 
-def test_what_the_engine_has_is_not_paid_for_again() -> None:
+def test_cached_tokens_are_not_priced() -> None:
     """All but its last block: one token at least is computed."""
     cost_model = model()
     prompts = [written("word " * 1600)]
@@ -61,14 +61,14 @@ def test_what_the_engine_has_is_not_paid_for_again() -> None:
     assert again.seconds == pytest.approx(1 + 0.016 + (2000**2 - 1984**2) / 1e6)
 
 
-def test_a_count_is_believed_before_a_guess() -> None:
+def test_a_count_takes_precedence_over_an_estimate() -> None:
     price = model().price([text(1000), text(3000)], counted=2000)
     assert price.tokens == 2000
     assert [tokens for tokens, _ in price.matches] == [500, 1500]
     assert price.seconds == pytest.approx(2 + 2 + 0.25 + 2.25)
 
 
-def test_no_prompt_is_free_of_tokens() -> None:
+def test_every_prompt_has_at_least_one_token() -> None:
     price = model().price([Prompt()], counted=0)
     assert (price.tokens, price.cached, price.uncached) == (1, 0, 1)
 
@@ -80,12 +80,12 @@ def test_true_cost_is_the_curve_at_true_counts_with_the_answer() -> None:
     assert model().true_cost(Counts(2000, 0, 300)) == pytest.approx(1 + 2 + 4 + 3)
 
 
-def test_what_was_cached_is_not_charged() -> None:
+def test_cached_tokens_are_not_charged() -> None:
     assert model().true_cost(Counts(2000, 1000, 0)) == pytest.approx(1 + 1 + (4 - 1))
     assert model().true_cost(Counts(2000, 2000, 0)) == pytest.approx(1)
 
 
-def test_counts_of_several_prompts_are_shared_among_them() -> None:
+def test_the_total_count_is_split_over_several_prompts() -> None:
     assert model().true_cost(Counts(4000, 2000, 100), prompts=2) == pytest.approx(2 * (1 + 1 + 3) + 1)
 
 
@@ -94,12 +94,12 @@ def test_a_prediction_that_was_right_equals_the_true_prefill() -> None:
     assert price.seconds == pytest.approx(model().true_cost(Counts(2000, 0, 0), prompts=2))
 
 
-def test_counts_are_what_the_engine_states() -> None:
+def test_the_engines_counts_are_used() -> None:
     cost_model, prompts = model(), [text(1000)]
     assert cost_model.counts(prompts, cost_model.price(prompts), usage(900, 50, 320)) == Counts(900, 320, 50)
 
 
-def test_what_the_engine_does_not_state_is_what_was_predicted() -> None:
+def test_missing_counts_fall_back_to_the_prediction() -> None:
     cost_model, prompts = model(), [written("word " * 1600)]
     cost_model.insert_prefixes(prompts, cost_model.price(prompts))
     price = cost_model.price(prompts)
@@ -107,27 +107,27 @@ def test_what_the_engine_does_not_state_is_what_was_predicted() -> None:
 
 
 @pytest.mark.parametrize("absurd", [0, -5, 1, 100_000, 10**18])
-def test_a_count_that_cannot_be_true_is_not_charged(absurd: int) -> None:
+def test_an_impossible_count_is_not_charged(absurd: int) -> None:
     cost_model, prompts = model(), [text(1000)]
     assert cost_model.counts(prompts, cost_model.price(prompts), usage(absurd)).prompt == 1000
 
 
 @pytest.mark.parametrize("absurd", [-1, 901, 10**18])
-def test_of_a_prompt_no_more_is_cached_than_it_has(absurd: int) -> None:
+def test_cached_tokens_are_capped_at_the_prompt(absurd: int) -> None:
     cost_model, prompts = model(), [text(1000)]
     assert cost_model.counts(prompts, cost_model.price(prompts), usage(900, cached=absurd)).cached == 0
 
 
-def test_one_that_left_before_its_first_token_is_charged_no_more_than_the_time_it_had() -> None:
+def test_a_job_that_left_before_its_first_token_is_charged_at_most_its_elapsed_time() -> None:
     assert model().partial_cost(7.5, elapsed=2.0, began=False, chunks=0) == 2.0
     assert model().partial_cost(7.5, elapsed=60.0, began=False, chunks=0) == 7.5
 
 
-def test_one_that_left_in_the_middle_is_charged_its_prefill_and_what_it_was_told() -> None:
+def test_a_job_that_left_mid_answer_is_charged_its_prefill_and_the_tokens_sent() -> None:
     assert model().partial_cost(7.5, elapsed=2.0, began=True, chunks=200) == pytest.approx(7.5 + 2)
 
 
-def test_a_stream_grows_by_what_it_has_said() -> None:
+def test_the_charge_of_a_stream_grows_with_its_tokens() -> None:
     cost_model = model()
     price = cost_model.price([text(1000)])
     assert cost_model.growth(price, 200) == (price.seconds + 2.0, 1000 + 200 + PROGRESS_CHUNKS)
@@ -137,7 +137,7 @@ def test_a_stream_grows_by_what_it_has_said() -> None:
 # What is learned.
 
 
-def test_what_is_learned_changes_the_next_prediction() -> None:
+def test_learning_changes_the_next_prediction() -> None:
     cost_model, prompts = model(), [text(500)]
     for _ in range(40):
         cost_model.learn(
@@ -150,7 +150,7 @@ def test_what_is_learned_changes_the_next_prediction() -> None:
     assert cost_model.price(prompts).tokens == pytest.approx(1000, rel=0.02)  # of tokens a profile says nothing
 
 
-def test_another_profile_starts_the_curves_again_and_keeps_what_is_known_of_tokens() -> None:
+def test_another_profile_resets_the_curves_and_keeps_the_token_estimates() -> None:
     cost_model, prompts = model(), [text(500)]
     for _ in range(40):
         price = cost_model.price(prompts)
@@ -165,7 +165,7 @@ def test_another_profile_starts_the_curves_again_and_keeps_what_is_known_of_toke
     assert cost_model.profile == slower
 
 
-def test_the_same_profile_keeps_what_was_learned() -> None:
+def test_the_same_profile_keeps_the_curves() -> None:
     cost_model, prompts = model(), [text(1000)]
     for _ in range(40):
         cost_model.learn(
@@ -179,8 +179,8 @@ def test_the_same_profile_keeps_what_was_learned() -> None:
 @pytest.mark.parametrize(
     ("step_tokens", "threshold", "steps"), [(8192, 0, 1), (1000, 0, 4), (8192, 1000, 4), (2000, 8192, 2)]
 )
-def test_step_sizes_hold_for_the_samples_that_come_after_a_change(step_tokens: int, threshold: int, steps: int) -> None:
-    """A prefill beside a sequence that decodes takes as many steps as the engine cuts it into."""
+def test_new_step_sizes_apply_to_later_samples(step_tokens: int, threshold: int, steps: int) -> None:
+    """The regression counts one decoding sequence in each of the steps that the engine cuts the prefill into."""
     cost_model = model()
     cost_model.reconfigure(ROUND, step_tokens, threshold)
     assert cost_model.learn_slice(4000, 0, PrefillObservation(6.0, 1), queue_s=0.0)
@@ -188,7 +188,7 @@ def test_step_sizes_hold_for_the_samples_that_come_after_a_change(step_tokens: i
     assert sample.x[-1] == steps
 
 
-def test_seconds_are_learned_only_where_it_is_known_what_for() -> None:
+def test_seconds_are_learned_only_with_known_token_counts() -> None:
     cost_model, prompts, seen = model(), [written("word " * 1600)], PrefillObservation(1.0, 0)
     price = cost_model.price(prompts)
     assert not cost_model.learn(prompts, price, usage(2000, cached=0), None)  # somebody else's work was in it
@@ -226,7 +226,7 @@ SAYS = st.tuples(
 
 @settings(max_examples=50)
 @given(st.lists(SAYS, max_size=12))
-def test_nothing_that_is_said_makes_a_price_that_is_none(
+def test_every_price_is_a_finite_positive_number(
     says: list[tuple[Usage, PrefillObservation | None, float | None, int]],
 ) -> None:
     cost_model = model()
@@ -265,7 +265,7 @@ def absurd(number: int) -> tuple[Usage, PrefillObservation, float | None]:
 
 @settings(max_examples=50)
 @given(st.lists(st.integers(0, 10), max_size=20).flatmap(lambda wrong: st.permutations(wrong + [-1] * 3 * len(wrong))))
-def test_among_right_answers_a_quarter_of_absurd_ones_poison_nothing(order: list[int]) -> None:
+def test_a_quarter_of_absurd_answers_does_not_spoil_the_model(order: list[int]) -> None:
     cost_model = model()
     right = usage(1000, 100, 0), PrefillObservation(3.0, 0), 0.0
     for number in [-1] * 8 + order:
@@ -277,5 +277,5 @@ def test_among_right_answers_a_quarter_of_absurd_ones_poison_nothing(order: list
     assert price.seconds == pytest.approx(3.0, rel=0.05)
 
 
-def test_a_message_has_its_template() -> None:
+def test_each_message_adds_template_tokens() -> None:
     assert model().price([Prompt(PromptSize(words=4000, messages=10))]).tokens == 1000 + 10 * TOKENS_PER_MESSAGE

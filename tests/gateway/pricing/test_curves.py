@@ -1,4 +1,4 @@
-"""The engine's two curves: what a sample is, what of it was others' work, and what a profile comes to."""
+"""The engine's prefill and step curves: what makes a sample, subtracting concurrent work, and the fitted profile."""
 
 from random import Random
 
@@ -53,7 +53,7 @@ def off(profile: Profile, truth: Profile) -> float:
 @pytest.mark.parametrize("name", ["gemma-4-26b-bf16", "gemma-4-26b-nvfp4"])
 @pytest.mark.parametrize("factor", [0.5, 2.0])
 @pytest.mark.parametrize("with_cache", [False, True])
-def test_a_profile_is_found_again(name: str, factor: float, with_cache: bool) -> None:
+def test_a_known_profile_is_recovered_from_samples(name: str, factor: float, with_cache: bool) -> None:
     truth = load(name)
     start = truth.scaled(factor)
     prefills = curve(start)
@@ -61,7 +61,7 @@ def test_a_profile_is_found_again(name: str, factor: float, with_cache: bool) ->
     assert off(refined(start, prefills, StepCurve(start)), truth) <= 0.1
 
 
-def test_what_was_cached_is_taken_off_the_square_too() -> None:
+def test_cached_tokens_are_subtracted_from_the_quadratic_term_too() -> None:
     """Of two prompts with as much left to do, the one behind a long beginning is the dearer."""
     prefills = curve()
     for _ in range(20):
@@ -71,14 +71,14 @@ def test_what_was_cached_is_taken_off_the_square_too() -> None:
     assert (c, a, b) == pytest.approx((1, 1e-3, 1e-6), rel=0.05)
 
 
-def test_the_engines_own_line_is_no_work() -> None:
+def test_time_in_the_engines_own_queue_is_not_counted_as_work() -> None:
     prefills = curve()
     for _ in range(20):
         prefills.observe(prefill(1000, 3.0 + 2.0, queue_s=2.0))
     assert prefills.coefficients == pytest.approx((1, 1e-3, 1e-6), rel=0.02)
 
 
-def test_where_it_is_not_told_a_prompt_waits_for_the_step_that_runs() -> None:
+def test_without_a_queue_time_the_wait_for_the_running_step_is_estimated() -> None:
     prefills = curve()
     for _ in range(20):
         prefills.observe(prefill(1000, 3.0 + 1.5 * 0.2, queue_s=None, beside=11))
@@ -86,7 +86,7 @@ def test_where_it_is_not_told_a_prompt_waits_for_the_step_that_runs() -> None:
     assert prefills.coefficients == pytest.approx((1, 1e-3, 1e-6), rel=0.03)
 
 
-def test_what_decodes_beside_it_is_not_charged_to_it() -> None:
+def test_concurrent_decoding_is_not_attributed_to_the_prompt() -> None:
     """Sequences that decode add to each step of a prefill: learned from those that had some, and taken off."""
     prefills = curve(threshold=1000)
     truth = Profile(c_s=0.5, a_s_per_token=5e-4, b_s_per_token2=5e-7, decode_s_per_token=0)
@@ -99,7 +99,7 @@ def test_what_decodes_beside_it_is_not_charged_to_it() -> None:
     assert prefills.coefficients == pytest.approx((0.5, 5e-4, 5e-7), rel=0.1)
 
 
-def test_those_who_were_prefilled_meanwhile_are_told_apart_by_their_size() -> None:
+def test_concurrent_prefills_are_separated_by_their_size() -> None:
     prefills = curve()
     for _ in range(20):
         prefills.observe(prefill(500, 1.75))
@@ -127,14 +127,14 @@ ABSURD = [
 
 
 @pytest.mark.parametrize("sample", ABSURD, ids=repr)
-def test_what_cannot_be_is_no_sample(sample: PrefillSample) -> None:
+def test_an_impossible_observation_is_no_sample(sample: PrefillSample) -> None:
     prefills = curve()
     assert not prefills.observe(sample)
     assert prefills.coefficients == pytest.approx((1, 1e-3, 1e-6))
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_quarter_of_prefills_that_went_wrong_do_not_move_it(seed: int) -> None:
+def test_a_quarter_of_wrong_prefills_does_not_move_the_curve(seed: int) -> None:
     """They compiled, were preempted, or shared the engine with somebody of whom nobody knew: ten times as slow."""
     truth = load("gemma-4-26b-bf16")
     start, random = truth.scaled(2), Random(seed)
@@ -164,7 +164,7 @@ def test_a_quarter_of_prefills_that_went_wrong_do_not_move_it(seed: int) -> None
     st.lists(st.tuples(st.floats(), st.floats()), max_size=20),
     st.integers(0, 20_000),
 )
-def test_whatever_was_seen_a_profile_comes_of_it(
+def test_any_observations_yield_a_valid_profile(
     prefills: list[PrefillSample], steps: list[tuple[float, float]], threshold: int
 ) -> None:
     step = StepCurve(ROUND)
@@ -181,19 +181,19 @@ def test_whatever_was_seen_a_profile_comes_of_it(
 # Steps.
 
 
-def test_without_a_profile_a_step_is_a_mixtures_of_experts() -> None:
+def test_without_a_profile_the_step_curve_is_that_of_a_mixture_of_experts() -> None:
     assert StepCurve().at(1) == pytest.approx(0.04)
     assert StepCurve().at(16) == pytest.approx(0.04 * 16**0.4)
     assert StepCurve().at(0) == StepCurve().at(1)
 
 
-def test_to_begin_with_a_step_is_the_profiles() -> None:
+def test_the_step_curve_starts_at_the_profile() -> None:
     assert [StepCurve(ROUND).at(sequences) for sequences in (1, 6, 11, 21)] == pytest.approx([0.1, 0.15, 0.2, 0.3])
 
 
 @pytest.mark.parametrize("name", ["gemma-4-26b-bf16", "gemma-4-26b-nvfp4"])
 @pytest.mark.parametrize("factor", [0.5, 2.0])
-def test_steps_that_are_twofold_off_are_made_good(name: str, factor: float) -> None:
+def test_steps_that_are_off_by_a_factor_of_two_are_corrected(name: str, factor: float) -> None:
     truth, random = load(name), Random(1)
     step = StepCurve(truth.scaled(factor))
     for _ in range(60):
@@ -209,7 +209,7 @@ def test_steps_that_are_twofold_off_are_made_good(name: str, factor: float) -> N
     ("sequences", "seconds"),
     [(0, 0.1), (-1, 0.1), (float("nan"), 0.1), (1, 0.0), (1, -1.0), (1, float("nan")), (1, float("inf")), (1, 1e9)],
 )
-def test_a_step_that_cannot_be_is_no_sample(sequences: float, seconds: float) -> None:
+def test_an_impossible_step_is_no_sample(sequences: float, seconds: float) -> None:
     step = StepCurve(ROUND)
     for _ in range(10):
         step.observe(sequences, seconds)
@@ -219,7 +219,7 @@ def test_a_step_that_cannot_be_is_no_sample(sequences: float, seconds: float) ->
 # A profile.
 
 
-def test_what_was_not_seen_is_left_as_it_was() -> None:
+def test_unobserved_coefficients_are_unchanged() -> None:
     assert refined(ROUND, curve(), StepCurve(ROUND)) is ROUND
     prefills = curve()
     prefills.observe(prefill(1000, 2.0))
@@ -228,7 +228,7 @@ def test_what_was_not_seen_is_left_as_it_was() -> None:
     assert (profile.decode_step_s, profile.decode_s_per_token) == (ROUND.decode_step_s, 1e-2)
 
 
-def test_an_output_token_costs_what_one_more_in_the_step_adds() -> None:
+def test_an_output_token_costs_the_marginal_step_time() -> None:
     step = StepCurve(ROUND)
     for _ in range(20):
         step.observe(1, 0.1)
@@ -241,7 +241,7 @@ def test_an_output_token_costs_what_one_more_in_the_step_adds() -> None:
     assert profile.decode_s_per_token == pytest.approx(0.01, rel=0.05)
 
 
-def test_used_anew_nothing_is_left() -> None:
+def test_reset_discards_everything_learned() -> None:
     step, other = StepCurve(ROUND), ROUND.scaled(3)
     prefills = PrefillCurve(ROUND, step)
     prefills.observe(prefill(1000, 9.0))

@@ -117,7 +117,7 @@ def conversation(scene: Scene, seed: int, turns: int, system: str = "", question
 # What is found.
 
 
-def test_the_next_turn_finds_all_before_it_to_the_block() -> None:
+def test_the_next_turn_is_predicted_cached_to_the_block() -> None:
     first, *later = conversation(Scene(), seed=1, turns=8)
     assert (first.cached, first.truly_cached) == (0, 0)
     assert all(told.truly_cached > 200 for told in later)
@@ -125,7 +125,7 @@ def test_the_next_turn_finds_all_before_it_to_the_block() -> None:
     assert [told.tokens for told in later] == pytest.approx([told.true_tokens for told in later], rel=0.06)
 
 
-def test_the_same_again_is_there_but_for_a_token() -> None:
+def test_an_identical_prompt_is_predicted_cached_except_one_token() -> None:
     scene = Scene()
     for tokens in range(1000, 1000 + DEFAULT_BLOCK):
         scene.ask(("user", words(tokens, tokens)))
@@ -133,7 +133,7 @@ def test_the_same_again_is_there_but_for_a_token() -> None:
         assert told.cached == told.truly_cached > 900
 
 
-def test_shared_instructions_are_found_by_all_who_have_them() -> None:
+def test_shared_instructions_are_predicted_cached_for_everyone() -> None:
     scene, system = Scene(), words(1, 1500)
     told = [scene.ask(("system", system), ("user", words(user, 100))) for user in range(2, 8)]
     assert told[0].cached == 0
@@ -148,7 +148,7 @@ WORDS, DIGITS = words(1, 600), str(7**1000)
 
 
 @pytest.mark.parametrize(("system", "before"), [(WORDS, DIGITS), (DIGITS, WORDS)])
-def test_how_long_shared_instructions_are_is_learned_of_what_was_found(system: str, before: str) -> None:
+def test_the_length_of_shared_instructions_is_learned_from_hits(system: str, before: str) -> None:
     """The first who has them is counted as a whole, and of digits the engine makes more tokens than of words: they are
     taken to be longer, or shorter, than they are."""
     scene = Scene()
@@ -159,7 +159,7 @@ def test_how_long_shared_instructions_are_is_learned_of_what_was_found(system: s
 
 
 @pytest.mark.parametrize("tokens", [400, 4000, 25_000])
-def test_a_document_with_another_question_is_found_to_within_a_stride(tokens: int) -> None:
+def test_a_shared_document_is_predicted_to_within_a_stride(tokens: int) -> None:
     """What it shares ends in the middle of a message, where only every so many bytes a name is."""
     scene, document = Scene(), words(1, tokens)
     for question in range(2, 5):
@@ -168,7 +168,7 @@ def test_a_document_with_another_question_is_found_to_within_a_stride(tokens: in
     assert told.truly_cached - 128 - tokens // 12 <= told.cached <= told.truly_cached + DEFAULT_BLOCK
 
 
-def test_a_thought_that_the_template_leaves_out_is_learned_of() -> None:
+def test_reasoning_dropped_by_the_template_is_learned() -> None:
     """Of each answer the client sends back the last third only: of what is behind its begin nothing is found."""
     scene, off = Scene(), []
     for seed in range(12):
@@ -181,7 +181,7 @@ def test_a_thought_that_the_template_leaves_out_is_learned_of() -> None:
 
 
 @pytest.mark.parametrize("other", [{"model": "adapter"}, {"cache_salt": "ben"}, {"tools": [{"name": "f"}]}])
-def test_what_is_kept_apart_is_not_found(other: dict[str, Any]) -> None:
+def test_another_salt_or_model_finds_nothing(other: dict[str, Any]) -> None:
     scene, prompt = Scene(), ("user", words(1, 1000))
     options: dict[str, Any] = {"model": "gemma", "cache_salt": "ann"}
     scene.ask(prompt, **options)
@@ -211,14 +211,14 @@ def wrong(told: list[Told]) -> float:
     return sum(abs(each.cached - each.truly_cached) for each in told) / sum(each.true_tokens for each in told)
 
 
-def test_a_cache_that_is_large_enough_keeps_them_all() -> None:
+def test_a_large_enough_cache_keeps_everything() -> None:
     told = rounds(Scene(20_000), people=10, turns=5)
     assert all(each.truly_cached > 0.7 * each.true_tokens for each in told[-1])
     assert all(wrong(each) <= 0.02 for each in told)
 
 
 @pytest.mark.parametrize("knows", [True, False])
-def test_evictions_are_foreseen(knows: bool) -> None:
+def test_evictions_are_predicted(knows: bool) -> None:
     """Ten conversations in a cache for four: nobody finds anything again. Who knows how large it is, knows at once."""
     scene = Scene(3000)
     scene.index.capacity = 3000 if knows else None
@@ -228,14 +228,14 @@ def test_evictions_are_foreseen(knows: bool) -> None:
     assert wrong(told[2]) == wrong(told[3]) == 0
 
 
-def test_what_was_used_a_moment_ago_is_still_foreseen() -> None:
+def test_recently_used_prefixes_stay_predicted() -> None:
     scene = Scene(3000)
     rounds(scene, people=10, turns=2)
     told = conversation(scene, seed=77, turns=4)[1:]
     assert all(each.cached == each.truly_cached > 0 for each in told)
 
 
-def test_a_cache_that_was_full_for_a_while_is_believed_in_again() -> None:
+def test_predictions_recover_after_the_cache_was_full() -> None:
     """A few pasted books push all out; then there is room again, and those who come back find what they left."""
     scene = Scene(30_000)
     rounds(scene, people=10, turns=2)
@@ -247,7 +247,7 @@ def test_a_cache_that_was_full_for_a_while_is_believed_in_again() -> None:
     assert wrong(told[-1]) <= 0.05
 
 
-def test_a_cache_that_has_become_larger_is_believed_in() -> None:
+def test_predictions_follow_a_cache_that_became_larger() -> None:
     scene = Scene(3000)
     rounds(scene, people=10, turns=3)
     scene.pool = BlockPool(None)
@@ -257,7 +257,7 @@ def test_a_cache_that_has_become_larger_is_believed_in() -> None:
     assert wrong(told[-1]) <= 0.02
 
 
-def test_an_engine_that_was_started_anew_has_nothing() -> None:
+def test_an_engine_restart_clears_the_index() -> None:
     scene, prompt = Scene(), ("user", words(1, 1000))
     scene.ask(prompt)
     scene.index.clear()
@@ -271,20 +271,20 @@ def test_an_engine_that_was_started_anew_has_nothing() -> None:
 # An engine without a cache, or that does not tell.
 
 
-def test_an_engine_that_caches_nothing_is_noticed() -> None:
+def test_an_engine_that_caches_nothing_is_detected() -> None:
     told = conversation(Scene(0), seed=1, turns=18)
     assert told[1].cached > 0
     assert all(each.cached <= 0.1 * each.true_tokens for each in told[15:])
 
 
-def test_an_engine_that_says_it_caches_nothing_is_believed() -> None:
+def test_no_cache_is_predicted_for_an_engine_without_prefix_caching() -> None:
     scene = Scene(0)
     scene.index.enabled = False
     assert all(each.cached == 0 for each in conversation(scene, seed=1, turns=4))
 
 
 @pytest.mark.parametrize(("caches", "least", "most"), [(True, 0.9, 1.0), (False, 0.0, 0.1)])
-def test_where_answers_do_not_tell_the_engines_counter_does(caches: bool, least: float, most: float) -> None:
+def test_the_engines_hit_counter_is_used_when_answers_have_no_details(caches: bool, least: float, most: float) -> None:
     scene = Scene(None if caches else 0, tells=False)
     scene.index.compare_hits(scene.hits)
     for seed in range(6):
@@ -294,7 +294,7 @@ def test_where_answers_do_not_tell_the_engines_counter_does(caches: bool, least:
     assert least * 0.75 <= share <= most
 
 
-def test_a_counter_that_goes_back_or_leaps_does_no_harm() -> None:
+def test_a_hit_counter_that_resets_or_jumps_is_ignored() -> None:
     scene = Scene(tells=False)
     for seed, hits in enumerate((1e9, 5.0, 1e18, 0.0)):
         conversation(scene, seed, turns=4, question=MIN_EXPECTED // 4)
@@ -305,7 +305,7 @@ def test_a_counter_that_goes_back_or_leaps_does_no_harm() -> None:
 # What is kept.
 
 
-def test_memory_is_bounded_and_who_was_used_last_stays() -> None:
+def test_memory_is_bounded_and_eviction_is_least_recently_used() -> None:
     index = PrefixIndex()
     first, second, *others = (prompt_of(words(seed, 12_000)) for seed in range(1000, 1010))
     for prompt in (first, second):
@@ -344,7 +344,9 @@ def test_a_match_changes_nothing() -> None:
     [(None, False, 0.1, 0.05), (60_000, False, 0.1, 0.05), (15_000, True, 0.1, 0.3), (15_000, False, 0.2, 0.45)],
 )
 @pytest.mark.parametrize("seed", range(2))
-def test_an_office_day(capacity: int | None, knows: bool, over_all: float, of_most: float, seed: int) -> None:
+def test_hits_of_an_office_day_are_predicted(
+    capacity: int | None, knows: bool, over_all: float, of_most: float, seed: int
+) -> None:
     """Conversations behind one of two system prompts, documents asked about again, and a cache that may be too small:
     how far off is what is left to prefill over all, and for nine of ten requests what is found."""
     random, scene, told = Random(seed), Scene(capacity), list[Told]()

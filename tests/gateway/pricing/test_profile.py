@@ -1,4 +1,4 @@
-"""The price list: the curve against published times, and files that are wrong."""
+"""Cost profiles: the shipped ones against published times, and invalid files."""
 
 from pathlib import Path
 
@@ -24,22 +24,22 @@ PREFILL_ALONE = {
     ("name", "tokens", "ms"),
     [(name, tokens, ms) for name, times in PREFILL_ALONE.items() for tokens, ms in times.items()],
 )
-def test_shipped_profiles_say_what_was_measured(name: str, tokens: int, ms: float) -> None:
+def test_shipped_profiles_match_published_measurements(name: str, tokens: int, ms: float) -> None:
     assert 1000 * load(name).prefill(tokens) == pytest.approx(ms, rel=0.02)
 
 
-def test_prefill_is_a_parabola_and_decode_a_line() -> None:
+def test_prefill_is_quadratic_and_decode_linear() -> None:
     assert ROUND.prefill(2000) == pytest.approx(1 + 2 + 4)
     assert ROUND.decode(300) == pytest.approx(3)
 
 
-def test_a_prompt_continued_costs_what_is_new() -> None:
+def test_a_continued_prompt_costs_its_new_tokens() -> None:
     assert ROUND.prefill(2000, cached=1000) == pytest.approx(1 + 1 + (4 - 1))
     assert ROUND.prefill(2000, cached=2000) == 1
 
 
 @given(st.integers(0, 50_000), st.integers(0, 50_000))
-def test_slices_cost_their_whole_and_a_start_each(one: int, two: int) -> None:
+def test_slices_cost_the_whole_plus_one_constant_each(one: int, two: int) -> None:
     whole = ROUND.prefill(one + two)
     assert ROUND.prefill(one) + ROUND.prefill(one + two, cached=one) == pytest.approx(whole + ROUND.c_s)
 
@@ -49,7 +49,7 @@ def test_a_machine_half_as_fast_takes_twice_as_long() -> None:
     assert ROUND.scaled(2).decode(300) == pytest.approx(6)
 
 
-def test_a_profile_of_ones_own(tmp_path: Path) -> None:
+def test_a_users_own_profile_file_is_loaded(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(f"[anything]\n{GOOD}")
     assert load(str(path)) == Profile(c_s=1, a_s_per_token=2, b_s_per_token2=3, decode_s_per_token=4)
@@ -70,7 +70,7 @@ def test_a_profile_of_ones_own(tmp_path: Path) -> None:
         ("[one\n", "cannot read the profile"),
     ],
 )
-def test_a_file_that_is_wrong_is_named_with_what_is_wrong(tmp_path: Path, text: str, says: str) -> None:
+def test_an_invalid_file_is_reported_with_the_reason(tmp_path: Path, text: str, says: str) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(text)
     with pytest.raises(ValueError, match=r"mine\.toml") as wrong:
@@ -78,11 +78,11 @@ def test_a_file_that_is_wrong_is_named_with_what_is_wrong(tmp_path: Path, text: 
     assert says in str(wrong.value)
 
 
-def test_a_file_that_is_not_there() -> None:
+def test_a_missing_file_is_reported() -> None:
     with pytest.raises(ValueError, match=r"cannot read the profile nowhere\.toml.*No such file"):
         load("nowhere.toml")
 
 
-def test_an_unknown_name_is_answered_with_those_there_are() -> None:
+def test_an_unknown_name_is_answered_with_the_known_names() -> None:
     with pytest.raises(ValueError, match=r"no profile 'gpt'.*gemma-4-26b-bf16 or gemma-4-26b-nvfp4.*\.toml"):
         load("gpt")

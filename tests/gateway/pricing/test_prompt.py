@@ -1,4 +1,4 @@
-"""A prompt's size and the names of its beginnings: two share a name if, and only if, they are one text up to there."""
+"""A prompt's size and the names of its prefixes: two prompts share a name exactly when they are equal up to there."""
 
 from collections.abc import Callable
 from itertools import pairwise, takewhile
@@ -35,7 +35,7 @@ def text(data: bytes) -> Prompt:
 def shared(one: Prompt, other: Prompt) -> PromptSize:
     """The longest beginning that both have a name for."""
     both = zip(one.prefixes, other.prefixes, strict=False)
-    links = list(takewhile(lambda pair: pair[0].digest == pair[1].digest, both))
+    links = list(takewhile(lambda links: links[0].digest == links[1].digest, both))
     return links[-1][0].size if links else PromptSize()
 
 
@@ -43,7 +43,7 @@ def shared(one: Prompt, other: Prompt) -> PromptSize:
 
 
 @given(st.text(max_size=200))
-def test_every_byte_is_of_one_kind(written: str) -> None:
+def test_every_byte_counts_in_exactly_one_class(written: str) -> None:
     data = written.encode("utf-8", "surrogatepass")
     size = text_size(data)
     assert size.text_bytes == len(data)
@@ -51,20 +51,20 @@ def test_every_byte_is_of_one_kind(written: str) -> None:
     assert size.words == sum(each.isalpha() or each in " \t\n\r\v\f" for each in written if ord(each) < 128)
 
 
-def test_of_the_kinds() -> None:
+def test_bytes_are_classified() -> None:
     assert text_size(b"def f(x): return 2") == PromptSize(words=14, marks=4)
     assert text_size("Grüße, 日本".encode()) == PromptSize(words=4, marks=1, wide=10)
 
 
 @given(st.lists(st.binary(max_size=3000), max_size=5))
-def test_a_prompt_is_as_large_as_its_parts(parts: list[bytes]) -> None:
+def test_a_prompts_size_is_the_sum_of_its_parts(parts: list[bytes]) -> None:
     prompt = read(*(message(part) for part in parts))
     assert prompt.size == PromptSize(*map(sum, zip(PromptSize(), *map(text_size, parts), strict=True)))._replace(
         messages=len(parts)
     )
     assert prompt.prefixes[-1].size == prompt.size
-    for prefix, longer in pairwise(prompt.prefixes):
-        assert min(longer.size.minus(prefix.size)) >= 0
+    for link, longer in pairwise(prompt.prefixes):
+        assert min(longer.size.minus(link.size)) >= 0
 
 
 def test_sizes_add_up() -> None:
@@ -86,16 +86,14 @@ MESSAGES = st.lists(st.tuples(SHORT, st.sampled_from(["user", "assistant", "syst
 
 
 @given(MESSAGES, MESSAGES, MESSAGES)
-def test_short_messages_share_a_name_if_they_are_the_same_up_to_there(
+def test_short_messages_share_a_prefix_name_exactly_when_equal_up_to_there(
     begin: list[tuple[bytes, str]], one: list[tuple[bytes, str]], other: list[tuple[bytes, str]]
 ) -> None:
     first = read(*(message(*each) for each in [*begin, *one, (b"end", "user")]))
     second = read(*(message(*each) for each in [*begin, *other, (b"end", "user")]))
     same = len(list(takewhile(lambda pair: pair[0] == pair[1], zip([*begin, *one], [*begin, *other], strict=False))))
-    names = {prefix.digest: number for number, prefix in enumerate(first.prefixes)}
-    in_common = [
-        (names[prefix.digest], number) for number, prefix in enumerate(second.prefixes) if prefix.digest in names
-    ]
+    names = {link.digest: number for number, link in enumerate(first.prefixes)}
+    in_common = [(names[link.digest], number) for number, link in enumerate(second.prefixes) if link.digest in names]
     if one == other:
         same += 1
     assert in_common == [(number, number) for number in range(same)]
@@ -103,7 +101,7 @@ def test_short_messages_share_a_name_if_they_are_the_same_up_to_there(
 
 @settings(max_examples=50)
 @given(st.integers(0, 200_000), st.integers(1, 5000), st.integers(1, 5000))
-def test_texts_share_what_they_have_in_common_to_within_a_stride(common: int, one: int, other: int) -> None:
+def test_long_texts_share_prefix_names_to_within_a_stride(common: int, one: int, other: int) -> None:
     begin = b"a" * common
     size = shared(text(begin + b"b" * one), text(begin + b"c" * other))
     assert size.text_bytes <= common
@@ -111,7 +109,7 @@ def test_texts_share_what_they_have_in_common_to_within_a_stride(common: int, on
 
 
 @given(st.lists(st.integers(0, 3000), max_size=6), st.integers(0, 9000))
-def test_how_a_text_is_told_does_not_matter(cuts: list[int], length: int) -> None:
+def test_prefix_names_do_not_depend_on_how_a_text_is_chunked(cuts: list[int], length: int) -> None:
     data = bytes(number % 251 for number in range(length))
     at = [0, *sorted(min(cut, length) for cut in cuts), length]
     pieces = [data[begin:end] for begin, end in pairwise(at)]
@@ -119,7 +117,7 @@ def test_how_a_text_is_told_does_not_matter(cuts: list[int], length: int) -> Non
     assert parts == text(data)
 
 
-def test_a_name_is_due_as_far_from_the_begin_whatever_messages_come_before() -> None:
+def test_prefix_names_are_placed_by_distance_from_the_start_of_the_message() -> None:
     """A document that follows upon another question is another prompt from there on."""
     document = b"d" * 20 * STRIDE
     prompt = read(message(b"Be brief.", "system"), message(document + b"What is it?"))
@@ -130,13 +128,13 @@ def test_a_name_is_due_as_far_from_the_begin_whatever_messages_come_before() -> 
 
 
 @pytest.mark.parametrize(("one", "other"), [((b"m",), (b"n",)), ((b"ab", b"c"), (b"a", b"bc")), ((b"m",), (b"m", b""))])
-def test_what_the_engine_keeps_apart_shares_nothing(one: tuple[bytes, ...], other: tuple[bytes, ...]) -> None:
+def test_another_salt_or_model_shares_no_prefix_name(one: tuple[bytes, ...], other: tuple[bytes, ...]) -> None:
     hello = message(b"hello" * STRIDE)
     assert shared(read(hello, seed=one), read(hello, seed=one)).messages == 1
     assert shared(read(hello, seed=one), read(hello, seed=other)) == PromptSize()
 
 
-def test_equal_images_are_equal_and_others_are_not() -> None:
+def test_images_share_prefix_names_exactly_when_equal() -> None:
     def image(data: bytes) -> Prompt:
         return read(lambda reader: reader.role("user"), lambda reader: reader.media(data, 256))
 
@@ -144,23 +142,23 @@ def test_equal_images_are_equal_and_others_are_not() -> None:
     assert shared(image(b"a cat"), image(b"a dog")) == PromptSize()
 
 
-def test_before_an_answer_the_prompt_says_so() -> None:
+def test_prefix_names_before_an_answer_are_marked() -> None:
     prompt = read(message(b"Why?"), message(b"Because.", "assistant"), message(b"Oh."))
     assert [prefix.answered for prefix in prompt.prefixes] == [True, False, False]
     assert not any(prefix.answered for prefix in read(message(b"Sure:", "assistant")).prefixes)
 
 
-def test_nothing_is_a_prompt_too() -> None:
+def test_an_empty_prompt_is_accepted() -> None:
     prompt = read()
     assert prompt.size == PromptSize()
     assert len(prompt.prefixes) == 1
 
 
-def test_the_largest_body_has_hundreds_of_names() -> None:
+def test_the_number_of_prefix_names_is_bounded() -> None:
     chain = text(b"x" * (64 << 20)).prefixes
     assert STRIDES_BEFORE_GROWTH < len(chain) < 8 * STRIDES_BEFORE_GROWTH
-    assert all(len(prefix.digest) == len(chain[0].digest) for prefix in chain)
+    assert all(len(link.digest) == len(chain[0].digest) for link in chain)
 
 
-def test_nothing_of_a_text_is_kept() -> None:
+def test_prefix_names_contain_no_text() -> None:
     assert b"a secret" not in repr(text(b"a secret" * 1000)).encode()

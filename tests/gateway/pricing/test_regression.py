@@ -1,4 +1,4 @@
-"""Coefficients from samples: near with a few, not moved by wrong ones, never absurd, and bounded in what is kept."""
+"""Fitting coefficients: accurate with few samples, robust to outliers, never absurd, bounded in memory."""
 
 from math import isfinite
 from random import Random
@@ -43,7 +43,7 @@ def worst(regression: Regression, factor: float = 1.0) -> float:
 # What it learns.
 
 
-def test_to_begin_with_it_is_what_was_believed() -> None:
+def test_without_samples_the_fit_is_the_prior() -> None:
     regression = start()
     assert regression.theta == pytest.approx([2 * theta for theta in TRUE])
     assert regression.at(row(1000)) == pytest.approx(2 * true(1000))
@@ -51,29 +51,29 @@ def test_to_begin_with_it_is_what_was_believed() -> None:
 
 @pytest.mark.parametrize("factor", [0.5, 2.0])
 @pytest.mark.parametrize("seed", range(5))
-def test_a_start_that_is_twofold_off_is_made_good(factor: float, seed: int) -> None:
+def test_a_prior_that_is_off_by_a_factor_of_two_is_corrected(factor: float, seed: int) -> None:
     assert worst(start(factor)) >= 0.5
     assert worst(taught(start(factor), Random(seed), 20)) <= 0.12
     assert worst(taught(start(factor), Random(seed), 100)) <= 0.06
 
 
-def test_exact_samples_are_learned_to_within_what_is_believed_of_the_start() -> None:
+def test_exact_samples_are_fitted_up_to_the_weight_of_the_prior() -> None:
     assert worst(taught(start(), Random(1), 100, noise=0.0)) <= 0.01
 
 
-def test_a_start_of_another_shape_is_made_good() -> None:
+def test_a_prior_of_another_shape_is_corrected() -> None:
     """A machine whose attention is four times as dear as the profile says, and its constant a third."""
     regression = Regression((3 * TRUE[0], TRUE[1], TRUE[2] / 4))
     assert worst(taught(regression, Random(1), 100)) <= 0.1
 
 
-def test_a_column_that_starts_at_0_is_learned_too() -> None:
+def test_a_coefficient_with_prior_0_is_learned() -> None:
     regression = taught(Regression((*TRUE[:2], 0.0)), Random(1), 100)
     assert worst(regression) <= 0.1
     assert regression.theta[2] > 0
 
 
-def test_samples_of_one_size_scale_the_whole() -> None:
+def test_samples_of_one_size_scale_the_whole_curve() -> None:
     """Nothing was seen of others: they are taken to be off as these are."""
     regression = start()
     for _ in range(30):
@@ -81,7 +81,7 @@ def test_samples_of_one_size_scale_the_whole() -> None:
     assert worst(regression) <= 0.1
 
 
-def test_long_ones_are_not_forgotten_for_many_short_ones() -> None:
+def test_long_samples_are_kept_among_many_short_ones() -> None:
     regression = taught(start(), Random(1), 40)
     random = Random(2)
     for _ in range(2000):
@@ -92,7 +92,7 @@ def test_long_ones_are_not_forgotten_for_many_short_ones() -> None:
 
 @pytest.mark.parametrize("drift", [1 / 1.5, 1.5])
 @pytest.mark.parametrize("seed", range(3))
-def test_a_machine_that_has_become_slower_is_followed(drift: float, seed: int) -> None:
+def test_the_fit_follows_a_machine_that_became_slower(drift: float, seed: int) -> None:
     """Or faster: most of it within 60 samples, whichever they are, and all of it within 120."""
     random = Random(seed)
     regression = taught(start(1.0), random, 60)
@@ -102,7 +102,7 @@ def test_a_machine_that_has_become_slower_is_followed(drift: float, seed: int) -
     assert worst(regression, drift) <= 0.12
 
 
-def test_where_one_would_be_below_0_the_others_are_fitted_without_it() -> None:
+def test_a_negative_coefficient_is_fixed_at_0_and_the_others_are_refitted() -> None:
     """Seconds that grow ever slower, which no square does: the best line is left."""
     regression = start(1.0)
     for tokens in sizes(Random(1), 200):
@@ -118,7 +118,7 @@ def test_where_one_would_be_below_0_the_others_are_fitted_without_it() -> None:
 @pytest.mark.parametrize("factor", [0.5, 2.0])
 @pytest.mark.parametrize("wrong", [10.0, 100.0, 1e6, 0.1, 1e-3])
 @pytest.mark.parametrize("seed", range(3))
-def test_a_quarter_of_samples_that_are_wrong_move_little(factor: float, wrong: float, seed: int) -> None:
+def test_a_quarter_of_wrong_samples_moves_the_fit_little(factor: float, wrong: float, seed: int) -> None:
     """In any order, and the first ones among them."""
     random = Random(seed)
     marks = [True] * 10 + [False] * 30
@@ -129,7 +129,7 @@ def test_a_quarter_of_samples_that_are_wrong_move_little(factor: float, wrong: f
     assert worst(regression) <= 0.15
 
 
-def test_a_first_sample_that_is_wrong_moves_little() -> None:
+def test_a_wrong_first_sample_moves_the_fit_little() -> None:
     """An engine compiles at its first prompt."""
     regression = start(1.0)
     regression.observe(row(1000), 50 * true(1000))
@@ -138,7 +138,7 @@ def test_a_first_sample_that_is_wrong_moves_little() -> None:
     assert worst(regression) <= 0.2
 
 
-def test_one_that_is_right_is_not_forgotten_for_one_that_is_wrong() -> None:
+def test_wrong_samples_do_not_evict_right_ones() -> None:
     regression = taught(start(), Random(1), 100)
     before = regression.theta
     regression.observe(row(25_000), 1000 * true(25_000))
@@ -147,7 +147,7 @@ def test_one_that_is_right_is_not_forgotten_for_one_that_is_wrong() -> None:
 
 @settings(max_examples=30)
 @given(st.data())
-def test_wherever_the_wrong_ones_come_the_curve_stays(data: st.DataObject) -> None:
+def test_outliers_at_any_position_do_not_move_the_curve(data: st.DataObject) -> None:
     random = Random(1)
     right = [(tokens, random.gauss(1, 0.05)) for tokens in sizes(random, 30)]
     wrong = data.draw(
@@ -173,7 +173,7 @@ EVERYDAY = st.floats(1e-6, 1e6)
         max_size=60,
     ),
 )
-def test_no_coefficient_is_below_0_or_no_number(
+def test_coefficients_are_finite_and_not_negative(
     begin: tuple[float, float, float], samples: list[tuple[tuple[float, float, float], float]]
 ) -> None:
     regression = Regression(begin)
@@ -185,7 +185,7 @@ def test_no_coefficient_is_below_0_or_no_number(
         assert all(isfinite(theta) and theta >= 0 for theta in regression.theta)
 
 
-def test_what_is_kept_is_bounded_and_no_sample_is_older_than_it_need_be() -> None:
+def test_the_number_and_age_of_kept_samples_is_bounded() -> None:
     regression, random = start(), Random(1)
     for _ in range(3000):
         tokens = random.randint(64, 25_000)
@@ -198,7 +198,7 @@ def test_what_is_kept_is_bounded_and_no_sample_is_older_than_it_need_be() -> Non
     ] > 3000 - 2 * KEPT_PER_MAGNITUDE * magnitudes
 
 
-def test_how_far_off_it_is_on_what_was_seen() -> None:
+def test_the_error_on_kept_samples_is_reported() -> None:
     regression = start(1.0)
     for _ in range(10):
         for off in (0.8, 1.0, 1.25):

@@ -1,4 +1,4 @@
-"""Bytes into tokens: the start value, what is learned, and what is not believed."""
+"""Estimating tokens from bytes: the prior, learning, and rejecting implausible counts."""
 
 from math import isfinite
 from random import Random
@@ -23,13 +23,13 @@ def taught(estimator: TokenEstimator, ratio: float, *tokens: int) -> TokenEstima
     return estimator
 
 
-def test_english_to_begin_with() -> None:
+def test_the_prior_is_english_text() -> None:
     assert TokenEstimator().tokens(PromptSize(words=4000)) == pytest.approx(4000 / BYTES_PER_TOKEN)
     assert TokenEstimator().tokens(PromptSize(words=4000)) == pytest.approx(1000)
     assert TokenEstimator(3.2).bytes_per_token == pytest.approx(3.2)
 
 
-def test_other_text_has_more_tokens_and_so_has_a_message() -> None:
+def test_other_scripts_and_message_templates_add_tokens() -> None:
     estimator = TokenEstimator()
     assert (
         estimator.tokens(PromptSize(marks=4000))
@@ -39,24 +39,24 @@ def test_other_text_has_more_tokens_and_so_has_a_message() -> None:
     assert estimator.tokens(PromptSize(words=4000, messages=3)) == pytest.approx(1000 + 3 * TOKENS_PER_MESSAGE)
 
 
-def test_what_is_counted_is_not_guessed() -> None:
+def test_counted_tokens_are_used_unchanged() -> None:
     assert TokenEstimator().tokens(PromptSize(tokens=123)) == 123
     assert TokenEstimator().tokens(PromptSize(words=40, tokens=256)) == pytest.approx(266)
     assert TokenEstimator().tokens(PromptSize()) == 0
 
 
 @pytest.mark.parametrize("ratio", [2.0, 3.2, 5.0])
-def test_a_few_answers_teach_the_vocabulary(ratio: float) -> None:
+def test_a_few_answers_are_enough_to_learn_the_vocabulary(ratio: float) -> None:
     assert taught(TokenEstimator(), ratio, *[500] * 10).bytes_per_token == pytest.approx(ratio, rel=0.03)
     assert taught(TokenEstimator(), ratio, *[500] * 100).bytes_per_token == pytest.approx(ratio, rel=0.01)
 
 
-def test_one_answer_alone_teaches_little() -> None:
+def test_one_answer_alone_changes_little() -> None:
     """It may be the one that is wrong."""
     assert taught(TokenEstimator(), 1.0, 25_000).bytes_per_token == pytest.approx(4.0, rel=0.4)
 
 
-def test_what_changed_is_learned_anew() -> None:
+def test_a_changed_vocabulary_is_learned_again() -> None:
     estimator = taught(TokenEstimator(), 5.0, *[1000] * 1000)
     assert taught(estimator, 2.5, *[1000] * 40).bytes_per_token == pytest.approx(2.5, rel=0.05)
 
@@ -70,7 +70,7 @@ def mixed(random: Random) -> PromptSize:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_prose_code_and_other_scripts_are_told_apart(seed: int) -> None:
+def test_prose_code_and_other_scripts_have_their_own_rates(seed: int) -> None:
     """Each has its bytes a token, and each message what the template adds; a text's own varies by a few percent."""
     random, estimator = Random(seed), TokenEstimator()
 
@@ -96,14 +96,14 @@ def test_prose_code_and_other_scripts_are_told_apart(seed: int) -> None:
         (PromptSize(), 5),
     ],
 )
-def test_what_cannot_be_true_teaches_nothing(size: PromptSize, tokens: int) -> None:
+def test_impossible_counts_are_not_learned_from(size: PromptSize, tokens: int) -> None:
     estimator = TokenEstimator()
     for _ in range(20):
         estimator.learn(size, tokens)
     assert estimator.bytes_per_token == pytest.approx(BYTES_PER_TOKEN)
 
 
-def test_which_counts_can_be_true() -> None:
+def test_plausible_counts_are_bounded() -> None:
     estimator = TokenEstimator()
     size = PromptSize(words=1600, tokens=256, messages=1)
     assert estimator.min_tokens(size) == 356
@@ -119,9 +119,7 @@ SIZES = st.builds(PromptSize, COUNTS, COUNTS, COUNTS, st.integers(0, 1000), st.i
 
 @settings(max_examples=50)
 @given(st.lists(st.tuples(SIZES, st.integers(-5, 10**7)), max_size=30), SIZES)
-def test_whatever_is_said_a_guess_is_a_number_of_tokens(
-    samples: list[tuple[PromptSize, int]], size: PromptSize
-) -> None:
+def test_every_estimate_is_a_valid_number_of_tokens(samples: list[tuple[PromptSize, int]], size: PromptSize) -> None:
     estimator = TokenEstimator()
     for each, tokens in samples:
         estimator.learn(each, tokens)

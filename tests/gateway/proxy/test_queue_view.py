@@ -1,5 +1,6 @@
-"""What people may know of the queue: their own place and time, an admin everybody's; and that no promise is broken
-on purpose: deadlines that cannot be met are refused at once, with the time to come back."""
+"""What `/queue` shows: callers see their own place and time, an admin sees everyone. Requests with an unreachable
+deadline are refused at once with a time to retry.
+"""
 
 import json
 from typing import Any
@@ -35,7 +36,7 @@ def house(engine: ScriptedEngine, start_gateway: StartGateway) -> RunningGateway
     return gateway
 
 
-def test_an_admin_sees_everybody(house: RunningGateway) -> None:
+def test_an_admin_sees_every_entry(house: RunningGateway) -> None:
     seen = look(house)
     assert (seen["waiting"], seen["running"]) == (3, 1)
     rows = seen["requests"]
@@ -53,7 +54,7 @@ def test_an_admin_sees_everybody(house: RunningGateway) -> None:
     house.leave_all()
 
 
-def test_others_see_their_own_and_how_many_there_are(house: RunningGateway) -> None:
+def test_other_callers_see_their_own_entries_and_the_total(house: RunningGateway) -> None:
     seen = look(house, x_openwebui_user_id="ben")
     assert (seen["waiting"], seen["running"]) == (3, 1)
     assert [row["flow"] for row in seen["requests"]] == ["you"]
@@ -62,13 +63,13 @@ def test_others_see_their_own_and_how_many_there_are(house: RunningGateway) -> N
 
 
 @pytest.mark.parametrize("headers", [{}, {"x_openwebui_user_id": "ben"}, {"accept": "text/html"}])
-def test_nobody_sees_a_text(house: RunningGateway, headers: dict[str, str]) -> None:
+def test_no_prompt_text_is_shown(house: RunningGateway, headers: dict[str, str]) -> None:
     sent = {name.replace("_", "-"): value for name, value in headers.items()}
     assert SECRET not in house.read("/queue", sent)
     house.leave_all()
 
 
-def test_a_browser_gets_a_page(house: RunningGateway) -> None:
+def test_a_browser_gets_an_html_page(house: RunningGateway) -> None:
     text = house.read("/queue", {"accept": "text/html,application/xhtml+xml"})
     assert text.startswith("<!doctype html>")
     assert "3 waiting, 1 running" in text
@@ -76,7 +77,7 @@ def test_a_browser_gets_a_page(house: RunningGateway) -> None:
     house.leave_all()
 
 
-def test_a_name_on_the_page_is_text(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
+def test_names_on_the_page_are_escaped(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
     gateway = start_gateway(engine.url)
     gateway.ask(chat(user="<script>alert(1)</script>"))
     call = engine.asked()
@@ -84,12 +85,12 @@ def test_a_name_on_the_page_is_text(engine: ScriptedEngine, start_gateway: Start
     call.answer()
 
 
-def test_an_empty_queue_says_so(gateway: RunningGateway) -> None:
+def test_an_empty_queue_is_reported_as_empty(gateway: RunningGateway) -> None:
     wait_until(lambda: look(gateway) == {"waiting": 0, "running": 0, "requests": []})
     assert "None of your requests" in gateway.read("/queue", {"accept": "text/html"})
 
 
-def test_a_deadline_that_cannot_be_met_is_refused_with_the_time_to_come_back(house: RunningGateway) -> None:
+def test_an_unreachable_deadline_is_refused_with_retry_after(house: RunningGateway) -> None:
     refused = house.post(chat(user="cem"), headers={"x-fairlane-deadline": "1"})
     assert refused.status_code == 429
     assert refused.json()["error"]["code"] == "deadline_unreachable"
@@ -98,7 +99,7 @@ def test_a_deadline_that_cannot_be_met_is_refused_with_the_time_to_come_back(hou
     house.leave_all()
 
 
-def test_a_deadline_that_can_be_met_waits(house: RunningGateway) -> None:
+def test_a_reachable_deadline_is_queued(house: RunningGateway) -> None:
     house.ask(chat(user="cem"), headers={"x-fairlane-deadline": "3000"})
     house.wait_queued(4)
     house.leave_all()

@@ -1,4 +1,4 @@
-"""Prefill in slices, at real sockets: what the engine is sent, when, and what becomes of it when something fails."""
+"""Sliced prefill through a running gateway: what the engine is sent and when, and what happens when something fails."""
 
 import json
 from collections.abc import Sequence
@@ -25,10 +25,10 @@ TOKENS = 12_000
 
 def ends() -> tuple[int, int]:
     """Of the first two slices."""
-    slices = SlicePlan(Slicer(Slicing(), CostModel(PROFILE)), TOKENS)
-    first = slices.end
-    slices.go_on(0.0, company=True)
-    return first, slices.end
+    plan = SlicePlan(Slicer(Slicing(), CostModel(PROFILE)), TOKENS)
+    first = plan.end
+    plan.advance(0.0, contended=True)
+    return first, plan.end
 
 
 FIRST, SECOND = ends()
@@ -94,7 +94,7 @@ def whole(asked: PendingRequest) -> None:
     assert asked.read().endswith(DONE)
 
 
-def test_a_long_prompt_goes_as_growing_prefixes_and_its_request_last(
+def test_a_long_prompt_is_sent_as_growing_prefixes_and_then_as_the_request(
     engine: ScriptedEngine, gateway: RunningGateway
 ) -> None:
     body = long(temperature=0.3, max_tokens=9, cache_salt="s", priority=3, seed=5)
@@ -126,7 +126,7 @@ def test_a_long_prompt_goes_as_growing_prefixes_and_its_request_last(
     nothing_is_held(gateway)
 
 
-def test_short_prompts_go_between_slices_and_other_long_ones_wait(
+def test_short_prompts_run_between_slices_while_other_long_ones_wait(
     engine: ScriptedEngine, gateway: RunningGateway
 ) -> None:
     asked = gateway.ask(long(), TEXT)
@@ -150,7 +150,7 @@ def test_short_prompts_go_between_slices_and_other_long_ones_wait(
     nothing_is_held(gateway)
 
 
-def test_a_much_shorter_one_passes_at_the_next_gap(engine: ScriptedEngine, gateway: RunningGateway) -> None:
+def test_a_much_shorter_long_prompt_passes_at_the_next_gap(engine: ScriptedEngine, gateway: RunningGateway) -> None:
     asked = gateway.ask(long(tokens=40_000 - 8000), TEXT)
     first = engine.asked()
     shorter = gateway.ask(long(500_000, tokens=3000), TEXT)
@@ -166,7 +166,9 @@ def test_a_much_shorter_one_passes_at_the_next_gap(engine: ScriptedEngine, gatew
     nothing_is_held(gateway)
 
 
-def test_charged_and_told_is_the_prefill_of_the_whole(engine: ScriptedEngine, start: Start, tmp_path: Path) -> None:
+def test_the_charge_and_the_reported_cost_are_those_of_the_whole_prefill(
+    engine: ScriptedEngine, start: Start, tmp_path: Path
+) -> None:
     file = tmp_path / "spans.jsonl"
     gateway = start(trace_file=file)
     asked = gateway.ask(long(), TEXT)
@@ -188,7 +190,9 @@ def test_charged_and_told_is_the_prefill_of_the_whole(engine: ScriptedEngine, st
     assert server["fairlane.charged_s"] >= server["fairlane.true.prefill_s"]
 
 
-def test_who_leaves_between_slices_costs_nothing_more(engine: ScriptedEngine, gateway: RunningGateway) -> None:
+def test_a_client_that_leaves_between_slices_costs_nothing_more(
+    engine: ScriptedEngine, gateway: RunningGateway
+) -> None:
     asked = gateway.ask(long(), TEXT)
     call = engine.asked()
     asked.leave()
@@ -199,7 +203,7 @@ def test_who_leaves_between_slices_costs_nothing_more(engine: ScriptedEngine, ga
 
 
 @pytest.mark.parametrize("fault", ["500", "hang up", "no json"])
-def test_a_slice_that_fails_leaves_the_rest_to_the_request(
+def test_after_a_failed_slice_the_request_is_sent_whole(
     engine: ScriptedEngine, gateway: RunningGateway, fault: str
 ) -> None:
     asked = gateway.ask(long(), TEXT)
@@ -222,7 +226,7 @@ def test_a_slice_that_fails_leaves_the_rest_to_the_request(
     nothing_is_held(gateway)
 
 
-def test_slices_that_find_nothing_are_no_longer_cut(engine: ScriptedEngine, gateway: RunningGateway) -> None:
+def test_slicing_stops_when_slices_miss_the_cache(engine: ScriptedEngine, gateway: RunningGateway) -> None:
     for first in (1, 100_000):
         asked = gateway.ask(long(first), TEXT)
         slices(engine, [0, 0])  # the second one finds nothing, and nobody tries a third
@@ -260,7 +264,7 @@ def test_an_engine_without_a_prefix_cache_gets_no_slices(engine: ScriptedEngine,
     ],
     ids=["prompt_logprobs", "echo", "two prompts"],
 )
-def test_what_the_cache_does_not_serve_is_not_cut(
+def test_prompts_that_the_cache_does_not_serve_are_not_sliced(
     engine: ScriptedEngine, gateway: RunningGateway, body: dict[str, Any]
 ) -> None:
     asked = gateway.ask(body, TEXT)
@@ -270,13 +274,13 @@ def test_what_the_cache_does_not_serve_is_not_cut(
     asked.read()
 
 
-def test_a_small_cache_is_not_asked_to_keep_a_beginning(engine: ScriptedEngine, start: Start) -> None:
+def test_prompts_that_a_small_cache_cannot_hold_are_not_sliced(engine: ScriptedEngine, start: Start) -> None:
     engine.metrics = (
         b"vllm:num_requests_running 0\n"
         b'vllm:cache_config_info{block_size="16",kv_cache_size_tokens="12500",enable_prefix_caching="True"} 1\n'
     )
     gateway = start()
-    wait_until(lambda: gateway.gateway.parts.cost_model.prefixes.capacity == 12_500)
+    wait_until(lambda: gateway.gateway.core.cost_model.prefixes.capacity == 12_500)
     asked = gateway.ask(long(), TEXT)
     only = engine.asked()
     assert only.json["stream"]
@@ -284,7 +288,7 @@ def test_a_small_cache_is_not_asked_to_keep_a_beginning(engine: ScriptedEngine, 
     whole(asked)
 
 
-def test_switched_off_it_is_off(engine: ScriptedEngine, start: Start) -> None:
+def test_slicing_can_be_switched_off(engine: ScriptedEngine, start: Start) -> None:
     gateway = start(slicing=False)
     asked = gateway.ask(long(), TEXT)
     only = engine.asked()
@@ -293,7 +297,7 @@ def test_switched_off_it_is_off(engine: ScriptedEngine, start: Start) -> None:
     whole(asked)
 
 
-def test_a_chat_is_cut_by_the_tokens_that_the_engine_says(engine: ScriptedEngine, gateway: RunningGateway) -> None:
+def test_a_chat_is_sliced_by_the_engines_tokens(engine: ScriptedEngine, gateway: RunningGateway) -> None:
     body = chat("word " * 9000, stream=True, tools=[{"type": "function", "function": {"name": "f"}}])
     asked = gateway.ask(body)
     question = engine.asked()
@@ -310,7 +314,7 @@ def test_a_chat_is_cut_by_the_tokens_that_the_engine_says(engine: ScriptedEngine
     whole(asked)
 
 
-def test_an_unstreamed_request_is_cut_too(engine: ScriptedEngine, gateway: RunningGateway) -> None:
+def test_an_unstreamed_request_is_sliced_too(engine: ScriptedEngine, gateway: RunningGateway) -> None:
     asked = gateway.ask(long(stream=False), TEXT)
     slices(engine, [0, FIRST])
     last = engine.asked()
@@ -320,7 +324,7 @@ def test_an_unstreamed_request_is_cut_too(engine: ScriptedEngine, gateway: Runni
     nothing_is_held(gateway)
 
 
-def test_who_decodes_has_the_engine_between_slices(engine: ScriptedEngine, start: Start) -> None:
+def test_decoding_requests_have_the_engine_between_slices(engine: ScriptedEngine, start: Start) -> None:
     gateway = start(long_share=0.01)
     short = gateway.ask(chat(stream=True))
     decoding = engine.asked()
@@ -339,9 +343,7 @@ def test_who_decodes_has_the_engine_between_slices(engine: ScriptedEngine, start
     whole(asked)
 
 
-def test_a_cache_that_is_warmer_than_was_known_is_no_charge(
-    engine: ScriptedEngine, start: Start, tmp_path: Path
-) -> None:
+def test_unexpected_cache_hits_lower_the_charge(engine: ScriptedEngine, start: Start, tmp_path: Path) -> None:
     """As after a restart of the gateway: all of the prompt is there, and each slice finds all of itself."""
     file = tmp_path / "spans.jsonl"
     gateway = start(trace_file=file)
@@ -356,9 +358,7 @@ def test_a_cache_that_is_warmer_than_was_known_is_no_charge(
     assert server["fairlane.true.prefill_s"] == pytest.approx(PER_TOKEN * 16)
 
 
-def test_an_engine_that_takes_no_token_ids_is_not_asked_again_and_again(
-    engine: ScriptedEngine, gateway: RunningGateway
-) -> None:
+def test_slicing_stops_for_an_engine_that_refuses_token_ids(engine: ScriptedEngine, gateway: RunningGateway) -> None:
     for first in (1, 100_000):
         asked = gateway.ask(long(first), TEXT)
         engine.asked().answer(404, {"error": {"message": "no"}})

@@ -31,7 +31,7 @@ def long(tokens: int = 5000, seats: int = 1, cost: float = 1.0) -> Job:
 # The prefill lanes.
 
 
-def test_what_fits_goes_at_once(new_policy: NewPolicy) -> None:
+def test_a_job_that_fits_is_dispatched_at_once(new_policy: NewPolicy) -> None:
     admission, job = Admission(new_policy()), short()
     assert admission.arrive(job) == [job]
     assert (admission.seats, admission.running, admission.waiting("short")) == (1, 1, 0)
@@ -39,7 +39,7 @@ def test_what_fits_goes_at_once(new_policy: NewPolicy) -> None:
     assert admission.held() == {"seats": 1, "kv": 0, "short": 10, "long": 0}
 
 
-def test_each_budget_comes_back_at_its_time(new_policy: NewPolicy) -> None:
+def test_each_budget_is_released_at_its_own_event(new_policy: NewPolicy) -> None:
     admission, job = Admission(new_policy()), short(seats=3)
     admission.arrive(job)
     admission.first_token(job)
@@ -49,14 +49,14 @@ def test_each_budget_comes_back_at_its_time(new_policy: NewPolicy) -> None:
     assert (admission.seats, admission.running) == (0, 0)
 
 
-def test_one_that_ends_before_its_first_token_gives_all_back_at_once(new_policy: NewPolicy) -> None:
+def test_a_job_that_ends_before_its_first_token_releases_everything_at_once(new_policy: NewPolicy) -> None:
     admission, job = Admission(new_policy()), long()
     admission.arrive(job)
     admission.finish(job, 0.0)
     assert (admission.prefill_jobs("long"), admission.prefill_tokens("long"), admission.seats) == (0, 0, 0)
 
 
-def test_short_jobs_prefill_together_up_to_their_tokens(new_policy: NewPolicy) -> None:
+def test_short_jobs_prefill_together_up_to_the_lanes_tokens(new_policy: NewPolicy) -> None:
     admission = Admission(new_policy(), Limits(short_lane_tokens=100))
     first, second, third = short(60), short(40), short(1)
     assert admission.arrive(first) == [first]
@@ -65,7 +65,7 @@ def test_short_jobs_prefill_together_up_to_their_tokens(new_policy: NewPolicy) -
     assert admission.first_token(second) == [third]
 
 
-def test_nobody_passes_the_head_of_their_lane(new_policy: NewPolicy) -> None:
+def test_no_job_passes_the_head_of_its_lane(new_policy: NewPolicy) -> None:
     admission = Admission(new_policy(), Limits(short_lane_tokens=100))
     first, head, small = short(60), short(50), short(10)
     admission.arrive(first)
@@ -74,7 +74,7 @@ def test_nobody_passes_the_head_of_their_lane(new_policy: NewPolicy) -> None:
     assert admission.first_token(first) == [head, small]
 
 
-def test_a_job_larger_than_the_short_lane_goes_alone(new_policy: NewPolicy) -> None:
+def test_a_job_larger_than_the_short_lane_runs_alone(new_policy: NewPolicy) -> None:
     admission = Admission(new_policy(), Limits(short_lane_tokens=100))
     before, large, after = short(1), short(150), short(1)
     admission.arrive(before)
@@ -85,7 +85,7 @@ def test_a_job_larger_than_the_short_lane_goes_alone(new_policy: NewPolicy) -> N
 
 
 @pytest.mark.parametrize("jobs", [1, 2, 3])
-def test_so_many_long_jobs_prefill_at_once(new_policy: NewPolicy, jobs: int) -> None:
+def test_the_number_of_concurrent_long_prefills_is_limited(new_policy: NewPolicy, jobs: int) -> None:
     admission = Admission(new_policy(), Limits(long_lane_jobs=jobs))
     running = [long() for _ in range(jobs)]
     assert [admission.arrive(job) for job in running] == [[job] for job in running]
@@ -94,7 +94,7 @@ def test_so_many_long_jobs_prefill_at_once(new_policy: NewPolicy, jobs: int) -> 
     assert admission.first_token(running[0]) == [waiting]
 
 
-def test_a_full_lane_does_not_hold_the_other(new_policy: NewPolicy) -> None:
+def test_a_full_lane_does_not_block_the_other_lane(new_policy: NewPolicy) -> None:
     admission = Admission(new_policy(), Limits(short_lane_tokens=100))
     admission.arrive(long())
     admission.arrive(long())
@@ -117,7 +117,7 @@ def test_seats_are_held_to_the_end(new_policy: NewPolicy) -> None:
     assert admission.finish(second, 1.0) == [third]
 
 
-def test_a_job_larger_than_all_seats_goes_alone(new_policy: NewPolicy) -> None:
+def test_a_job_larger_than_all_seats_runs_alone(new_policy: NewPolicy) -> None:
     admission = Admission(new_policy(), Limits(max_num_seqs=2))
     before, large, after = short(), short(seats=3), short()
     admission.arrive(before)
@@ -129,7 +129,7 @@ def test_a_job_larger_than_all_seats_goes_alone(new_policy: NewPolicy) -> None:
     assert admission.finish(large, 1.0) == [after]
 
 
-def test_a_head_that_lacks_seats_alone_reserves_those_that_are_free(new_policy: NewPolicy) -> None:
+def test_a_head_that_lacks_only_seats_reserves_the_free_ones(new_policy: NewPolicy) -> None:
     admission = Admission(new_policy(), Limits(max_num_seqs=4))
     one, two, head, small = short(), short(seats=2), long(seats=2), short()
     admission.arrive(one)
@@ -140,7 +140,7 @@ def test_a_head_that_lacks_seats_alone_reserves_those_that_are_free(new_policy: 
     assert admission.finish(two, 1.0) == [small]
 
 
-def test_what_was_reserved_is_free_when_the_head_leaves(new_policy: NewPolicy) -> None:
+def test_a_reservation_is_released_when_the_head_leaves(new_policy: NewPolicy) -> None:
     admission = Admission(new_policy(), Limits(max_num_seqs=4))
     head, small = long(seats=2), short()
     admission.arrive(short(seats=3))
@@ -149,7 +149,7 @@ def test_what_was_reserved_is_free_when_the_head_leaves(new_policy: NewPolicy) -
     assert admission.leave(head) == [small]
 
 
-def test_a_head_whose_lane_is_full_reserves_none_but_has_the_first_claim_after(new_policy: NewPolicy) -> None:
+def test_a_head_with_a_full_lane_reserves_no_seats_but_has_the_first_claim_later(new_policy: NewPolicy) -> None:
     admission = Admission(new_policy(), Limits(max_num_seqs=3))
     busy, head = long(), long(seats=2)
     admission.arrive(busy)
@@ -162,7 +162,7 @@ def test_a_head_whose_lane_is_full_reserves_none_but_has_the_first_claim_after(n
 
 
 @pytest.mark.parametrize("flood", LANES)
-def test_where_seats_are_scarce_the_lanes_take_turns(new_policy: NewPolicy, flood: Lane) -> None:
+def test_the_lanes_alternate_when_seats_are_scarce(new_policy: NewPolicy, flood: Lane) -> None:
     """One seat, and a flood in one lane: whoever comes to the other waits for at most one more of it."""
     admission = Admission(new_policy(), Limits(max_num_seqs=1))
     flooding, lone = (short, long) if flood == "short" else (long, short)
@@ -180,9 +180,7 @@ def test_where_seats_are_scarce_the_lanes_take_turns(new_policy: NewPolicy, floo
 
 
 @pytest.mark.parametrize("flood", LANES)
-def test_a_head_that_needs_every_seat_waits_for_those_inside_and_nobody_else(
-    new_policy: NewPolicy, flood: Lane
-) -> None:
+def test_a_head_that_needs_every_seat_waits_only_for_running_jobs(new_policy: NewPolicy, flood: Lane) -> None:
     """However many come: when all who were in the engine have ended, it goes. Were it passed, it never would."""
     admission = Admission(new_policy(), Limits(max_num_seqs=8, long_lane_jobs=8))
     flooding, wide = (short, long) if flood == "short" else (long, short)
@@ -244,7 +242,7 @@ def test_each_limit_can_be_lowered_and_raised(new_policy: NewPolicy, tight: Limi
     assert admission.finish(second, 1.0) == [third]
 
 
-def test_the_lanes_of_jobs_that_are_there_stay(new_policy: NewPolicy) -> None:
+def test_a_limit_change_keeps_the_lanes_of_existing_jobs(new_policy: NewPolicy) -> None:
     admission, waiting = Admission(new_policy(), Limits(long_prompt_tokens=100)), long(150)
     running = long(150)
     admission.arrive(running)
@@ -257,7 +255,7 @@ def test_the_lanes_of_jobs_that_are_there_stay(new_policy: NewPolicy) -> None:
 # Phases.
 
 
-def test_a_first_token_told_again_changes_nothing(new_policy: NewPolicy) -> None:
+def test_a_repeated_first_token_changes_nothing(new_policy: NewPolicy) -> None:
     admission, job = Admission(new_policy()), short()
     admission.arrive(job)
     admission.first_token(job)
@@ -268,7 +266,7 @@ def test_a_first_token_told_again_changes_nothing(new_policy: NewPolicy) -> None
 # What an unstreamed answer needs to know.
 
 
-def test_predicted_prefill_counts_the_work_ahead(new_policy: NewPolicy) -> None:
+def test_the_predicted_prefill_includes_the_work_ahead(new_policy: NewPolicy) -> None:
     admission = Admission(new_policy())
     first, second, third = short(cost=2.0), long(cost=3.0), short(cost=0.5)
     for job in (first, second):
@@ -280,7 +278,7 @@ def test_predicted_prefill_counts_the_work_ahead(new_policy: NewPolicy) -> None:
     assert admission.ticket(second).predicted_prefill_s == 5.0  # said once, at its dispatch
 
 
-def test_an_empty_engine_has_no_work_ahead_to_the_last_bit(new_policy: NewPolicy) -> None:
+def test_an_empty_engine_has_exactly_zero_work_ahead(new_policy: NewPolicy) -> None:
     admission = Admission(new_policy())
     for _ in range(3):
         jobs = [short(cost=0.1), short(cost=0.2), short(cost=0.3)]

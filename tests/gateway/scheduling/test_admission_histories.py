@@ -1,4 +1,4 @@
-"""Admission in any history, for every policy: a referee that keeps its own books looks on."""
+"""Random histories of admission, for every policy, checked by a referee that keeps its own books."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -454,7 +454,7 @@ class Histories(RuleBasedStateMachine):
 
 
 @every_policy
-def test_any_history(new_policy: NewPolicy) -> None:
+def test_every_rule_holds_in_any_history(new_policy: NewPolicy) -> None:
     class TheirHistories(Histories):
         start = new_policy
         overlaps = 0
@@ -534,7 +534,7 @@ class Flood:
 @every_policy
 @given(limits=limits(), most_slices=st.integers(1, 3), seed=st.integers(0, 2**32), overlap=st.booleans())
 @settings(max_examples=60, deadline=None)
-def test_no_head_waits_for_ever_while_both_lanes_are_flooded(
+def test_no_head_starves_while_both_lanes_are_flooded(
     new_policy: NewPolicy, limits: Limits, most_slices: int, seed: int, overlap: bool
 ) -> None:
     """A head waits for its lane to have room, perhaps for the other lane's turn, and for its seats and cache: what is
@@ -629,7 +629,7 @@ def state(admission: Admission) -> object:
 @every_policy
 @given(before=steps, after=steps)
 @settings(deadline=None)
-def test_a_copy_takes_the_same_decisions(new_policy: NewPolicy, before: list[Step], after: list[Step]) -> None:
+def test_a_copy_makes_the_same_decisions(new_policy: NewPolicy, before: list[Step], after: list[Step]) -> None:
     original, jobs = Admission(new_policy(), SCARCE), list[Job]()
     play(original, jobs, before)
     copy = original.copy()
@@ -641,7 +641,7 @@ def test_a_copy_takes_the_same_decisions(new_policy: NewPolicy, before: list[Ste
 @every_policy
 @given(before=steps, between=steps, after=steps)
 @settings(deadline=None)
-def test_what_happens_to_a_copy_happens_to_nobody_else(
+def test_changes_to_a_copy_do_not_affect_the_original(
     new_policy: NewPolicy, before: list[Step], between: list[Step], after: list[Step]
 ) -> None:
     """Two with the same history, one of them copied in its middle."""

@@ -1,4 +1,4 @@
-"""Cache, and what others do with the engine: what is counted, and who fits."""
+"""Cache and external load: what is counted, and which jobs fit."""
 
 from collections.abc import Callable
 from itertools import count
@@ -28,7 +28,7 @@ def with_cache(new_policy: NewPolicy, kv_tokens: int | None = 100, max_num_seqs:
 # Cache.
 
 
-def test_cache_is_held_from_dispatch_to_the_end(new_policy: NewPolicy) -> None:
+def test_cache_is_reserved_from_dispatch_to_the_end(new_policy: NewPolicy) -> None:
     admission = with_cache(new_policy)
     first, second, third = job(60), job(40), job(1)
     assert admission.arrive(first) == [first]
@@ -41,14 +41,14 @@ def test_cache_is_held_from_dispatch_to_the_end(new_policy: NewPolicy) -> None:
     assert admission.held()["kv"] == 41
 
 
-def test_cache_without_a_limit_is_counted_and_holds_nobody(new_policy: NewPolicy) -> None:
+def test_without_a_cache_limit_reservations_are_counted_and_block_nothing(new_policy: NewPolicy) -> None:
     admission = with_cache(new_policy, kv_tokens=None)
     first, second = job(10**9), job(10**9)
     assert [admission.arrive(first), admission.arrive(second)] == [[first], [second]]
     assert admission.ledger.kv_tokens == 2 * 10**9
 
 
-def test_one_larger_than_the_cache_goes_alone(new_policy: NewPolicy) -> None:
+def test_a_job_larger_than_the_cache_runs_alone(new_policy: NewPolicy) -> None:
     admission = with_cache(new_policy)
     before, large, after = job(1), job(150), job(1)
     admission.arrive(before)
@@ -59,7 +59,7 @@ def test_one_larger_than_the_cache_goes_alone(new_policy: NewPolicy) -> None:
     assert admission.finish(large, 1.0) == [after]
 
 
-def test_one_that_left_unserved_held_none(new_policy: NewPolicy) -> None:
+def test_a_job_that_left_the_queue_held_no_cache(new_policy: NewPolicy) -> None:
     admission = with_cache(new_policy)
     admission.arrive(job(100))
     waiting = job(50)
@@ -68,7 +68,7 @@ def test_one_that_left_unserved_held_none(new_policy: NewPolicy) -> None:
     assert admission.ledger.kv_tokens == 100
 
 
-def test_growth_is_counted_and_nobody_goes_until_there_is_room_again(new_policy: NewPolicy) -> None:
+def test_cache_growth_blocks_dispatch_until_there_is_room_again(new_policy: NewPolicy) -> None:
     admission = with_cache(new_policy)
     growing, other, waiting = job(50), job(20), job(20)
     admission.arrive(growing)
@@ -81,7 +81,7 @@ def test_growth_is_counted_and_nobody_goes_until_there_is_room_again(new_policy:
     assert admission.ledger.kv_tokens == 20
 
 
-def test_one_that_needs_less_than_was_thought_lets_the_next_one_in(new_policy: NewPolicy) -> None:
+def test_a_job_that_needs_less_than_reserved_admits_the_next(new_policy: NewPolicy) -> None:
     admission = with_cache(new_policy)
     shrinking, waiting = job(90), job(50)
     admission.arrive(shrinking)
@@ -91,9 +91,7 @@ def test_one_that_needs_less_than_was_thought_lets_the_next_one_in(new_policy: N
 
 
 @pytest.mark.parametrize("flood", LANES)
-def test_a_head_that_needs_all_the_cache_waits_for_those_inside_and_nobody_else(
-    new_policy: NewPolicy, flood: Lane
-) -> None:
+def test_a_head_that_needs_all_the_cache_waits_only_for_running_jobs(new_policy: NewPolicy, flood: Lane) -> None:
     admission = with_cache(new_policy, kv_tokens=800)
     inside = [job(100, flood) for _ in range(8)]
     for each in inside:
@@ -111,7 +109,7 @@ def test_a_head_that_needs_all_the_cache_waits_for_those_inside_and_nobody_else(
 # All together or not at all.
 
 
-def test_one_that_lacks_one_budget_takes_nothing_of_the_other(new_policy: NewPolicy) -> None:
+def test_a_job_that_lacks_one_budget_takes_none_of_the_other(new_policy: NewPolicy) -> None:
     admission = with_cache(new_policy, max_num_seqs=3)
     wide, full = job(1, seats=2), job(99)
     admission.arrive(wide)
@@ -127,14 +125,14 @@ def test_one_that_lacks_one_budget_takes_nothing_of_the_other(new_policy: NewPol
 
 
 @pytest.mark.parametrize(("scale", "fits"), [(0.5, True), (0.51, False), (1.0, False), (2.0, False)])
-def test_reservations_count_as_the_engine_says_they_are_used(new_policy: NewPolicy, scale: float, fits: bool) -> None:
+def test_reservations_are_scaled_by_the_engines_reported_use(new_policy: NewPolicy, scale: float, fits: bool) -> None:
     admission, waiting = with_cache(new_policy), job(100)
     admission.arrive(job(100))
     assert admission.arrive(waiting) == []
     assert admission.correct(Corrected(kv_scale=scale)) == [waiting] * fits
 
 
-def test_the_cache_of_others_counts_and_comes_back(new_policy: NewPolicy) -> None:
+def test_external_cache_use_is_counted_and_released(new_policy: NewPolicy) -> None:
     admission = with_cache(new_policy)
     waiting = job(30)
     admission.arrive(job(50))
@@ -143,7 +141,7 @@ def test_the_cache_of_others_counts_and_comes_back(new_policy: NewPolicy) -> Non
     assert admission.correct(Corrected(external_kv_tokens=20)) == [waiting]
 
 
-def test_the_seats_of_others_count_and_come_back(new_policy: NewPolicy) -> None:
+def test_external_seats_are_counted_and_released(new_policy: NewPolicy) -> None:
     admission = with_cache(new_policy, max_num_seqs=4)
     waiting = job(0, seats=2)
     admission.arrive(job(0))
@@ -153,7 +151,7 @@ def test_the_seats_of_others_count_and_come_back(new_policy: NewPolicy) -> None:
     assert admission.seats == 3
 
 
-def test_an_engine_that_others_fill_for_ever_never_keeps_the_last_one_out(new_policy: NewPolicy) -> None:
+def test_a_job_is_still_dispatched_to_an_engine_that_others_keep_full(new_policy: NewPolicy) -> None:
     """One of ours is always in it, whatever the metrics say; and what they no longer say no longer counts."""
     admission = with_cache(new_policy, max_num_seqs=4)
     admission.correct(Corrected(kv_scale=1000.0, external_seats=1000, external_kv_tokens=10**9))
@@ -165,7 +163,7 @@ def test_an_engine_that_others_fill_for_ever_never_keeps_the_last_one_out(new_po
     assert admission.correct(Corrected()) == jobs[4:]
 
 
-def test_an_engine_that_is_said_to_be_busy_takes_nothing_from_who_is_in_it(new_policy: NewPolicy) -> None:
+def test_external_load_takes_nothing_from_running_jobs(new_policy: NewPolicy) -> None:
     admission, running = with_cache(new_policy), job(50)
     admission.arrive(running)
     assert admission.correct(Corrected(external_seats=1000, external_kv_tokens=10**9)) == []

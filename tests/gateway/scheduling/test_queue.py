@@ -1,4 +1,4 @@
-"""Who waits: how many may, whose flow is at its cap, and a change of policy under way."""
+"""The queue: its limits, flows at their cap, and changing the policy while jobs wait."""
 
 from collections.abc import Callable
 from itertools import count
@@ -44,7 +44,7 @@ def arrive_all(admission: Admission, *jobs: Job) -> list[Job]:
         (Limits(max_num_seqs=1, max_queued=3, flow_queued=3), Outcome.USER_LIMIT),
     ],
 )
-def test_so_many_may_wait_and_no_more(new_policy: NewPolicy, limits: Limits, outcome: Outcome) -> None:
+def test_the_queue_length_is_limited(new_policy: NewPolicy, limits: Limits, outcome: Outcome) -> None:
     admission, running = Admission(new_policy(), limits), job()
     admission.arrive(running)
     for _ in range(3):
@@ -64,7 +64,7 @@ def test_so_many_may_wait_and_no_more(new_policy: NewPolicy, limits: Limits, out
 
 
 @every_policy
-def test_the_limit_of_one_flow_is_not_that_of_another(new_policy: NewPolicy) -> None:
+def test_the_queue_limit_counts_per_flow(new_policy: NewPolicy) -> None:
     admission = Admission(new_policy(), Limits(max_num_seqs=1, flow_queued=1))
     arrive_all(admission, job("a"), job("a"))
     assert admission.refuses(job("a")) is Outcome.USER_LIMIT
@@ -72,7 +72,7 @@ def test_the_limit_of_one_flow_is_not_that_of_another(new_policy: NewPolicy) -> 
 
 
 @every_policy
-def test_nothing_set_refuses_nothing(new_policy: NewPolicy) -> None:
+def test_without_limits_no_job_is_refused(new_policy: NewPolicy) -> None:
     admission = Admission(new_policy(), Limits(max_num_seqs=1))
     for _ in range(300):
         assert admission.refuses(job(cost=1e9)) is None
@@ -80,7 +80,7 @@ def test_nothing_set_refuses_nothing(new_policy: NewPolicy) -> None:
 
 
 @every_policy
-def test_an_empty_queue_takes_any_job(new_policy: NewPolicy) -> None:
+def test_an_empty_queue_accepts_any_job(new_policy: NewPolicy) -> None:
     """Also while others run; only a limit of none at all refuses it."""
     admission = Admission(new_policy(), Limits(max_num_seqs=1, max_queued_s=0.5, max_queued=1, flow_queued=1))
     admission.arrive(job())
@@ -90,7 +90,7 @@ def test_an_empty_queue_takes_any_job(new_policy: NewPolicy) -> None:
 
 
 @every_policy
-def test_one_that_has_begun_no_longer_counts_as_queued(new_policy: NewPolicy) -> None:
+def test_a_job_that_has_begun_no_longer_counts_as_queued(new_policy: NewPolicy) -> None:
     admission = Admission(new_policy(), Limits(max_num_seqs=1, max_queued=1, flow_queued=1, max_queued_s=1.0))
     sliced, beside = job("a", "long"), job("b")
     admission.arrive(sliced, Slice(10, 0.5))
@@ -101,7 +101,7 @@ def test_one_that_has_begun_no_longer_counts_as_queued(new_policy: NewPolicy) ->
 
 
 @every_policy
-def test_what_waits_in_all_is_counted_in_seconds_to_the_last_bit(new_policy: NewPolicy) -> None:
+def test_queued_seconds_are_summed_exactly(new_policy: NewPolicy) -> None:
     admission = Admission(new_policy(), Limits(max_num_seqs=1, max_queued_s=1.0))
     admission.arrive(running := job())
     waiting = [job(cost=cost) for cost in (0.1, 0.2, 0.3)]
@@ -117,7 +117,7 @@ def test_what_waits_in_all_is_counted_in_seconds_to_the_last_bit(new_policy: New
 
 
 @every_policy
-def test_a_flow_has_so_many_in_the_engine_and_others_pass(new_policy: NewPolicy) -> None:
+def test_others_pass_a_flow_at_its_concurrency_cap(new_policy: NewPolicy) -> None:
     admission = Admission(new_policy(), Limits(flow_in_flight=2))
     first, second, third, fourth, other = job("a"), job("a"), job("a"), job("a"), job("b")
     assert arrive_all(admission, first, second, third, fourth) == [first, second]
@@ -130,7 +130,7 @@ def test_a_flow_has_so_many_in_the_engine_and_others_pass(new_policy: NewPolicy)
 
 
 @every_policy
-def test_other_limits_free_those_who_stand_aside(new_policy: NewPolicy) -> None:
+def test_new_limits_release_jobs_held_by_the_cap(new_policy: NewPolicy) -> None:
     admission = Admission(new_policy(), Limits(flow_in_flight=1))
     jobs = [job() for _ in range(5)]
     assert arrive_all(admission, *jobs) == jobs[:1]
@@ -142,9 +142,7 @@ def test_other_limits_free_those_who_stand_aside(new_policy: NewPolicy) -> None:
 
 @every_policy
 @pytest.mark.parametrize(("own", "for_all"), [(1, None), (1, 3), (2, 1)])
-def test_a_flows_own_cap_counts_instead_of_the_one_for_all(
-    new_policy: NewPolicy, own: int, for_all: int | None
-) -> None:
+def test_a_flows_own_cap_replaces_the_general_cap(new_policy: NewPolicy, own: int, for_all: int | None) -> None:
     admission = Admission(new_policy(), Limits(flow_in_flight=for_all))
     capped = [job("a", flow_in_flight=own) for _ in range(4)]
     others = [job("b") for _ in range(4)]
@@ -162,7 +160,7 @@ def test_a_flows_own_cap_may_be_raised(new_policy: NewPolicy) -> None:
     assert admission.finish(first, 1.0) == [second]
 
 
-def test_a_flows_own_queue_counts_instead_of_the_one_for_all() -> None:
+def test_a_flows_own_queue_limit_replaces_the_general_one() -> None:
     admission = Admission(Fifo(), Limits(max_num_seqs=1, flow_queued=2))
     arrive_all(admission, job("runs"), job("a"), job("b"))
     assert admission.refuses(job("a", flow_queued=1)) is Outcome.USER_LIMIT
@@ -171,7 +169,7 @@ def test_a_flows_own_queue_counts_instead_of_the_one_for_all() -> None:
 
 
 @every_policy
-def test_one_who_stands_aside_may_leave(new_policy: NewPolicy) -> None:
+def test_a_job_held_by_the_cap_may_leave(new_policy: NewPolicy) -> None:
     admission = Admission(new_policy(), Limits(flow_in_flight=1))
     running, leaving, last = job(), job(), job()
     arrive_all(admission, running, leaving, last)
@@ -192,7 +190,7 @@ def served(admission: Admission, jobs: list[Job]) -> list[Job]:
 
 @every_policy
 @given(st.lists(st.sampled_from([0.1, 1.0, 20.0]), min_size=1, max_size=8))
-def test_they_come_back_in_the_policys_order(new_policy: NewPolicy, costs: list[float]) -> None:
+def test_jobs_held_by_the_cap_return_in_the_policys_order(new_policy: NewPolicy, costs: list[float]) -> None:
     """A cap of one serves a flow alone in the order that one seat does."""
     jobs = [Job("a", "short", 10, cost, float(arrival)) for arrival, cost in enumerate(costs)]
     order = served(Admission(new_policy(), Limits(flow_in_flight=1)), jobs)
@@ -200,7 +198,7 @@ def test_they_come_back_in_the_policys_order(new_policy: NewPolicy, costs: list[
     assert len(order) == len(jobs)
 
 
-def test_a_cap_does_not_let_a_swarm_of_agents_bury_their_users_chat() -> None:
+def test_under_a_cap_many_agent_jobs_do_not_delay_their_users_chat() -> None:
     swarm = [Job("a", "short", 10, 1.0, float(arrival), session="agents") for arrival in range(6)]
     chat = Job("a", "short", 10, 1.0, 6.0, session="chat")
     order = served(Admission(POLICIES["fair"](), Limits(flow_in_flight=1)), [*swarm, chat])
@@ -208,7 +206,7 @@ def test_a_cap_does_not_let_a_swarm_of_agents_bury_their_users_chat() -> None:
 
 
 @every_policy
-def test_a_place_under_the_cap_is_for_whichever_lane_has_room(new_policy: NewPolicy) -> None:
+def test_a_place_under_the_cap_goes_to_whichever_lane_has_room(new_policy: NewPolicy) -> None:
     """One of the flow's jobs waits for its lane; the other need not wait for that one."""
     admission = Admission(new_policy(), Limits(flow_in_flight=1))
     busy, running, blocked, free = job("b", "long"), job("a"), job("a", "long"), job("a")
@@ -219,7 +217,7 @@ def test_a_place_under_the_cap_is_for_whichever_lane_has_room(new_policy: NewPol
 
 
 @every_policy
-def test_who_stood_aside_is_not_forgotten_when_the_one_called_back_leaves(new_policy: NewPolicy) -> None:
+def test_the_next_held_job_returns_when_the_returned_one_leaves(new_policy: NewPolicy) -> None:
     admission = Admission(new_policy(), Limits(flow_in_flight=1, max_num_seqs=2))
     running, called, left_over, wide = job("a"), job("a"), job("a"), job("b", seats=2)
     arrive_all(admission, running, called, left_over)
@@ -270,7 +268,7 @@ def test_who_runs_is_settled_by_the_policy_that_dispatched_them() -> None:
 
 @every_policy
 @pytest.mark.parametrize("then", POLICIES.values(), ids=POLICIES)
-def test_in_the_middle_of_everything_nobody_loses_a_place_or_a_permit(new_policy: NewPolicy, then: NewPolicy) -> None:
+def test_a_policy_change_loses_no_place_and_no_permit(new_policy: NewPolicy, then: NewPolicy) -> None:
     limits = Limits(max_num_seqs=3, flow_in_flight=2)
     admission = Admission(new_policy(), limits)
     sliced, prefilling, aside, waiting = job("a", "long"), job("a"), job("a"), job("b", seats=2)
@@ -308,7 +306,7 @@ class Newest(Policy):
         self.jobs[job.lane].remove(job)
 
 
-def test_who_waits_is_served_in_the_order_of_the_new_policy() -> None:
+def test_queued_jobs_follow_the_order_of_the_new_policy() -> None:
     admission = Admission(Fifo(), Limits(max_num_seqs=1))
     running, *waiting = [job() for _ in range(4)]
     arrive_all(admission, running, *waiting)
@@ -320,7 +318,7 @@ def test_who_waits_is_served_in_the_order_of_the_new_policy() -> None:
     assert order == waiting[::-1]
 
 
-def test_and_the_new_policy_is_told_of_them_in_their_order_of_arrival() -> None:
+def test_the_new_policy_receives_queued_jobs_in_order_of_arrival() -> None:
     admission = Admission(Newest(), Limits(max_num_seqs=1))
     running, *waiting = [Job("a", "short", 10, 1.0, 0.0) for _ in range(4)]
     arrive_all(admission, running, *waiting)
@@ -342,7 +340,7 @@ class Counted(Fifo):
 
 
 @pytest.mark.parametrize("running", [0, 1, 50])
-def test_a_copy_copies_each_policy_once_however_many_run(running: int) -> None:
+def test_a_copy_copies_each_policy_once(running: int) -> None:
     """Forecasts are made of copies: what one costs must not grow with what runs."""
     retired, current = (type("Own", (Counted,), {})() for _ in range(2))
     admission: Any = Admission(retired)

@@ -1,4 +1,4 @@
-"""The engine's own metrics correct the ledger, and never freeze it."""
+"""The engine's own metrics correct the ledger and never block it for good."""
 
 import json
 
@@ -28,17 +28,17 @@ process_start_time_seconds 1.7e+09
 """
 
 
-def test_vllms_metrics_are_read() -> None:
+def test_vllm_metrics_are_parsed() -> None:
     assert EngineState.read(VLLM) == EngineState(3.0, 2.0, 0.25, 1000, 4.0, 16, True, 128.0, 1.7e9)
 
 
 @pytest.mark.parametrize("text", [b"", b"{}", b"vllm:num_requests_running oops\n", b"other_metric 5\n", b"\xff\xfe"])
-def test_what_tells_nothing_is_none(text: bytes) -> None:
+def test_missing_metrics_are_none(text: bytes) -> None:
     assert EngineState.read(text) is None
 
 
 @given(st.binary(max_size=500))
-def test_garbage_is_read_or_none(text: bytes) -> None:
+def test_garbage_is_parsed_or_ignored(text: bytes) -> None:
     EngineState.read(text)
     EngineState.read(VLLM[: len(text)] + text)
 
@@ -47,7 +47,7 @@ def state(running: float = 0, waiting: float = 0, usage: float = 0.0) -> EngineS
     return EngineState(running, waiting, usage, 100_000, 0)
 
 
-def test_others_are_believed_when_scrapes_agree() -> None:
+def test_external_load_is_accepted_when_scrapes_agree() -> None:
     reconciler = Reconciler()
     for _ in range(AGREEING - 1):
         assert reconciler.observe(state(running=5), seats=2, kv_tokens=0, kv_limit=None).external_seats == 0
@@ -56,7 +56,7 @@ def test_others_are_believed_when_scrapes_agree() -> None:
     assert reconciler.observe(state(running=1), seats=9, kv_tokens=0, kv_limit=None).external_seats == 0
 
 
-def test_a_scrape_that_fails_leaves_the_ledger_alone() -> None:
+def test_a_failed_scrape_leaves_the_ledger_unchanged() -> None:
     reconciler = Reconciler()
     for _ in range(AGREEING):
         reconciler.observe(state(running=5), seats=0, kv_tokens=0, kv_limit=None)
@@ -64,7 +64,7 @@ def test_a_scrape_that_fails_leaves_the_ledger_alone() -> None:
     assert reconciler.observe(state(running=5), seats=0, kv_tokens=0, kv_limit=None).external_seats == 0
 
 
-def test_reservations_are_scaled_to_what_is_in_use() -> None:
+def test_reservations_are_scaled_to_the_cache_in_use() -> None:
     reconciler = Reconciler()
     for _ in range(50):
         correction = reconciler.observe(state(running=1, usage=0.1), seats=1, kv_tokens=40_000, kv_limit=None)
@@ -74,7 +74,7 @@ def test_reservations_are_scaled_to_what_is_in_use() -> None:
     assert correction.kv_scale == pytest.approx(LEAST_SCALE, abs=0.01)
 
 
-def test_a_small_ledger_says_nothing_of_the_scale() -> None:
+def test_a_small_ledger_does_not_change_the_scale() -> None:
     assert Reconciler().observe(state(usage=0.9), seats=1, kv_tokens=10, kv_limit=None).kv_scale == 1.0
 
 
@@ -85,7 +85,7 @@ def running(n: int) -> bytes:
     return b'vllm:num_requests_running{engine="0"} %d\nvllm:num_requests_waiting{engine="0"} 0\n' % n
 
 
-def test_others_in_the_engine_take_seats(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
+def test_external_requests_take_seats(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
     engine.metrics = running(3)
     gateway = start_gateway(engine.url, engine={"max_num_seqs": 4})
     wait_until(lambda: gateway.metric("fairlane_foreign_seats") == 3, 8.0)
@@ -103,12 +103,12 @@ def test_others_in_the_engine_take_seats(engine: ScriptedEngine, start_gateway: 
     assert first.status == 200
 
 
-def test_an_engine_without_metrics_is_said_to_have_none(gateway: RunningGateway) -> None:
+def test_an_engine_without_metrics_is_reported(gateway: RunningGateway) -> None:
     wait_until(lambda: gateway.metric("fairlane_engine_metrics_up") == 0)
     assert gateway.metric("fairlane_foreign_seats") == 0
 
 
-def test_an_engine_that_talks_nonsense_does_not_take_the_gateway_down(start_gateway: StartGateway) -> None:
+def test_invalid_engine_metrics_do_not_stop_the_gateway(start_gateway: StartGateway) -> None:
     """Every answer says that it is compressed, and is not: httpx cannot even hand it over."""
     asked: list[str] = []
 

@@ -1,4 +1,4 @@
-"""Prefill in slices: what a job has and has not between them, and who goes first."""
+"""Admission of sliced jobs: what a job holds between its slices, and which job goes first."""
 
 from collections.abc import Callable
 from itertools import count
@@ -26,7 +26,7 @@ def short(flow: str = "b", tokens: int = 10, seats: int = 1, kv_tokens: int = 0)
     return Job(flow, "short", tokens, 0.1, next(arrivals), seats, kv_tokens=kv_tokens)
 
 
-def test_a_job_alone_goes_from_slice_to_slice_to_its_answer(new_policy: NewPolicy) -> None:
+def test_a_lone_job_runs_slice_after_slice_to_its_answer(new_policy: NewPolicy) -> None:
     admission, job = Admission(new_policy()), long()
     assert admission.arrive(job, SLICE) == [job]
     assert admission.slice_done(job, SLICE) == [job]
@@ -37,7 +37,7 @@ def test_a_job_alone_goes_from_slice_to_slice_to_its_answer(new_policy: NewPolic
     assert admission.held() == dict.fromkeys(admission.held(), 0)
 
 
-def test_budgets_count_the_slice_and_not_the_whole(new_policy: NewPolicy) -> None:
+def test_budgets_count_the_slice_and_not_the_whole_prompt(new_policy: NewPolicy) -> None:
     admission = Admission(new_policy(), Limits(short_lane_tokens=100))
     sliced, beside = short(tokens=150), short(tokens=60)
     assert admission.arrive(sliced, Slice(40, 0.5)) == [sliced]
@@ -50,7 +50,7 @@ def test_budgets_count_the_slice_and_not_the_whole(new_policy: NewPolicy) -> Non
     assert admission.ticket(sliced).predicted_prefill_s == admission.ledger.prefill_s == 0.6
 
 
-def test_a_job_may_be_found_to_need_slices_when_it_runs(new_policy: NewPolicy) -> None:
+def test_a_running_job_may_become_sliced(new_policy: NewPolicy) -> None:
     admission, job = Admission(new_policy()), long(tokens=9000)
     admission.arrive(job)
     assert admission.slice_done(job, SLICE) == [job]
@@ -59,7 +59,7 @@ def test_a_job_may_be_found_to_need_slices_when_it_runs(new_policy: NewPolicy) -
     assert admission.held() == dict.fromkeys(admission.held(), 0)
 
 
-def test_between_slices_seats_are_others_and_the_cache_is_kept(new_policy: NewPolicy) -> None:
+def test_between_slices_seats_are_released_and_cache_is_kept(new_policy: NewPolicy) -> None:
     admission = Admission(new_policy(), Limits(max_num_seqs=2, kv_tokens=20_000))
     job, wide = long(seats=1, kv_tokens=13_000), short(seats=2, kv_tokens=5)
     admission.arrive(job, SLICE)
@@ -71,7 +71,7 @@ def test_between_slices_seats_are_others_and_the_cache_is_kept(new_policy: NewPo
     assert admission.ledger.kv_tokens == 13_000
 
 
-def test_one_that_has_begun_goes_before_all_others_of_its_lane(new_policy: NewPolicy) -> None:
+def test_a_begun_job_goes_before_all_others_of_its_lane(new_policy: NewPolicy) -> None:
     """Whatever the policy says of them: another flow that was never served, a cheaper job, an earlier one."""
     admission = Admission(new_policy())
     job = long()
@@ -86,7 +86,7 @@ def test_one_that_has_begun_goes_before_all_others_of_its_lane(new_policy: NewPo
 
 
 @pytest.mark.parametrize(("left", "first"), [((5.0, 2.0), 1), ((2.0, 5.0), 0), ((3.0, 3.0), 0)])
-def test_of_several_that_have_begun_goes_on_who_has_least_left(
+def test_the_begun_job_with_the_least_left_goes_first(
     new_policy: NewPolicy, left: tuple[float, float], first: int
 ) -> None:
     """Of two who have as much left, who is back first."""
@@ -143,7 +143,7 @@ class Engine:
         return Slice(1000, min(1.0, self._left[job]), rest_s=max(0.0, self._left[job] - 1))
 
 
-def test_equal_ones_end_one_after_the_other(new_policy: NewPolicy) -> None:
+def test_equal_jobs_finish_one_after_the_other(new_policy: NewPolicy) -> None:
     engine = Engine(Admission(new_policy()))
     jobs = [long(flow, cost=5.0) for flow in "abcd"]
     engine.arrive(*jobs)
@@ -152,7 +152,7 @@ def test_equal_ones_end_one_after_the_other(new_policy: NewPolicy) -> None:
 
 
 @pytest.mark.parametrize("slices", [False, True])
-def test_a_much_shorter_one_passes_at_the_next_gap(new_policy: NewPolicy, slices: bool) -> None:
+def test_a_much_shorter_job_passes_at_the_next_gap(new_policy: NewPolicy, slices: bool) -> None:
     """All of it, if it comes in slices, too: it has less left."""
     engine = Engine(Admission(new_policy()))
     big, equal, small = long("a", cost=20.0), long("c", cost=20.0), long("b", cost=4.0)
@@ -166,7 +166,7 @@ def test_a_much_shorter_one_passes_at_the_next_gap(new_policy: NewPolicy, slices
     assert engine.order[2:].index(big) == (4 if slices else 1)
 
 
-def test_one_that_is_not_much_shorter_waits(new_policy: NewPolicy) -> None:
+def test_a_job_that_is_not_much_shorter_waits(new_policy: NewPolicy) -> None:
     """By what is left: near its end nobody passes any more."""
     engine = Engine(Admission(new_policy()))
     big = long("a", cost=10.0)
@@ -177,7 +177,7 @@ def test_one_that_is_not_much_shorter_waits(new_policy: NewPolicy) -> None:
     assert engine.run() == [big, small]
 
 
-def test_a_flood_of_much_shorter_ones_delays_it_by_what_was_left(new_policy: NewPolicy) -> None:
+def test_a_flood_of_much_shorter_jobs_delays_it_by_at_most_its_remaining_time(new_policy: NewPolicy) -> None:
     engine = Engine(Admission(new_policy()))
     big = long("a", cost=20.0)
     engine.arrive(big)
@@ -192,7 +192,7 @@ def test_a_flood_of_much_shorter_ones_delays_it_by_what_was_left(new_policy: New
     engine.run()
 
 
-def test_who_passes_a_passer_passes_the_first_one_too(new_policy: NewPolicy) -> None:
+def test_passing_a_passing_job_also_passes_the_first_one(new_policy: NewPolicy) -> None:
     """The big one is delayed by no more than it had left, however deep the others are nested."""
     engine = Engine(Admission(new_policy()))
     big = long("a", cost=33.0)
@@ -212,7 +212,7 @@ def test_who_passes_a_passer_passes_the_first_one_too(new_policy: NewPolicy) -> 
 
 
 @pytest.mark.parametrize("limits", [Limits(max_num_seqs=2), Limits(kv_tokens=20_000)], ids=["seats", "cache"])
-def test_a_much_shorter_one_that_does_not_fit_holds_up_nobody(new_policy: NewPolicy, limits: Limits) -> None:
+def test_a_much_shorter_job_that_does_not_fit_blocks_nobody(new_policy: NewPolicy, limits: Limits) -> None:
     """It passes as soon as it fits."""
     admission = Admission(new_policy(), limits)
     big, busy, small = long(kv_tokens=10_000), short(kv_tokens=9_000), long("c", seats=2, kv_tokens=2_000, cost=0.5)
@@ -224,7 +224,7 @@ def test_a_much_shorter_one_that_does_not_fit_holds_up_nobody(new_policy: NewPol
     assert admission.slice_done(big, piece) == [small]
 
 
-def test_nor_does_one_for_which_the_lane_has_no_room(new_policy: NewPolicy) -> None:
+def test_a_much_shorter_job_without_room_in_its_lane_blocks_nobody(new_policy: NewPolicy) -> None:
     admission = Admission(new_policy(), Limits(short_lane_tokens=100))
     big, beside, small = short(tokens=1000), short(tokens=60), short(tokens=80)
     piece = Slice(40, 1.0, rest_s=9.0)
@@ -233,7 +233,7 @@ def test_nor_does_one_for_which_the_lane_has_no_room(new_policy: NewPolicy) -> N
     assert admission.slice_done(big, piece) == [big]
 
 
-def test_nor_one_that_fits_the_cache_that_another_lane_waits_for(new_policy: NewPolicy) -> None:
+def test_a_much_shorter_job_does_not_take_cache_reserved_for_the_other_lane(new_policy: NewPolicy) -> None:
     """Who has begun holds that cache. It must go on, for nobody else may."""
     admission = Admission(new_policy(), Limits(kv_tokens=100))
     big, small = long(kv_tokens=80), long("c", kv_tokens=10, cost=0.5)
@@ -247,7 +247,7 @@ def test_nor_one_that_fits_the_cache_that_another_lane_waits_for(new_policy: New
     assert set(admission.finish(big, 10.0)) == {head, small}
 
 
-def test_a_flood_of_short_ones_goes_through_between_slices(new_policy: NewPolicy) -> None:
+def test_a_flood_of_short_jobs_runs_between_slices(new_policy: NewPolicy) -> None:
     """One seat: at each gap one short job goes, for the lanes take turns, and the long one loses no turn by it."""
     admission = Admission(new_policy(), Limits(max_num_seqs=1))
     job = long()
@@ -262,13 +262,13 @@ def test_a_flood_of_short_ones_goes_through_between_slices(new_policy: NewPolicy
     assert served == "lslslsls"
 
 
-def test_where_there_is_room_the_short_ones_do_not_wait_for_a_gap(new_policy: NewPolicy) -> None:
+def test_short_jobs_that_fit_do_not_wait_for_a_gap(new_policy: NewPolicy) -> None:
     admission, job, beside = Admission(new_policy()), long(), short()
     admission.arrive(job, SLICE)
     assert admission.arrive(beside) == [beside]
 
 
-def test_leaving_between_slices_is_an_end(new_policy: NewPolicy) -> None:
+def test_leaving_between_slices_ends_the_job(new_policy: NewPolicy) -> None:
     """Its cache comes back and it is charged; another that waited for its lane goes."""
     admission = Admission(new_policy(), Limits(max_num_seqs=1, kv_tokens=20_000))
     job, beside, other = long(kv_tokens=13_000), short(kv_tokens=10), long("c", kv_tokens=13_000)
@@ -285,7 +285,7 @@ def test_leaving_between_slices_is_an_end(new_policy: NewPolicy) -> None:
     assert admission.held() == dict.fromkeys(admission.held(), 0)
 
 
-def test_leaving_before_the_first_slice_is_not(new_policy: NewPolicy) -> None:
+def test_leaving_before_the_first_slice_costs_nothing(new_policy: NewPolicy) -> None:
     """Nothing of its slices is remembered: should the same job come again, whole, it counts whole."""
     admission = Admission(new_policy())
     busy, job = long(), long("b", tokens=9000)
@@ -297,7 +297,7 @@ def test_leaving_before_the_first_slice_is_not(new_policy: NewPolicy) -> None:
     assert admission.prefill_tokens("long") == 9000
 
 
-def test_progress_between_slices_counts(new_policy: NewPolicy) -> None:
+def test_progress_between_slices_is_charged(new_policy: NewPolicy) -> None:
     admission = Admission(new_policy(), Limits(max_num_seqs=1, kv_tokens=100))
     job, beside, next_one = long(kv_tokens=50), short(kv_tokens=10), short(kv_tokens=10)
     admission.arrive(job, SLICE)
@@ -312,7 +312,7 @@ def test_progress_between_slices_counts(new_policy: NewPolicy) -> None:
 
 
 @pytest.mark.parametrize("lane", ["short", "long"])
-def test_one_that_has_begun_never_waits_for_the_cache_that_it_holds_itself(new_policy: NewPolicy, lane: Lane) -> None:
+def test_a_begun_job_does_not_wait_for_cache_that_it_holds_itself(new_policy: NewPolicy, lane: Lane) -> None:
     """A head that lacks cache reserves what comes free. If all that could come free is held between slices, those go
     on: else nobody would ever move."""
     admission = Admission(new_policy(), Limits(kv_tokens=100))
@@ -326,7 +326,7 @@ def test_one_that_has_begun_never_waits_for_the_cache_that_it_holds_itself(new_p
     assert admission.finish(job, 3.0) == [head]
 
 
-def test_the_flow_cap_counts_a_job_once_and_never_stops_it_in_the_middle(new_policy: NewPolicy) -> None:
+def test_the_flow_cap_counts_a_sliced_job_once_and_never_stops_it_midway(new_policy: NewPolicy) -> None:
     admission = Admission(new_policy(), Limits(flow_in_flight=1))
     job, own, others = long("a"), short("a"), short("b")
     admission.arrive(job, SLICE)
@@ -340,7 +340,7 @@ def test_the_flow_cap_counts_a_job_once_and_never_stops_it_in_the_middle(new_pol
     assert admission.finish(job, 3.0) == [own]
 
 
-def test_a_job_is_charged_once_however_many_slices_it_has(new_policy: NewPolicy) -> None:
+def test_a_sliced_job_is_charged_once(new_policy: NewPolicy) -> None:
     told: list[tuple[str, float]] = []
 
     class Told(type(new_policy())):  # type: ignore[misc]  # whatever the policy is
@@ -365,7 +365,7 @@ def test_a_job_is_charged_once_however_many_slices_it_has(new_policy: NewPolicy)
     assert told == [("pop", 3.0), ("charge", 3.5), ("settle", 4.0)]
 
 
-def test_a_flow_is_charged_as_if_its_job_had_come_in_one(new_policy: NewPolicy) -> None:
+def test_a_sliced_job_is_charged_like_a_whole_one(new_policy: NewPolicy) -> None:
     """In total, once; and settled: from then on the flows are served in the same order, whatever it was cut into."""
     orders = []
     for slices in (False, True):
@@ -380,3 +380,109 @@ def test_a_flow_is_charged_as_if_its_job_had_come_in_one(new_policy: NewPolicy) 
         places = [job for jobs in flows for job in jobs]
         orders.append([places.index(job) for job in ended])
     assert orders[0] == orders[1]
+
+
+# Two slices of a prompt in the engine at once.
+
+
+def overlapping(admission: Admission, job: Job) -> None:
+    """Its second slice is in the engine, too."""
+    assert admission.arrive(job, SLICE) == [job]
+    assert admission.scheduled(job) == []
+    assert admission.requeue(job, SLICE) == [job]
+
+
+def test_a_slice_gives_its_lane_back_when_the_engine_has_scheduled_it(new_policy: NewPolicy) -> None:
+    """Its seats it keeps, and the first token gives the lane back no second time."""
+    admission, job, others = Admission(new_policy()), long("a"), [long("b"), long("c")]
+    admission.arrive(job, SLICE)
+    for other in others:
+        assert admission.arrive(other) == []
+    (following,) = admission.scheduled(job)
+    assert (admission.prefill_jobs("long"), admission.seats, admission.running) == (1, 2, 2)
+    assert admission.first_token(job) == []
+    assert admission.prefill_jobs("long") == 1
+    assert admission.scheduled(following) == [other for other in others if other is not following]
+
+
+def test_a_slice_may_wait_while_the_one_before_it_is_computed(new_policy: NewPolicy) -> None:
+    """Where its lane is taken; the one before it keeps its seats meanwhile."""
+    admission, job, other = Admission(new_policy()), long("a"), long("b")
+    admission.arrive(job, SLICE)
+    assert admission.arrive(other) == []
+    assert admission.scheduled(job) == [other]
+    assert admission.requeue(job, SLICE) == []
+    assert (admission.seats, admission.running, admission.waiting("long")) == (2, 1, 1)
+    assert admission.earlier_slice_done(job) == []
+    assert (admission.seats, admission.running, admission.waiting("long")) == (1, 1, 1)
+    assert admission.first_token(other) == [job]
+    assert admission.seats == 2
+
+
+def test_each_of_two_slices_in_the_engine_has_its_own_seats(new_policy: NewPolicy) -> None:
+    """The job counts as one of its flow, and its cache is reserved once."""
+    admission, job, own = Admission(new_policy(), Limits(flow_in_flight=2)), long(seats=2, kv_tokens=50), short("a")
+    overlapping(admission, job)
+    assert admission.held() == {"seats": 4, "kv": 50, "short": 0, "long": 4096}
+    assert admission.running == 1
+    assert admission.arrive(own) == [own]
+    assert admission.earlier_slice_done(job) == []
+    assert admission.held() == {"seats": 3, "kv": 50, "short": 10, "long": 4096}
+    admission.first_token(job)
+    admission.finish(job, 3.0)
+    assert admission.held() == {"seats": 1, "kv": 0, "short": 10, "long": 0}
+
+
+def test_a_slice_whose_seats_the_one_before_it_has_waits_for_them(new_policy: NewPolicy) -> None:
+    """However few there are: a job never waits for itself for ever."""
+    admission, job = Admission(new_policy(), Limits(max_num_seqs=3)), long(seats=2)
+    admission.arrive(job, SLICE)
+    admission.scheduled(job)
+    assert admission.requeue(job, SLICE) == []
+    assert admission.earlier_slice_done(job) == [job]
+    assert admission.seats == 2
+
+
+def test_an_earlier_slice_comes_to_its_end_once(new_policy: NewPolicy) -> None:
+    admission, job = Admission(new_policy()), long()
+    overlapping(admission, job)
+    admission.earlier_slice_done(job)
+    with pytest.raises(KeyError):
+        admission.earlier_slice_done(job)
+    assert admission.seats == 1
+
+
+def test_the_next_slice_may_follow_whichever_way(new_policy: NewPolicy) -> None:
+    """The one that was sent last is done before it is said of the one before it that it is: its seats stay that
+    long."""
+    admission, job = Admission(new_policy()), long()
+    overlapping(admission, job)
+    assert admission.slice_done(job, SLICE) == [job]
+    assert admission.seats == 2
+    admission.scheduled(job)
+    assert admission.requeue(job, SLICE) == [job]
+    assert admission.seats == 3
+    for seats in (2, 1):
+        admission.earlier_slice_done(job)
+        assert admission.seats == seats
+    assert admission.prefill_jobs("long") == 1
+
+
+@pytest.mark.parametrize("phase", ["in prefill", "scheduled", "between slices", "in decode"])
+def test_who_leaves_with_two_slices_in_the_engine_gives_each_seat_back_once(new_policy: NewPolicy, phase: str) -> None:
+    admission = Admission(new_policy(), Limits(long_lane_jobs=2))
+    job, beside = long(seats=3, kv_tokens=50), long("b", seats=2, kv_tokens=5)
+    overlapping(admission, job)
+    admission.arrive(beside)
+    if phase != "in prefill":
+        admission.scheduled(job)
+    if phase == "between slices":
+        admission.set_limits(Limits(long_lane_jobs=2, max_num_seqs=1))
+        assert admission.requeue(job, SLICE) == []
+    if phase == "in decode":
+        admission.first_token(job)
+    assert admission.seats == 8
+    admission.finish(job, 2.0)
+    assert admission.held() == {"seats": 2, "kv": 5, "short": 0, "long": 12_000}
+    admission.finish(beside, 2.0)
+    assert admission.held() == dict.fromkeys(admission.held(), 0)

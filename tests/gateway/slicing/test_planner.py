@@ -1,4 +1,4 @@
-"""How a long prompt is cut, and how long its engine is left to others between the slices."""
+"""Where a long prompt is cut, and how long the engine is left to other requests between slices."""
 
 from itertools import pairwise
 from math import ceil

@@ -1,4 +1,4 @@
-"""The keys file on disk: a change is whole or not there, one at a time, and seen by who watches."""
+"""The keys file on disk: atomic changes, one writer at a time, and reloading."""
 
 import os
 import threading
@@ -23,14 +23,14 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "keys.jsonl"
 
 
-def test_a_new_file_is_for_its_owner_alone(path: Path) -> None:
+def test_a_new_file_is_readable_by_its_owner_only(path: Path) -> None:
     add(path, "ann")
     assert path.stat().st_mode & 0o777 == 0o600
     assert read_keys_file(path) == (key("ann"),)
 
 
 @pytest.mark.parametrize(("mode", "after"), [(0o600, 0o600), (0o640, 0o640), (0o644, 0o640), (0o666, 0o660)])
-def test_its_mode_stays_but_for_others(path: Path, mode: int, after: int) -> None:
+def test_a_change_keeps_the_mode_without_access_for_others(path: Path, mode: int, after: int) -> None:
     """A group that may read it goes on doing so: the gateway's, where an admin changes the file."""
     add(path, "ann")
     path.chmod(mode)
@@ -39,14 +39,14 @@ def test_its_mode_stays_but_for_others(path: Path, mode: int, after: int) -> Non
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
-def test_its_owner_stays(path: Path) -> None:
+def test_a_change_keeps_the_owner(path: Path) -> None:
     add(path, "ann")
     os.chown(path, 65534, 65534)
     add(path, "ben")
     assert (path.stat().st_uid, path.stat().st_gid) == (65534, 65534)
 
 
-def test_a_link_stays_a_link(path: Path, tmp_path: Path) -> None:
+def test_a_change_keeps_a_symbolic_link(path: Path, tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to(path)
     add(link, "ann")
@@ -54,7 +54,7 @@ def test_a_link_stays_a_link(path: Path, tmp_path: Path) -> None:
     assert read_keys_file(path) == (key("ann"),)
 
 
-def test_writers_at_the_same_time_lose_nothing(path: Path) -> None:
+def test_concurrent_writers_lose_nothing(path: Path) -> None:
     """Each reads what the one before has written: without the lock most would be overwritten."""
     names = [f"{n}" for n in range(40)]
     threads = [threading.Thread(target=add, args=(path, name)) for name in names]
@@ -65,7 +65,7 @@ def test_writers_at_the_same_time_lose_nothing(path: Path) -> None:
     assert {each.owner for each in read_keys_file(path)} == set(names)
 
 
-def test_a_change_that_fails_leaves_the_file_and_nothing_else(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_change_leaves_only_the_old_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     add(path, "ann")
     before = path.read_bytes()
 
@@ -82,7 +82,7 @@ def test_a_change_that_fails_leaves_the_file_and_nothing_else(path: Path, monkey
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_who_reads_meanwhile_sees_one_or_the_other(path: Path) -> None:
+def test_readers_see_the_old_or_the_new_file_whole(path: Path) -> None:
     """Never a file that is half there: read again and again, while it is written again and again."""
     add(path, "ann")
     done = threading.Event()
@@ -104,7 +104,7 @@ def test_who_reads_meanwhile_sees_one_or_the_other(path: Path) -> None:
     assert seen <= {1, 2}
 
 
-def test_only_a_file_that_has_changed_is_read(path: Path) -> None:
+def test_only_a_changed_file_is_read_again(path: Path) -> None:
     file = KeysFile(path)
     assert not file.refresh()
     add(path, "ann")
@@ -116,7 +116,7 @@ def test_only_a_file_that_has_changed_is_read(path: Path) -> None:
     assert not file.keys
 
 
-def test_a_file_that_cannot_be_used_is_complained_of_once(path: Path) -> None:
+def test_an_unusable_file_is_logged_once(path: Path) -> None:
     add(path, "ann")
     file = KeysFile(path)
     file.refresh()
@@ -135,7 +135,7 @@ def test_a_file_that_cannot_be_used_is_complained_of_once(path: Path) -> None:
     assert file.keys == (key("ann"),)
 
 
-def test_no_file_has_no_keys() -> None:
+def test_a_missing_file_has_no_keys() -> None:
     file = KeysFile(None)
     assert not file.refresh()
     assert file.keys == ()

@@ -1,4 +1,4 @@
-"""What an outsider can see: /metrics during and after requests, and one line of log for each."""
+"""/metrics during and after requests, and the log line of each request."""
 
 import json
 import logging
@@ -17,7 +17,7 @@ from tests.support.wire import DONE, chat, token, usage
 ENDLESS = Profile(c_s=1000.0, a_s_per_token=0.0, b_s_per_token2=0.0, decode_s_per_token=0.0)
 
 
-def test_the_names(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
+def test_metric_names_are_stable(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
     gateway = start_gateway(engine.url)
     response = gateway.get("/metrics")
     assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
@@ -33,7 +33,7 @@ def test_the_names(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
     assert "# TYPE fairlane_requests_total counter" in response.text
 
 
-def test_budgets_as_a_request_goes(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
+def test_budget_metrics_follow_a_request(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
     gateway = start_gateway(engine.url, ENDLESS, engine={"max_num_seqs": 3})
     asked = gateway.ask({"prompt": [[1] * 10, [1] * 20], "stream": True}, "/v1/completions")
     call = engine.asked()
@@ -67,7 +67,7 @@ def test_budgets_as_a_request_goes(engine: ScriptedEngine, start_gateway: StartG
     gateway.wait_ended("completed", 4)
 
 
-def test_what_is_counted_at_the_end(engine: ScriptedEngine, gateway: RunningGateway) -> None:
+def test_a_finished_request_is_counted(engine: ScriptedEngine, gateway: RunningGateway) -> None:
     for prompt_tokens, stream in ((7, True), (8, False)):
         asked = gateway.ask(chat(stream=stream))
         call = engine.asked()
@@ -85,7 +85,7 @@ def test_what_is_counted_at_the_end(engine: ScriptedEngine, gateway: RunningGate
     assert gateway.metric("fairlane_queue_seconds_count", lane="long") == 0
 
 
-def test_an_error_has_no_first_token(engine: ScriptedEngine, gateway: RunningGateway) -> None:
+def test_an_error_has_no_time_to_first_token(engine: ScriptedEngine, gateway: RunningGateway) -> None:
     asked = gateway.ask(chat(stream=True))
     engine.asked().answer(400, {"error": {"message": "no"}})
     asked.read()
@@ -93,7 +93,7 @@ def test_an_error_has_no_first_token(engine: ScriptedEngine, gateway: RunningGat
     assert gateway.metric("fairlane_time_to_first_token_seconds_count") == 0
 
 
-def test_seconds_are_seconds(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
+def test_histograms_are_in_seconds(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
     gateway = start_gateway(engine.url, TINY, engine={"max_num_seqs": 1})
     first = gateway.ask(chat(stream=True))
     call = engine.asked()
@@ -112,7 +112,7 @@ def test_seconds_are_seconds(engine: ScriptedEngine, start_gateway: StartGateway
     assert 0 < queue < ttft <= e2e < 10
 
 
-def test_the_ratio_is_learned(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
+def test_bytes_per_token_is_learned(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
     gateway = start_gateway(engine.url)
     for size in (4000, 8000):
         asked = gateway.ask(chat("x" * size))
@@ -135,7 +135,7 @@ def test_the_ratio_is_learned(engine: ScriptedEngine, start_gateway: StartGatewa
     ],
 )
 @pytest.mark.parametrize("stream", [True, False])
-def test_an_odd_usage_breaks_nothing(
+def test_an_odd_usage_is_ignored(
     engine: ScriptedEngine, gateway: RunningGateway, usage_sent: object, stream: bool
 ) -> None:
     asked = gateway.ask(chat(stream=stream))
@@ -159,7 +159,7 @@ def logged(caplog: pytest.LogCaptureFixture) -> list[dict[str, str]]:
     return [dict(pair.split("=", 1) for pair in line.split(" ")) for line in lines]
 
 
-def test_one_line_for_each_request(
+def test_each_request_is_logged_in_one_line(
     engine: ScriptedEngine, start_gateway: StartGateway, caplog: pytest.LogCaptureFixture
 ) -> None:
     gateway = start_gateway(engine.url, TINY)
@@ -181,7 +181,7 @@ def test_one_line_for_each_request(
         assert re.fullmatch(r"\d\.\d{3}", line[phase])
 
 
-def test_a_line_for_what_went_wrong_too(
+def test_a_failed_request_is_logged_in_one_line(
     engine: ScriptedEngine, start_gateway: StartGateway, caplog: pytest.LogCaptureFixture
 ) -> None:
     gateway = start_gateway(engine.url)

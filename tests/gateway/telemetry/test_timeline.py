@@ -1,4 +1,4 @@
-"""Which stretch of a request's life is which, also of one that ended early."""
+"""The phases of a request's life, including requests that ended early."""
 
 import pytest
 
@@ -22,7 +22,7 @@ def spans(timeline: Timeline) -> dict[str, float | None]:
     ],
     ids=["arrived", "refused", "left the queue", "left in prefill", "completed", "at zero", "streaming"],
 )
-def test_phases(timeline: Timeline, expected: dict[str, float | None]) -> None:
+def test_each_outcome_has_its_phases(timeline: Timeline, expected: dict[str, float | None]) -> None:
     assert spans(timeline) == expected
 
 

@@ -1,4 +1,4 @@
-"""What is told of a request in spans: which, when, to whom, and not a word of what was said."""
+"""Spans: which there are, when they start and end, where they are exported, and that they contain no text."""
 
 import asyncio
 import json
@@ -26,6 +26,7 @@ from tests.support.wire import CHAT, DONE, TEXT, chat, token, usage
 Span = dict[str, Any]
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT_ID = "00f067aa0ba902b7"
+SDK_SHUTDOWN_S = 30.0  # for how long the SDK itself would wait for a collector that does not answer
 CLOCKS = 1e-3  # what the wall clock may drift against the monotonic one during a test, and rounding
 
 
@@ -56,7 +57,7 @@ def one_request(
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_the_spans_of_a_request(
+def test_a_request_has_five_nested_spans(
     engine: ScriptedEngine, start_gateway: StartGateway, tmp_path: Path, stream: bool
 ) -> None:
     file = tmp_path / "spans.jsonl"
@@ -111,7 +112,9 @@ def test_the_spans_of_a_request(
     assert int(flags, 16) & 1  # sampled
 
 
-def test_the_trace_files_fields(engine: ScriptedEngine, start_gateway: StartGateway, tmp_path: Path) -> None:
+def test_each_line_of_the_trace_file_has_the_same_fields(
+    engine: ScriptedEngine, start_gateway: StartGateway, tmp_path: Path
+) -> None:
     file = tmp_path / "spans.jsonl"
     one_request(start_gateway(engine.url, trace_file=file), engine)
     for span in spans_of(file).values():
@@ -123,19 +126,22 @@ def test_the_trace_files_fields(engine: ScriptedEngine, start_gateway: StartGate
         assert len(span["span_id"]) == 16
 
 
-def test_a_trace_file_is_added_to(engine: ScriptedEngine, start_gateway: StartGateway, tmp_path: Path) -> None:
+def test_a_trace_file_is_appended_to(engine: ScriptedEngine, start_gateway: StartGateway, tmp_path: Path) -> None:
     file = tmp_path / "spans.jsonl"
     for _ in range(2):
         one_request(start_gateway(engine.url, trace_file=file), engine)
     assert len(file.read_text().splitlines()) == 10
 
 
-def test_times_are_those_of_the_phases(engine: ScriptedEngine, start_gateway: StartGateway, tmp_path: Path) -> None:
-    """A tenth of a second in each phase, seen from the outside, is a tenth of a second in its span."""
+def test_span_times_are_those_of_the_phases(
+    engine: ScriptedEngine, start_gateway: StartGateway, tmp_path: Path
+) -> None:
+    """Each span lasts at least as long as its phase did for the client and the engine, and they fill the request."""
     file = tmp_path / "spans.jsonl"
     gateway = start_gateway(engine.url, trace_file=file, engine={"max_num_seqs": 1})
     ahead = gateway.ask(chat(stream=True), headers={"x-request-id": "ahead"})
     call = engine.asked()
+    start = time.perf_counter()
     asked = gateway.ask(chat(stream=True), headers={"x-request-id": "asked"})
     gateway.wait_queued(1)
     queued = pause()
@@ -149,16 +155,17 @@ def test_times_are_those_of_the_phases(engine: ScriptedEngine, start_gateway: St
     call.end(DONE)
     asked.read()
     ahead.read()
+    whole = time.perf_counter() - start
     gateway.stop()
     spans = [json.loads(line) for line in file.read_text().splitlines()]
     (server,) = (span for span in spans if span["attributes"].get("fairlane.request.id") == "asked")
     phases = {span["name"]: span for span in spans if span["parent_id"] == server["span_id"]}
     took = {name: phases[name]["duration_s"] for name in ("queue", "prefill", "decode")}
-    assert queued <= took["queue"] < queued + 0.2
-    assert prefilled <= took["prefill"] < prefilled + 0.2
-    assert decoded <= took["decode"] < decoded + 0.2
+    assert queued <= took["queue"] <= whole - prefilled - decoded
+    assert prefilled <= took["prefill"] <= whole - queued - decoded
+    assert decoded <= took["decode"] <= whole - queued - prefilled
     # Before the queue there is only the reading of the body.
-    assert sum(took.values()) == pytest.approx(server["duration_s"], abs=0.02)
+    assert 0.8 * server["duration_s"] < sum(took.values()) <= server["duration_s"] + CLOCKS
 
 
 def pause(seconds: float = 0.1) -> float:
@@ -167,7 +174,7 @@ def pause(seconds: float = 0.1) -> float:
     return time.perf_counter() - start
 
 
-def test_a_request_that_never_got_to_the_engine(
+def test_a_request_that_timed_out_in_the_queue_has_a_queue_span_only(
     engine: ScriptedEngine, start_gateway: StartGateway, tmp_path: Path
 ) -> None:
     file = tmp_path / "spans.jsonl"
@@ -189,7 +196,9 @@ def test_a_request_that_never_got_to_the_engine(
 
 
 @pytest.mark.parametrize("what", ["bad body", "engine down", "client left", "engine error"])
-def test_a_request_that_failed(engine: ScriptedEngine, start_gateway: StartGateway, tmp_path: Path, what: str) -> None:
+def test_a_failed_request_has_the_spans_it_reached(
+    engine: ScriptedEngine, start_gateway: StartGateway, tmp_path: Path, what: str
+) -> None:
     file = tmp_path / "spans.jsonl"
     gateway = start_gateway("http://127.0.0.1:9" if what == "engine down" else engine.url, trace_file=file)
     if what == "client left":
@@ -225,7 +234,9 @@ def test_a_request_that_failed(engine: ScriptedEngine, start_gateway: StartGatew
 # Nesting
 
 
-def test_the_clients_trace_goes_on(engine: ScriptedEngine, start_gateway: StartGateway, tmp_path: Path) -> None:
+def test_the_clients_trace_context_is_continued(
+    engine: ScriptedEngine, start_gateway: StartGateway, tmp_path: Path
+) -> None:
     file = tmp_path / "spans.jsonl"
     headers = {"traceparent": f"00-{TRACE_ID}-{PARENT_ID}-01", "tracestate": "vendor=value"}
     sent = one_request(start_gateway(engine.url, trace_file=file), engine, headers=headers)
@@ -237,7 +248,7 @@ def test_the_clients_trace_goes_on(engine: ScriptedEngine, start_gateway: StartG
 
 
 @pytest.mark.parametrize("odd", ["", "nonsense", f"00-{'0' * 32}-{PARENT_ID}-01", f"ff-{TRACE_ID}-{PARENT_ID}-01"])
-def test_an_odd_traceparent_begins_a_trace(
+def test_an_invalid_traceparent_starts_a_new_trace(
     engine: ScriptedEngine, start_gateway: StartGateway, tmp_path: Path, odd: str
 ) -> None:
     file = tmp_path / "spans.jsonl"
@@ -247,7 +258,7 @@ def test_an_odd_traceparent_begins_a_trace(
     assert sent["traceparent"].split("-")[1] == spans["SERVER"]["trace_id"] != TRACE_ID
 
 
-def test_a_gateway_that_traces_nothing_passes_the_trace_on(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
+def test_without_tracing_the_trace_context_is_forwarded(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
     gateway = start_gateway(engine.url)
     traceparent = f"00-{TRACE_ID}-{PARENT_ID}-01"
     assert one_request(gateway, engine, headers={"traceparent": traceparent})["traceparent"] == traceparent
@@ -310,7 +321,7 @@ def test_a_collector_gets_the_spans(
     assert call.headers["traceparent"] == f"00-{TRACE_ID}-{spans['chat m'].span_id.hex()}-01"
 
 
-def test_shutdown_exports_what_is_left(
+def test_shutdown_exports_the_remaining_spans(
     engine: ScriptedEngine, start_gateway: StartGateway, collector: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     collector.open.set()
@@ -334,7 +345,7 @@ def test_tracing_is_switched_off_the_standard_way(
     assert not collector.asked.is_set()
 
 
-def test_a_collector_that_is_not_there(
+def test_a_missing_collector_slows_nothing(
     engine: ScriptedEngine,
     start_gateway: StartGateway,
     monkeypatch: pytest.MonkeyPatch,
@@ -346,10 +357,10 @@ def test_a_collector_that_is_not_there(
         port = probe.getsockname()[1]
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{port}")
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "10")
-    check_that_nobody_notices(engine, start_gateway(engine.url), caplog)
+    check_that_nobody_notices(engine, start_gateway(engine.url), untraced(engine, start_gateway), caplog)
 
 
-def test_a_collector_that_answers_nothing(
+def test_a_silent_collector_slows_nothing(
     engine: ScriptedEngine,
     start_gateway: StartGateway,
     collector: Collector,
@@ -362,22 +373,33 @@ def test_a_collector_that_answers_nothing(
     engine.asked().stream(token(), DONE)
     one.read()
     assert collector.asked.wait(5)
-    check_that_nobody_notices(engine, gateway, caplog)
+    check_that_nobody_notices(engine, gateway, untraced(engine, start_gateway), caplog)
+
+
+def untraced(engine: ScriptedEngine, start_gateway: StartGateway) -> RunningGateway:
+    with pytest.MonkeyPatch.context() as environ:
+        environ.setenv("OTEL_SDK_DISABLED", "true")
+        return start_gateway(engine.url)
 
 
 def check_that_nobody_notices(
-    engine: ScriptedEngine, gateway: RunningGateway, caplog: pytest.LogCaptureFixture
+    engine: ScriptedEngine, gateway: RunningGateway, untraced: RunningGateway, caplog: pytest.LogCaptureFixture
 ) -> None:
-    start = time.perf_counter()
-    for _ in range(30):
-        asked = gateway.ask(chat(stream=True, user="ann"))
-        engine.asked().stream(token(), DONE)
-        assert asked.read() == token() + DONE
-    assert time.perf_counter() - start < 2.0
+    def thirty_requests(at: RunningGateway) -> float:
+        start = time.perf_counter()
+        for _ in range(30):
+            asked = at.ask(chat(stream=True, user="ann"))
+            engine.asked().stream(token(), DONE)
+            assert asked.read() == token() + DONE
+        return time.perf_counter() - start
+
+    # Each request would wait for seconds if it waited for the collector. The faster of two rounds counts.
+    traced = [(thirty_requests(gateway), thirty_requests(untraced)) for _ in range(2)]
+    assert min(ours for ours, _ in traced) < 10 * max(plain for _, plain in traced)
     gateway.wait_ended("completed", int(gateway.ended("completed")))
     start = time.perf_counter()
     gateway.stop()
-    assert time.perf_counter() - start < 4.0
+    assert time.perf_counter() - start < SDK_SHUTDOWN_S / 2
     noise = [record for record in caplog.get_records("call") if record.levelno >= logging.WARNING]
     assert len(noise) <= 1, [record.getMessage() for record in noise]
 
@@ -387,7 +409,7 @@ def check_that_nobody_notices(
 
 @pytest.mark.parametrize("ending", ["completed", "client left", "engine error", "engine breaks off", "bad request"])
 @pytest.mark.parametrize("path", [CHAT, TEXT])
-def test_nothing_that_was_said_is_told(
+def test_spans_contain_no_text_of_prompts_or_answers(
     engine: ScriptedEngine,
     start_gateway: StartGateway,
     tmp_path: Path,

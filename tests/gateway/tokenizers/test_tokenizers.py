@@ -1,4 +1,4 @@
-"""Prompt tokens, counted before the engine has the prompt."""
+"""Counting prompt tokens before the engine has the prompt."""
 
 import json
 import logging
@@ -111,7 +111,7 @@ def answered(asking: Asking, engine: ScriptedEngine, status: int, content: objec
         {"prompt": ["Once", [8, 9]]},
     ],
 )
-def test_what_the_engine_counts_is_what_it_charges(portal: BlockingPortal, spark: str, body: dict[str, Any]) -> None:
+def test_the_engines_count_equals_its_usage(portal: BlockingPortal, spark: str, body: dict[str, Any]) -> None:
     route = "/v1/completions" if "prompt" in body else "/v1/chat/completions"
     answer = httpx.post(f"{spark}{route}", json={**body, "max_tokens": 1}, timeout=DEADLINE, trust_env=False)
     asking = Asking(portal, spark)
@@ -175,7 +175,7 @@ THOUGHT = {"role": "assistant", "content": "No.", "reasoning_content": "Thinking
         ),
     ],
 )
-def test_a_chat_carries_what_makes_its_prompt(
+def test_a_tokenize_request_has_every_field_that_shapes_a_chat_prompt(
     asking: Asking, engine: ScriptedEngine, fields: dict[str, Any], carried: dict[str, Any]
 ) -> None:
     counting = asking.start(completion({"messages": [user("hé")], **fields}))
@@ -186,7 +186,7 @@ def test_a_chat_carries_what_makes_its_prompt(
     assert call.json == {"messages": [user("hé")], **carried}
 
 
-def test_messages_pass_byte_for_byte(asking: Asking, engine: ScriptedEngine) -> None:
+def test_messages_are_sent_to_tokenize_byte_for_byte(asking: Asking, engine: ScriptedEngine) -> None:
     messages = rb'[ {"role":"user", "content" : "h\u00e9", "x": 1.0}]'
     counting = asking.start(CHAT.parse(b'{"messages": ' + messages + b"}"))
     call = engine.asked()
@@ -195,7 +195,7 @@ def test_messages_pass_byte_for_byte(asking: Asking, engine: ScriptedEngine) -> 
     assert messages in call.body
 
 
-def test_a_text_carries_what_makes_its_prompt(asking: Asking, engine: ScriptedEngine) -> None:
+def test_a_tokenize_request_has_every_field_that_shapes_a_text_prompt(asking: Asking, engine: ScriptedEngine) -> None:
     counting = asking.start(
         text("hé", model="m", add_special_tokens=False, temperature=1, tools=TOOLS, messages=[user()])
     )
@@ -205,7 +205,7 @@ def test_a_text_carries_what_makes_its_prompt(asking: Asking, engine: ScriptedEn
     assert call.json == {"prompt": "hé", "model": "m", "add_special_tokens": False}
 
 
-def test_texts_are_asked_for_one_by_one(asking: Asking, engine: ScriptedEngine) -> None:
+def test_each_text_is_tokenized_by_its_own_request(asking: Asking, engine: ScriptedEngine) -> None:
     prompts = [f"prompt {number}" for number in range(MAX_TEXTS)]
     counting = asking.start(text([*prompts, [4, 5]]))
     for number, prompt in enumerate(prompts):
@@ -216,7 +216,7 @@ def test_texts_are_asked_for_one_by_one(asking: Asking, engine: ScriptedEngine) 
     assert counting.result(DEADLINE) == sum(range(10, 10 + MAX_TEXTS)) + 2
 
 
-def test_one_text_without_a_count_and_there_is_none(asking: Asking, engine: ScriptedEngine) -> None:
+def test_one_text_without_a_count_leaves_no_total(asking: Asking, engine: ScriptedEngine) -> None:
     counting = asking.start(text(["one", "two"]))
     engine.asked().answer(200, {"count": 5})
     engine.asked().answer(400, {"error": {"message": "no"}})
@@ -244,7 +244,7 @@ def test_one_text_without_a_count_and_there_is_none(asking: Asking, engine: Scri
     ],
     ids=lambda each: each.body.decode()[:60],
 )
-def test_what_cannot_be_counted_is_not_asked_for(
+def test_prompts_that_cannot_be_counted_are_not_sent_to_tokenize(
     asking: Asking, engine: ScriptedEngine, local: LocalTokenizer, uncountable: InferenceRequest
 ) -> None:
     assert asking.count(uncountable) is None
@@ -261,14 +261,16 @@ def test_what_cannot_be_counted_is_not_asked_for(
         b'{"messages": ' + b"[" * 5000 + b"]" * 5000 + b"}",
     ],
 )
-def test_a_body_that_cannot_be_read(asking: Asking, engine: ScriptedEngine, local: LocalTokenizer, body: bytes) -> None:
+def test_an_unreadable_body_has_no_count(
+    asking: Asking, engine: ScriptedEngine, local: LocalTokenizer, body: bytes
+) -> None:
     garbage = replace(chat(), body=body)
     assert asking.count(garbage) is None
     assert engine.calls == []
     assert counted(local, garbage) is None
 
 
-def test_token_ids_need_no_engine(asking: Asking, engine: ScriptedEngine) -> None:
+def test_token_ids_are_counted_without_the_engine(asking: Asking, engine: ScriptedEngine) -> None:
     assert asking.count(text([4, 5, 6])) == 3
     assert asking.count(text([[4, 5], [6]])) == 3
     assert engine.calls == []
@@ -281,7 +283,7 @@ UNKNOWN_MODEL = {"error": {"message": "The model `m` does not exist.", "type": "
 
 
 @pytest.mark.parametrize("status", [404, 405, 501])
-def test_a_server_without_it_is_asked_again_after_a_while(
+def test_an_engine_without_tokenize_is_asked_again_later(
     asking: Asking, engine: ScriptedEngine, caplog: pytest.LogCaptureFixture, status: int
 ) -> None:
     assert answered(asking, engine, status, MISSING) is None
@@ -312,7 +314,7 @@ def test_a_server_without_it_is_asked_again_after_a_while(
 @pytest.mark.parametrize(
     ("status", "content"), [(404, UNKNOWN_MODEL), (400, MISSING), (401, {}), (500, b"oops"), (503, b""), (307, b"")]
 )
-def test_a_failure_is_that_requests_alone(
+def test_a_failed_count_affects_only_its_own_request(
     asking: Asking, engine: ScriptedEngine, caplog: pytest.LogCaptureFixture, status: int, content: object
 ) -> None:
     assert answered(asking, engine, status, content) is None
@@ -328,17 +330,17 @@ def test_a_failure_is_that_requests_alone(
         *({"count": 0}, {"count": -1}, {"count": 1 << 31}, {"count": 10**30}),
     ],
 )
-def test_an_answer_without_a_count(asking: Asking, engine: ScriptedEngine, content: object) -> None:
+def test_an_answer_without_a_count_is_none(asking: Asking, engine: ScriptedEngine, content: object) -> None:
     assert answered(asking, engine, 200, content) is None
 
 
-def test_an_engine_that_hangs_up(asking: Asking, engine: ScriptedEngine) -> None:
+def test_an_engine_that_hangs_up_gives_no_count(asking: Asking, engine: ScriptedEngine) -> None:
     counting = asking.start(chat())
     engine.asked().hang_up()
     assert counting.result(DEADLINE) is None
 
 
-def test_an_engine_that_is_down(portal: BlockingPortal) -> None:
+def test_an_engine_that_is_down_gives_no_count(portal: BlockingPortal) -> None:
     asking = Asking(portal, "http://127.0.0.1:9")
     assert asking.count(chat()) is None
     asking.close()
@@ -371,7 +373,7 @@ class Held:
         return None if counted is None else [0] * counted
 
 
-def test_only_so_many_count_at_once() -> None:
+def test_the_number_of_concurrent_counts_is_limited() -> None:
     async def check() -> None:
         held, counts = Held(), list[int | None]()
         bounded = BoundedTokenizer(held, concurrent=2, patience=DEADLINE)
@@ -390,7 +392,7 @@ def test_only_so_many_count_at_once() -> None:
     anyio.run(check)
 
 
-def test_patience_ends_waiting_and_counting() -> None:
+def test_patience_limits_waiting_and_counting() -> None:
     async def check() -> None:
         held, counts = Held(), list[int | None]()
         bounded = BoundedTokenizer(held, concurrent=1, patience=0.05)
@@ -409,7 +411,7 @@ def test_patience_ends_waiting_and_counting() -> None:
     anyio.run(check)
 
 
-def test_patience_ends_where_a_place_does_not_become_free() -> None:
+def test_patience_limits_waiting_for_a_place() -> None:
     async def check() -> None:
         held = Held(shield=True)
         bounded = BoundedTokenizer(held, concurrent=1, patience=0.05)
@@ -424,7 +426,7 @@ def test_patience_ends_where_a_place_does_not_become_free() -> None:
     anyio.run(check)
 
 
-def test_who_leaves_gives_their_place_back() -> None:
+def test_cancellation_frees_the_place() -> None:
     async def check() -> None:
         held = Held()
         bounded = BoundedTokenizer(held, concurrent=1, patience=DEADLINE)
@@ -441,7 +443,7 @@ def test_who_leaves_gives_their_place_back() -> None:
     anyio.run(check)
 
 
-def test_what_is_too_large_is_not_counted() -> None:
+def test_a_body_over_the_limit_is_not_counted() -> None:
     async def check() -> None:
         held = Held()
         held.released.set()
@@ -454,13 +456,13 @@ def test_what_is_too_large_is_not_counted() -> None:
     anyio.run(check)
 
 
-def test_a_silent_engine_is_left(portal: BlockingPortal, asking: Asking, engine: ScriptedEngine) -> None:
+def test_a_request_to_a_silent_engine_is_closed(portal: BlockingPortal, asking: Asking, engine: ScriptedEngine) -> None:
     patient = BoundedTokenizer(asking.tokenizer, patience=0.05)
     assert portal.start_task_soon(patient.count, chat()).result(DEADLINE) is None
     assert engine.asked().left.wait(DEADLINE)
 
 
-def test_cancellation_leaves_the_engine(asking: Asking, engine: ScriptedEngine) -> None:
+def test_cancellation_closes_the_engines_request(asking: Asking, engine: ScriptedEngine) -> None:
     counting = asking.start(chat())
     call: ReceivedRequest = engine.asked()
     counting.cancel()
@@ -570,7 +572,7 @@ KWARGS = {"chat_template_kwargs": {"mood": "glad"}}
         ("{{ padding_side is defined }}", chat(), "False"),
     ],
 )
-def test_a_template_gets_what_vllm_gives_it(
+def test_a_template_gets_the_same_variables_as_in_vllm(
     tmp_path: Path, template: str, asked: InferenceRequest, prompt: str
 ) -> None:
     write_config(tmp_path, bos_token="<s>", eos_token={"content": "</s>"}, pad_token=None, padding_side="left")
@@ -593,7 +595,7 @@ def test_a_template_gets_what_vllm_gives_it(
         ("gone", chat(continue_final_message=True)),
     ],
 )
-def test_what_a_template_refuses_has_no_count(
+def test_a_chat_that_the_template_refuses_has_no_count(
     tmp_path: Path, template: str, asked: InferenceRequest, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -610,7 +612,7 @@ def test_an_empty_prompt_has_no_count(tmp_path: Path) -> None:
     assert [counted(local, asked) for asked in (chat(), text(""), text([[]]))] == [None] * 3
 
 
-def test_texts_and_ids(tmp_path: Path) -> None:
+def test_texts_and_token_ids_are_counted(tmp_path: Path) -> None:
     write_tokenizer(tmp_path, beginning=True, limit=4)
     local = LocalTokenizer(tmp_path / "tokenizer.json")
     assert counted(local, text("hé, you")) == 1 + 8
@@ -628,7 +630,7 @@ def test_a_chat_adds_special_tokens_when_told(tmp_path: Path) -> None:
     assert counted(local, chat(user("abc"), add_special_tokens=True)) == 4
 
 
-def test_several_templates(tmp_path: Path) -> None:
+def test_the_named_template_is_used(tmp_path: Path) -> None:
     write_tokenizer(tmp_path)
     named = [{"name": "default", "template": "default"}, {"name": "tool_use", "template": "with tools"}]
     write_config(tmp_path, chat_template=named)
@@ -649,19 +651,19 @@ def test_without_a_template_texts_are_counted(tmp_path: Path, config: dict[str, 
     assert counted(local, text("abc")) == 3
 
 
-def test_a_tokenizer_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_tokenizer_is_reported(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "tokenizer.json", tmp_path / "gone"):
         with pytest.raises(ValueError, match=r"does not exist: name a model's tokenizer\.json, or the folder"):
             LocalTokenizer(path)
 
 
-def test_what_is_no_tokenizer(tmp_path: Path) -> None:
+def test_an_invalid_tokenizer_is_reported(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ValueError, match=r"tokenizer\.json is not a tokenizer\.json of Hugging Face's: "):
         LocalTokenizer(tmp_path)
 
 
-def test_the_library_is_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_tokenizers_library_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_tokenizer(tmp_path)
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(ValueError, match=r"pip install 'fairlane\[tokenizer\]'"):
@@ -679,7 +681,7 @@ def test_the_library_is_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         '{"bos_token": {}}',
     ],
 )
-def test_a_configuration_that_cannot_be_used(tmp_path: Path, config: str) -> None:
+def test_an_invalid_tokenizer_configuration_is_reported(tmp_path: Path, config: str) -> None:
     write_tokenizer(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(config)
     with pytest.raises(ValueError, match=r"The chat template of .* cannot be used: "):
@@ -706,7 +708,7 @@ class Stuck(datetime):
         return cls(2000, 1, 1)
 
 
-def test_a_count_that_nobody_waits_for_keeps_its_thread(tmp_path: Path, stuck: type[Stuck]) -> None:
+def test_an_abandoned_count_keeps_its_thread_and_starts_no_other(tmp_path: Path, stuck: type[Stuck]) -> None:
     write_tokenizer(tmp_path)
     (tmp_path / "chat_template.jinja").write_text("{{ strftime_now('%Y') }}")
     local = LocalTokenizer(tmp_path, threads=1)
@@ -725,7 +727,7 @@ def test_a_count_that_nobody_waits_for_keeps_its_thread(tmp_path: Path, stuck: t
     anyio.run(check)
 
 
-def test_streams_go_on_while_a_long_prompt_is_counted(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_streams_are_not_stalled_while_a_long_prompt_is_counted(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Beside what the library's `encode` does to the loop from a thread, for that holds the GIL all the time."""
     folder = make_model(tmp_path_factory.mktemp("model"))
     local = LocalTokenizer(folder)

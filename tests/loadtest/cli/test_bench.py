@@ -1,4 +1,4 @@
-"""`fairlane bench preempt`, as a user types it: at a simulated Spark, through real gateways."""
+"""The `fairlane bench preempt` command at a simulated Spark, through real gateways."""
 
 import json
 import os
@@ -52,7 +52,7 @@ def preempt(*arguments: str, code: int = 0) -> str:
     return done.stdout if code == 0 else done.output
 
 
-def test_it_measures_compares_and_advises(spark: str, tmp_path: Path) -> None:
+def test_the_command_measures_compares_and_advises(spark: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     said = preempt("--upstream", spark, *SMALL, "--only", "sliced", "--repeat", "2", "--out", str(out))
     assert f"{NVFP4} on vLLM" in said
@@ -71,7 +71,7 @@ def test_it_measures_compares_and_advises(spark: str, tmp_path: Path) -> None:
         assert (figures["runs"], figures["requests"], figures["failed"]) == (2, 12, 0)
         assert 0 < figures["short_ttft_p50_s"] <= figures["short_e2e_p50_s"] <= figures["makespan_s"]
         assert figures["long_alone_ttft_s"] > 0
-    assert set(told["variants"]["direct"]["to_direct"].values()) == {1.0}
+    assert set(told["variants"]["direct"]["to_direct"].values()) - {None} == {1.0}  # a figure of 0 has no ratio
     assert told["advice"]["variant"] in told["variants"]
 
     assert "<svg" in (out / "report.html").read_text()
@@ -91,14 +91,14 @@ def fairlane_compare(*folders: Path) -> str:
     return done.output
 
 
-def test_json_is_all_that_is_printed(spark: str) -> None:
+def test_with_json_only_json_is_printed(spark: str) -> None:
     told = json.loads(preempt("--upstream", spark, *SMALL, "--only", "gated", "--json", "--set", "policy=fifo"))
     assert list(told["variants"]) == ["direct", "gated"]
     assert told["variants"]["gated"]["settings"] == {"slicing": False}
     assert told["variants"]["gated"]["figures"]["slices"] in (None, 0)
 
 
-def test_a_key_reaches_the_engine_and_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_reaches_the_engine_but_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAIRLANE_UPSTREAM_KEY", "secret")
     out = tmp_path / "out"
     with serve(guarded()) as url:
@@ -121,11 +121,11 @@ def guarded() -> Any:
     return app
 
 
-def test_the_command_line_is_kept_without_keys() -> None:
+def test_the_recorded_command_line_has_no_keys() -> None:
     assert "secret" not in command_line(["bench", "--set", "upstream_key=secret", "--set=upstream_key=secret"])
 
 
-def test_interrupted_it_tells_what_it_measured(tmp_path: Path) -> None:
+def test_an_interrupt_reports_what_was_measured(tmp_path: Path) -> None:
     """Short prompts go on coming for three seconds, and it is interrupted at the first ones of the second run."""
     out = tmp_path / "out"
     slow = ["--calibrate", "1", "--longs", "2", "--long-tokens", "4000", "--long-answer", "4"]
@@ -138,7 +138,7 @@ def test_interrupted_it_tells_what_it_measured(tmp_path: Path) -> None:
             rows = out / "gated" / "1" / "results.jsonl"
             wait_until(lambda: rows.exists() and rows.read_bytes().count(b"\n") >= 2, 50)
             run.send_signal(signal.SIGINT)
-            said, _ = run.communicate(timeout=20)
+            said, _ = run.communicate(timeout=40)
     assert run.returncode == 130
     assert "interrupted: what was measured by then is told" in said
     told = json.loads((out / "summary.json").read_text())
@@ -147,7 +147,7 @@ def test_interrupted_it_tells_what_it_measured(tmp_path: Path) -> None:
     assert json.loads((out / "gated" / "1" / "summary.json").read_text())["interrupted"] > 0
 
 
-def test_an_engine_that_goes_away_leaves_what_was_measured(tmp_path: Path) -> None:
+def test_an_engine_failure_reports_what_was_measured(tmp_path: Path) -> None:
     """It answers what comes without a gateway, and nothing else."""
     spark = create_app(load_profile(NVFP4), ServerOptions(speed=100.0, noise=0.0))
 
@@ -180,19 +180,19 @@ def test_an_engine_that_goes_away_leaves_what_was_measured(tmp_path: Path) -> No
         (["--prefer", "itl"], "--prefer"),
     ],
 )
-def test_bad_input_is_told_before_anything_is_measured(spark: str, arguments: list[str], said: str) -> None:
+def test_bad_input_is_reported_before_anything_is_measured(spark: str, arguments: list[str], said: str) -> None:
     told = preempt("--upstream", spark, *arguments, code=2)
     assert said in " ".join(told.split())
     assert "Traceback" not in told
 
 
-def test_where_no_engine_is() -> None:
+def test_an_unreachable_engine_is_reported() -> None:
     told = preempt("--upstream", "http://127.0.0.1:9", code=2)
     assert told.splitlines()[-1].startswith("fairlane: ")
     assert "Does vLLM run, and there?" in told
 
 
-def test_a_gateway_is_no_engine() -> None:
+def test_a_gateway_in_place_of_an_engine_is_reported() -> None:
     async def listed(request: Any) -> Response:
         return JSONResponse({"data": [{"id": "m"}]})
 
@@ -208,7 +208,7 @@ def test_results_are_not_overwritten(spark: str, tmp_path: Path) -> None:
     assert "is not empty" in preempt("--upstream", spark, "--out", str(tmp_path), code=2)
 
 
-def test_others_are_told_of(spark: str) -> None:
+def test_other_users_of_the_engine_are_reported(spark: str) -> None:
     body = {"messages": [{"role": "user", "content": "hello"}], "stream": True, "max_tokens": 4000, "ignore_eos": True}
     with httpx.stream("POST", f"{spark}/v1/chat/completions", json=body, timeout=10) as answer:
         chunks = answer.iter_bytes()

@@ -1,4 +1,4 @@
-"""`fairlane profile`: what work costs, in figures, on a terminal and as a file."""
+"""The `fairlane profile` command: costs as figures, as a terminal chart and as a file."""
 
 import os
 import re
@@ -62,7 +62,7 @@ def state(tmp_path: Path) -> Path:
 # Shown.
 
 
-def test_what_was_learned_is_drawn_and_told(state: Path) -> None:
+def test_learned_costs_are_drawn_and_printed(state: Path) -> None:
     said = profile("show", "--state-file", str(state))
     assert ENGINE in said
     assert f"{state}, written 0 seconds ago" in said
@@ -78,12 +78,12 @@ def test_what_was_learned_is_drawn_and_told(state: Path) -> None:
     assert re.search(r"bytes per token +\d\.\d of prose", said)
 
 
-def test_it_fits_a_terminal_of_80_columns() -> None:
+def test_the_output_fits_80_columns() -> None:
     drawn = braille.chart([], [], Axis((64, 32_768), {30_000: "30k"}), Axis((0.1, 10), {1: "0.03 s"}), "tokens")
     assert max(map(len, drawn.plain.splitlines())) <= 80
 
 
-def test_without_arguments_it_is_the_engine_of_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_arguments_the_engine_of_the_settings_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     path = default_path(URL)
     path.parent.mkdir(parents=True)
     path.write_bytes(CostSnapshot.capture(taught(), ENGINE, BF16).write())
@@ -93,7 +93,7 @@ def test_without_arguments_it_is_the_engine_of_the_settings(monkeypatch: pytest.
     assert "Nothing was learned of http://127.0.0.1:9 yet" in profile("show")
 
 
-def test_where_nothing_was_learned_it_is_the_profile() -> None:
+def test_without_learned_costs_the_profile_is_shown() -> None:
     said = " ".join(profile("show", "--set", "profile=gemma-4-26b-nvfp4").split())
     assert "`fairlane calibrate` measures" in said
     assert "gemma-4-26b-nvfp4" in said
@@ -101,14 +101,14 @@ def test_where_nothing_was_learned_it_is_the_profile() -> None:
 
 
 @pytest.mark.parametrize("name", shipped())
-def test_a_profile_by_its_name(name: str) -> None:
+def test_a_profile_is_found_by_name(name: str) -> None:
     said = profile("show", name)
     assert said.startswith(name)
     assert "start" not in said
     assert "samples" not in said
 
 
-def test_a_profile_by_its_file_which_knows_no_steps(tmp_path: Path) -> None:
+def test_a_profile_file_without_step_times_is_shown(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text("[mine]\nc_s = 0.001\na_s_per_token = 1e-6\nb_s_per_token2 = 0\ndecode_s_per_token = 1e-4\n")
     said = profile("show", str(file))
@@ -117,13 +117,13 @@ def test_a_profile_by_its_file_which_knows_no_steps(tmp_path: Path) -> None:
     assert "answers at once" not in said
 
 
-def test_the_list_has_them_all() -> None:
+def test_the_list_has_every_profile() -> None:
     listed = profile("list")
     assert all(name in listed for name in shipped())
     assert "7.51 s" in listed
 
 
-def test_the_file_is_a_drawing_by_itself(state: Path, tmp_path: Path) -> None:
+def test_the_svg_file_is_self_contained(state: Path, tmp_path: Path) -> None:
     file = tmp_path / "curve.svg"
     assert f"wrote {file}" in profile("show", "--state-file", str(state), "--svg", str(file))
     root = ElementTree.parse(file).getroot()
@@ -144,7 +144,7 @@ def test_the_file_is_a_drawing_by_itself(state: Path, tmp_path: Path) -> None:
     assert file.read_bytes() == first
 
 
-def test_how_long_ago(state: Path) -> None:
+def test_ages_are_printed_in_words(state: Path) -> None:
     for earlier, said in ((30, "30 seconds"), (600, "10 minutes"), (10_000, "3 hours"), (400_000, "5 days")):
         then = time.time() - earlier
         os.utime(state, (then, then))
@@ -154,7 +154,7 @@ def test_how_long_ago(state: Path) -> None:
 # What is told of samples.
 
 
-def test_samples_lie_on_the_curve_whatever_was_beside_them() -> None:
+def test_samples_are_drawn_without_concurrent_work() -> None:
     curve = PriceCurve.of(taught(), BF16)
     assert curve.learned
     assert {dot.alone for dot in curve.dots} == {True, False}
@@ -162,14 +162,14 @@ def test_samples_lie_on_the_curve_whatever_was_beside_them() -> None:
         assert dot.seconds == pytest.approx(curve.learned.prefill(dot.tokens), rel=0.06)
 
 
-def test_a_sample_that_was_all_others_work_is_not_drawn() -> None:
+def test_a_sample_that_is_all_concurrent_work_is_not_drawn() -> None:
     model = taught(beside=False)
     before = len(PriceCurve.of(model, BF16).dots)
     model.prefill.regression.observe((1.0, 1.0, 1.0, 1e5), 0.001)
     assert len(PriceCurve.of(model, BF16).dots) == before
 
 
-def test_a_model_that_has_seen_nothing_has_its_start_alone() -> None:
+def test_a_model_without_samples_shows_only_its_prior() -> None:
     curve = PriceCurve.of(CostModel(load(BF16)), BF16)
     assert curve.learned is None
     assert curve.best == load(BF16)
@@ -183,7 +183,7 @@ def test_a_linear_machine_can_be_drawn() -> None:
     assert PriceCurve.of(model, "linear").dots[0].alone is False
 
 
-def test_a_longer_prompt_makes_room() -> None:
+def test_the_axis_grows_with_a_longer_prompt() -> None:
     model = taught()
     model.prefill.observe(PrefillSample(200_000, 0, 700.0, None, 0))
     low, high = PriceCurve.of(model, BF16).span
@@ -191,7 +191,7 @@ def test_a_longer_prompt_makes_room() -> None:
     assert high > 200_000
 
 
-def test_others_prompts_are_work_and_no_constant() -> None:
+def test_concurrent_prefills_are_subtracted_without_their_constant() -> None:
     model = CostModel(load(BF16))
     model.prefill.observe(PrefillSample(1000, 0, 1.0, 0.0, 0, (500,)))
     (dot,) = PriceCurve.of(model, BF16).dots
@@ -213,24 +213,24 @@ def test_others_prompts_are_work_and_no_constant() -> None:
         (["show", "--set", "upsteam=x"], "did you mean upstream?"),
     ],
 )
-def test_what_is_wrong_is_told_plainly(arguments: list[str], said: str) -> None:
+def test_errors_are_reported_in_plain_words(arguments: list[str], said: str) -> None:
     told = profile(*arguments, code=2).splitlines()[-1]
     assert told.startswith("fairlane: ")
     assert said in told
 
 
 @pytest.mark.parametrize("broken", [b"", b"{", b'{"version": 2}', b"\xff\xfe"])
-def test_a_broken_file_is_no_answer(broken: bytes, tmp_path: Path) -> None:
+def test_a_broken_state_file_is_an_error(broken: bytes, tmp_path: Path) -> None:
     path = tmp_path / "learned.json"
     path.write_bytes(broken)
     assert f"{path} is not what a gateway keeps" in profile("show", "--state-file", str(path), code=2)
 
 
-def test_what_is_kept_nowhere_cannot_be_shown() -> None:
+def test_with_state_file_off_there_is_nothing_to_show() -> None:
     assert "Nothing was learned" in profile("show", "--set", "state_file=off")
 
 
-def test_of_no_texts_at_all_nothing_is_told(tmp_path: Path) -> None:
+def test_without_observed_texts_no_token_rate_is_printed(tmp_path: Path) -> None:
     """A share of 0 is no size of a token."""
     path = tmp_path / "learned.json"
     model = taught()

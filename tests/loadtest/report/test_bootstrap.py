@@ -1,3 +1,5 @@
+"""Bootstrap confidence intervals."""
+
 from math import inf, isnan, nan
 from random import Random
 
@@ -13,14 +15,14 @@ WAITS = st.one_of(st.floats(0, 1e6), st.just(inf))
 
 
 @given(st.lists(st.tuples(WAITS, st.integers(0, 3)), min_size=1), st.sampled_from([5, 50, 95, 99]))
-def test_a_replicates_percentile_is_that_of_what_was_drawn(drawn: list[tuple[float, int]], q: float) -> None:
+def test_a_replicates_percentile_is_that_of_its_sample(drawn: list[tuple[float, int]], q: float) -> None:
     values, counts = np.array([value for value, _ in drawn]), np.array([[count for _, count in drawn]])
     repeated = [value for value, count in drawn for _ in range(count)]
     found = bootstrap.percentiles(values, counts, q)[0]
     assert found == pytest.approx(percentile(repeated, q)) if repeated else isnan(found)
 
 
-def test_what_has_no_value_does_not_count() -> None:
+def test_missing_values_are_excluded() -> None:
     counts = np.array([[1, 1, 5, 1]])
     values = np.array([3.0, 1.0, nan, 2.0])
     assert bootstrap.percentiles(values, counts, 50).tolist() == [2.0]
@@ -29,7 +31,7 @@ def test_what_has_no_value_does_not_count() -> None:
     assert isnan(bootstrap.percentiles(np.array([1.0]), np.zeros((1, 1), int), 50)[0])
 
 
-def test_as_many_are_drawn_as_there_were() -> None:
+def test_each_replicate_draws_as_many_as_there_were() -> None:
     draws = bootstrap.draw([30, 0, 50], 0)
     assert (draws.runs.sum(axis=1) == 3).all()
     of_runs = [draws.requests[:, :30].sum(axis=1), draws.requests[:, 30:].sum(axis=1)]
@@ -38,24 +40,24 @@ def test_as_many_are_drawn_as_there_were() -> None:
     assert draws.runs.std() > 0
 
 
-def test_a_stream_is_always_the_same_and_no_other_one() -> None:
+def test_random_streams_are_reproducible_and_distinct() -> None:
     first, again, other = (bootstrap.draw([40], stream).requests for stream in (0, 0, 1))
     assert (first == again).all()
     assert (first != other).any()
 
 
-def test_fewer_replicates_are_made_of_very_many_requests() -> None:
+def test_very_many_requests_get_fewer_replicates() -> None:
     assert len(bootstrap.draw([20], 0).requests) == bootstrap.REPLICATES
     assert len(bootstrap.draw([bootstrap.MAX_DRAWS // 100], 0).requests) == bootstrap.MIN_REPLICATES
 
 
-def test_an_interval_leaves_out_what_is_not_known() -> None:
+def test_an_interval_excludes_undefined_replicates() -> None:
     assert bootstrap.interval([nan, nan]) is None
     assert bootstrap.interval([nan, *range(1, 42)]) == (2, 40)
     assert bootstrap.interval([1.0] * 10 + [inf] * 30) == (1.0, inf)
 
 
-def test_an_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+def test_intervals_have_about_their_nominal_coverage() -> None:
     """Medians of exponential waits, the second twice as long."""
     random, covered = Random(5), 0
     for trial in range(100):

@@ -1,3 +1,5 @@
+"""Comparing runs: figures, ratios, intervals, and notes about what differs."""
+
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import inf
@@ -73,7 +75,7 @@ def said(compared: Comparison) -> str:
 # Values.
 
 
-def test_a_run_alone_has_its_summarys_figures_and_no_ratio() -> None:
+def test_a_single_run_has_its_summarys_figures_and_no_ratio() -> None:
     one = run([*waits(60), -1, -1])
     compared = compare([[one]])
     summary = one.summary
@@ -95,7 +97,7 @@ def test_a_run_alone_has_its_summarys_figures_and_no_ratio() -> None:
     assert summary.ttft_arrival_ms.p99 is None
 
 
-def test_figures_of_several_runs_are_of_all_their_requests_or_means() -> None:
+def test_figures_of_several_runs_are_pooled_or_averaged() -> None:
     one, two = run([1.0] * 10), run([3.0] * 30, seed=2)
     compared = compare([[one, two]])
     assert compared.cells("ttft_arrival_p50")[0].value == 3.0
@@ -103,7 +105,7 @@ def test_figures_of_several_runs_are_of_all_their_requests_or_means() -> None:
     assert (compared.sides[0].runs, compared.sides[0].offered) == (2, 40)
 
 
-def test_who_was_interrupted_is_not_in_the_figures() -> None:
+def test_interrupted_requests_are_excluded() -> None:
     one = run([1.0] * 20)
     rows = (*one.rows[:10], *(msgspec.structs.replace(each, outcome=Outcome.INTERRUPTED) for each in one.rows[10:]))
     compared = compare([[changed(replace(one, rows=rows), offered=10, interrupted=10)]])
@@ -114,7 +116,7 @@ def test_who_was_interrupted_is_not_in_the_figures() -> None:
 # Ratios and intervals.
 
 
-def test_sides_that_were_sent_the_same_are_compared_request_by_request() -> None:
+def test_sides_with_the_same_requests_are_compared_in_pairs() -> None:
     """Each wait is half as long: whichever requests are drawn, the ratio is a half."""
     before = waits(60)
     base, now = compare([[run(before)], [run([wait / 2 for wait in before], name="fair")]]).cells("ttft_arrival_p50")
@@ -124,7 +126,7 @@ def test_sides_that_were_sent_the_same_are_compared_request_by_request() -> None
     assert now.verdict == "better"
 
 
-def test_sides_that_were_sent_other_requests_are_not() -> None:
+def test_sides_with_other_requests_are_not_compared_in_pairs() -> None:
     before = waits(60)
     now = compare([[run(before)], [run([wait / 2 for wait in before], name="fair", seed=2)]])
     within = now.cells("ttft_arrival_p50")[1].interval
@@ -133,7 +135,7 @@ def test_sides_that_were_sent_other_requests_are_not() -> None:
     assert "not the same seed" in said(now)
 
 
-def test_pairs_are_made_by_number_not_by_place() -> None:
+def test_pairs_are_matched_by_request_number() -> None:
     """A run that was stopped has fewer rows, in the order in which they ended."""
     before = waits(60)
     one, two = run(before), run([wait / 2 for wait in before], name="fair")
@@ -143,7 +145,7 @@ def test_pairs_are_made_by_number_not_by_place() -> None:
     assert compared.cells("ttft_arrival_p50")[1].interval == pytest.approx((0.5, 0.5), abs=1e-6)
 
 
-def test_chance_has_no_verdict() -> None:
+def test_a_difference_within_chance_has_no_verdict() -> None:
     compared = compare([[run(waits(60, 1))], [run(waits(60, 2), name="fair", seed=2)]])
     cell = compared.cells("ttft_arrival_p50")[1]
     assert cell.interval is not None
@@ -153,7 +155,7 @@ def test_chance_has_no_verdict() -> None:
 
 
 @pytest.mark.parametrize(("factor", "wait", "good"), [(0.2, "better", "better"), (5.0, "worse", "worse")])
-def test_a_verdict_knows_which_way_is_better(factor: float, wait: str, good: str) -> None:
+def test_a_verdict_knows_which_direction_is_better(factor: float, wait: str, good: str) -> None:
     before = waits(100, mean=2.0)
     compared = compare([[run(before)], [run([each * factor for each in before], name="fair")]])
     assert compared.cells("ttft_arrival_p50")[1].verdict == wait
@@ -172,7 +174,7 @@ def test_too_few_requests_have_no_interval(key: str, enough: int) -> None:
         assert not (cell.verdict and not has_one)
 
 
-def test_failures_are_waits_without_an_end() -> None:
+def test_failures_count_as_infinite_waits() -> None:
     """Whoever turns half away answers the rest at once, and has gained nothing."""
     before = waits(100, mean=10)
     sheds = [-1.0 if wait > 5 else 0.01 for wait in before]
@@ -183,7 +185,7 @@ def test_failures_are_waits_without_an_end() -> None:
     assert compared.cells("failed")[1].verdict == "worse"
 
 
-def test_one_failure_may_be_chance_and_a_third_is_not() -> None:
+def test_one_failure_may_be_chance_but_a_third_of_failures_is_not() -> None:
     nothing = run([1.0] * 60)
     for count, verdict in ((1, ""), (20, "worse")):
         cell = compare([[nothing], [run([-1.0] * count + [1.0] * (60 - count), name="fair")]]).cells("failed")[1]
@@ -192,7 +194,7 @@ def test_one_failure_may_be_chance_and_a_third_is_not() -> None:
     assert (same.ratio, same.interval, same.verdict) == (1.0, (1.0, 1.0), "")
 
 
-def test_never_to_never_is_the_same() -> None:
+def test_two_infinite_waits_are_equal() -> None:
     nobody = [-1.0] * 30
     cell = compare([[run(nobody)], [run(nobody, name="fair")]]).cells("ttft_arrival_p50")[1]
     assert (cell.value, cell.ratio, cell.verdict) == (inf, 1.0, "")
@@ -200,13 +202,13 @@ def test_never_to_never_is_the_same() -> None:
     assert (back.value, back.ratio, back.verdict) == (1.0, 0.0, "better")
 
 
-def test_of_what_nobody_has_there_is_no_ratio() -> None:
+def test_missing_figures_have_no_ratio() -> None:
     compared = compare([[run([-1.0] * 30)], [run([1.0] * 30, name="fair")]])
     base, now = compared.cells("tpot_p50")
     assert (base.value, now.ratio, now.interval) == (None, None, None)
 
 
-def test_runs_that_differ_widen_the_interval() -> None:
+def test_differences_between_runs_widen_the_interval() -> None:
     """Half of all waits are short, but in one side's runs they are all short or all long."""
 
     def side(waits: Callable[[int], list[float]], name: str) -> list[Result]:
@@ -220,7 +222,7 @@ def test_runs_that_differ_widen_the_interval() -> None:
     assert moody.interval == pytest.approx((0.0, 2.0), abs=0.2)
 
 
-def test_what_a_run_has_only_one_of_needs_three_runs() -> None:
+def test_figures_with_one_value_per_run_need_three_runs() -> None:
     def side(name: str, runs: int, wait: float) -> list[Result]:
         return [run([wait] * 10, name=name, seed=seed) for seed in range(runs)]
 
@@ -235,7 +237,7 @@ def test_the_same_runs_give_the_same_comparison() -> None:
     assert compare(groups) == compare(groups)
 
 
-def test_a_limit_for_good_answers_is_the_first_sides() -> None:
+def test_the_goodput_limit_is_that_of_the_first_side() -> None:
     lax, strict = Slo(ttft=10.0, tpot=None), Slo(ttft=0.5, tpot=None)
     compared = compare([[run([1.0] * 20, slo=lax)], [run([1.0] * 20, name="fair", slo=strict)]])
     assert [cell.value for cell in compared.cells("goodput")] == [1.0, 1.0]
@@ -246,7 +248,7 @@ def test_a_limit_for_good_answers_is_the_first_sides() -> None:
 # Parts.
 
 
-def test_prompts_are_long_by_the_median_of_their_kind() -> None:
+def test_kinds_are_short_or_long_by_their_median_prompt() -> None:
     asked = (
         [("chat", SHORT, 1.0)] * 3 + [("chat", LONG, 1.0)] * 2 + [("paste", LONG, 1.0)] * 2 + [("paste", SHORT, 1.0)]
     )
@@ -256,7 +258,7 @@ def test_prompts_are_long_by_the_median_of_their_kind() -> None:
     assert compared.cells("ttft_arrival_p50", "paste")[0].value == 1.0
 
 
-def test_several_short_kinds_are_told_together_and_one_by_one() -> None:
+def test_several_short_kinds_are_reported_together_and_one_by_one() -> None:
     asked = [("chat", SHORT, 1.0), ("ask", SHORT, 3.0), ("paste", LONG, 9.0), *((f"{n}", SHORT, 2.0) for n in range(5))]
     compared = compare([[mixed(asked * 9)]])
     kinds = ["0", "1", "2", "3", "4", "ask", "chat"]
@@ -267,7 +269,7 @@ def test_several_short_kinds_are_told_together_and_one_by_one() -> None:
 
 
 @pytest.mark.parametrize("tokens", [SHORT, LONG])
-def test_prompts_of_one_size_are_no_parts(tokens: int) -> None:
+def test_prompts_of_one_size_are_not_split_into_short_and_long(tokens: int) -> None:
     compared = compare([[run(waits(10), tokens=tokens)]])
     assert (compared.short, compared.long) == ("", "")
     assert {line.part for line in compared.lines} == {""}
@@ -293,28 +295,28 @@ def test_other_workloads_are_refused() -> None:
         ({"model": "gemma"}, "not the same model (direct: not told; fair: gemma)"),
     ],
 )
-def test_what_differs_is_said(differs: dict[str, Any], note: str) -> None:
+def test_differing_settings_are_noted(differs: dict[str, Any], note: str) -> None:
     compared = compare([[run([1.0] * 10)], [run([1.0] * 10, name="fair", **differs)]])
     assert compared.notes == (note,)
 
 
-def test_nothing_is_said_where_nothing_differs() -> None:
+def test_equal_settings_are_not_noted() -> None:
     compared = compare([[run(waits(20))], [run(waits(20, 2), name="fair")]])
     assert compared.notes == compared.faults == ()
 
 
-def test_another_rate_is_said() -> None:
+def test_a_different_rate_is_noted() -> None:
     one, two = run([1.0] * 20), changed(run([1.0] * 20, name="fair"), offered_rps=0.5)
     assert "did not come at the same rate (direct: 1.05 /s; fair: 0.500 /s)" in said(compare([[one], [two]]))
 
 
-def test_the_same_seed_with_other_options_is_said() -> None:
+def test_the_same_seed_with_other_options_is_noted() -> None:
     one = run(waits(20))
     assert "options differ" in said(compare([[one], [run(waits(10), name="fair")]]))
     assert "options differ" in said(compare([[one], [run(waits(20), name="fair", kind="chat")]]))
 
 
-def test_a_run_that_is_not_valid_is_a_fault() -> None:
+def test_an_invalid_run_is_reported() -> None:
     late = changed(run([1.0] * 10, name="fair"), schedule_lag=Lag(1.0, 400.0, 900.0, valid=False))
     assert spoiled(run([1.0]).summary) == ""
     assert "p99 400 ms, at most 900 ms" in spoiled(late.summary)
@@ -322,12 +324,12 @@ def test_a_run_that_is_not_valid_is_a_fault() -> None:
     assert fault.startswith("fair, seed 1: not valid")
 
 
-def test_sides_of_one_name_are_told_apart() -> None:
+def test_sides_with_the_same_name_are_distinguished() -> None:
     sides = compare([[run([1.0])], [run([1.0])], [run([1.0], name="fair")]]).sides
     assert [side.name for side in sides] == ["direct #1", "direct #2", "fair"]
 
 
-def test_a_comparison_is_json() -> None:
+def test_a_comparison_can_be_written_as_json() -> None:
     compared = compare([[run(waits(20))], [run(waits(20, 2), name="fair")]])
     told = msgspec.json.decode(msgspec.json.encode(compared))
     assert told["sides"][1]["name"] == "fair"

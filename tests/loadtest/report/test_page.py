@@ -1,3 +1,5 @@
+"""The HTML report of a comparison."""
+
 import json
 import os
 import re
@@ -165,7 +167,7 @@ def titles(page: str) -> list[str]:
 # What it says.
 
 
-def test_the_sentence_comes_first_and_then_that_it_is_simulated() -> None:
+def test_the_sentence_comes_first_and_then_the_note_that_it_is_simulated() -> None:
     page = page_of("two")
     body = Page(page).text("body")[0]
     assert body.startswith("With Fairlane (fair) a short question typically waited")
@@ -174,7 +176,7 @@ def test_the_sentence_comes_first_and_then_that_it_is_simulated() -> None:
     assert Page(page).tags.index("h1") < Page(page).tags.index("table")
 
 
-def test_what_was_measured_is_not_called_simulated() -> None:
+def test_measured_runs_are_not_called_simulated() -> None:
     assert "imulated:" not in html([[office(clock="real", profile="")]])
     both = html([[office()], [office("fair", clock="real", profile="")]])
     assert (
@@ -183,14 +185,14 @@ def test_what_was_measured_is_not_called_simulated() -> None:
     assert "not the same clock" in both
 
 
-def test_the_spark_measurements_are_credited_where_they_were_used() -> None:
+def test_the_spark_measurements_are_credited_when_used() -> None:
     credit = "Spark measurements: Django de Vreng"
     assert credit in page_of("one")
     assert "CC-BY-4.0" in page_of("one")
     assert credit not in html([[office(clock="real", profile="")]])
 
 
-def test_a_run_that_is_not_valid_says_so_below_the_sentence() -> None:
+def test_an_invalid_run_is_marked_below_the_sentence() -> None:
     run = office()
     late = msgspec.structs.replace(run.summary, schedule_lag=Lag(1.0, 400.0, 900.0, valid=False), interrupted=3)
     body = Page(html([[Result(run.name, late, run.rows)]])).text("body")[0]
@@ -201,14 +203,14 @@ def test_a_run_that_is_not_valid_says_so_below_the_sentence() -> None:
     )
 
 
-def test_the_table_says_who_wins_and_who_loses_in_the_same_way() -> None:
+def test_the_table_marks_wins_and_losses_alike() -> None:
     for sides, verdict, words in (((1.0, 0.1), "better", "× faster"), ((0.1, 1.0), "worse", "× slower")):
         page = html([[office(slow=sides[0])], [office("fair", slow=sides[1])]])
         found = re.findall(rf'<td class="{verdict}">[^<]*<small><strong>([^<]*)</strong>', page)
         assert any(words in each for each in found)
 
 
-def test_counts_and_settings_are_there() -> None:
+def test_counts_and_settings_are_on_the_page() -> None:
     text = Page(html([[office(fail=7, note="Users by lot.", provenance={"command": "fairlane load run"})]])).text(
         "body"
     )[0]
@@ -238,18 +240,18 @@ def test_counts_and_settings_are_there() -> None:
         ("s", False, Cell(1.0), ""),
     ],
 )
-def test_a_ratio_in_words(unit: Any, more: bool, cell: Cell, words: str) -> None:
+def test_ratios_are_put_into_words(unit: Any, more: bool, cell: Cell, words: str) -> None:
     assert change(Figure("key", "title", "plain", unit, more), cell) == words
 
 
-def test_a_number_and_its_unit_stay_together() -> None:
+def test_a_number_and_its_unit_do_not_break_across_lines() -> None:
     assert unbroken("2.3 s or 10 minutes, 5 % of 3 sides") == "2.3\u00a0s or 10\u00a0minutes, 5\u00a0% of 3 sides"
 
 
 # Which charts.
 
 
-def test_a_load_of_people_has_these_charts() -> None:
+def test_an_open_loop_has_its_charts() -> None:
     assert titles(page_of("two")) == [
         "Wait for the first word, short prompts",
         "Wait for the first word, long prompts",
@@ -261,7 +263,7 @@ def test_a_load_of_people_has_these_charts() -> None:
     ]
 
 
-def test_where_the_time_went_is_drawn_only_where_it_was_told() -> None:
+def test_the_time_breakdown_is_drawn_only_when_recorded() -> None:
     assert "Where the time went" not in titles(page_of("untold"))
 
 
@@ -286,7 +288,7 @@ def test_the_same_runs_give_the_same_page(load: str) -> None:
     assert html(LOADS[load]) == page_of(load)
 
 
-def test_the_page_does_not_hang_on_how_python_hashes(tmp_path: Path) -> None:
+def test_the_page_does_not_depend_on_pythons_hash_seed(tmp_path: Path) -> None:
     script = tmp_path / "page.py"
     script.write_text(
         f"import importlib.util, sys\nspec = importlib.util.spec_from_file_location('made', {__file__!r})\n"
@@ -307,7 +309,7 @@ def test_the_page_does_not_hang_on_how_python_hashes(tmp_path: Path) -> None:
 
 
 @every_load
-def test_nothing_is_fetched_and_nothing_runs(load: str) -> None:
+def test_the_page_loads_nothing_and_runs_no_script(load: str) -> None:
     page = page_of(load)
     parsed = Page(page)
     assert not {"script", "link", "img", "iframe", "object"} & set(parsed.tags)
@@ -320,7 +322,7 @@ def test_nothing_is_fetched_and_nothing_runs(load: str) -> None:
 
 
 @every_load
-def test_drawings_are_well_formed_and_share_nothing(load: str) -> None:
+def test_drawings_are_well_formed_with_unique_ids(load: str) -> None:
     page = page_of(load)
     for each in drawings(page):
         ElementTree.fromstring(each)
@@ -331,7 +333,7 @@ def test_drawings_are_well_formed_and_share_nothing(load: str) -> None:
     assert set(re.findall(r"(?:url\(|href=\")#([^\")]+)", page)) == set(ids)
 
 
-def test_names_from_files_are_text() -> None:
+def test_names_from_files_are_escaped() -> None:
     hostile = office(HOSTILE, users=(HOSTILE, "ada"), note=HOSTILE, workload=HOSTILE, provenance={HOSTILE: HOSTILE})
     page = html([[hostile], [office("fair", workload=HOSTILE)]])
     assert "<script" not in page
@@ -341,17 +343,17 @@ def test_names_from_files_are_text() -> None:
         ElementTree.fromstring(each)
 
 
-def test_a_drawing_may_have_letters_that_matplotlib_has_not_and_no_formulas() -> None:
+def test_drawings_accept_any_letters_and_no_formulas() -> None:
     page = html([[office(users=("寿司", "🙂", "$x_1$"))]])
     assert all(name in drawings(page)[-2] for name in ("寿司", "🙂", "$x_1$"))
 
 
-def test_a_page_stays_small() -> None:
+def test_the_page_size_is_bounded() -> None:
     groups = [[office(requests=1000)], [office("fair", requests=1000, slow=0.3)]]
     assert len(html(groups).encode()) < 300_000
 
 
-def test_nothing_heavy_is_loaded_before_there_is_something_to_draw() -> None:
+def test_matplotlib_is_imported_only_to_draw() -> None:
     modules = "page, gallery, comparison, bootstrap, sentence, terminal, vllm_json"
     heavy = {"matplotlib", "numpy", "jinja2"}
     code = f"from loadtest.report import {modules}\nimport sys\nassert not {heavy!r} & set(sys.modules)"
@@ -374,7 +376,7 @@ WRAPPER = """<!doctype html><body style="margin:0">
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")
 @pytest.mark.parametrize("load", ["two", "hostile"])
-def test_on_a_phone_nothing_is_cut_off_and_the_sentence_is_seen_at_once(load: str, tmp_path: Path) -> None:
+def test_the_page_fits_a_phone(load: str, tmp_path: Path) -> None:
     names = ("direct", "fair", "a_name_without_a_break_that_is_far_too_long_for_a_phone", *map(str, range(7)))
     many = [[office(name, slow=9 - len(name) % 9, users=("x" * 80, HOSTILE), note="y" * 300)] for name in names]
     page = html(LOADS["two"] if load == "two" else many)

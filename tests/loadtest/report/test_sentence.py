@@ -1,3 +1,5 @@
+"""The sentence that summarises a comparison."""
+
 from collections.abc import Sequence
 
 import pytest
@@ -46,14 +48,14 @@ def said(*groups: Result | Sequence[Result]) -> str:
     return sentence(sides, compare(sides))
 
 
-def test_one_run_is_told_whole() -> None:
+def test_a_single_run_is_summarised() -> None:
     assert said(office("fair", 1.3, 35.0)) == (
         "With Fairlane (fair) a short question typically waited 1.3 s for its first word; one in twenty waited more "
         "than 1.3 s; a long document waited 35 s; whole short answers took 11 s; nothing failed."
     )
 
 
-def test_two_runs_are_told_as_what_was_instead_of_what() -> None:
+def test_two_runs_are_told_as_one_figure_instead_of_the_other() -> None:
     assert said(office("direct", 24.0, 29.0), office("fair", 1.3, 35.0)) == (
         "With Fairlane (fair) a short question typically waited 1.3 s for its first word instead of 24 s; one in "
         "twenty waited more than 1.3 s instead of 24 s; the long documents' first words came 1.2 times later (35 s, "
@@ -61,7 +63,7 @@ def test_two_runs_are_told_as_what_was_instead_of_what() -> None:
     )
 
 
-def test_the_one_who_loses_is_told_as_plainly() -> None:
+def test_a_loss_is_told_as_plainly_as_a_win() -> None:
     assert said(office("fair", 1.3, 35.0), office("direct", 24.0, 29.0)) == (
         "Straight at the engine a short question typically waited 24 s for its first word instead of 1.3 s; one in "
         "twenty waited more than 24 s instead of 1.3 s; the long documents' first words came sooner, after 29 s "
@@ -69,7 +71,7 @@ def test_the_one_who_loses_is_told_as_plainly() -> None:
     )
 
 
-def test_what_is_the_same_is_called_the_same() -> None:
+def test_equal_figures_are_called_the_same() -> None:
     assert said(office("direct", 2.0, 29.0), office("fair", 2.0, 29.0)) == (
         "With Fairlane (fair) a short question typically waited 2.0 s for its first word either way; one in twenty "
         "waited more than 2.0 s either way; long documents waited 29 s either way; whole short answers took about as "
@@ -87,7 +89,7 @@ def test_chance_is_called_no_clear_difference() -> None:
     )
 
 
-def test_a_tail_that_the_median_hides_is_told() -> None:
+def test_a_difference_in_the_tail_is_told() -> None:
     short, half = [(SHORT, 1.0)] * 20, [(LONG, 20.0)] * 30
     one = run("direct", *short, *half, *[(LONG, 30.0)] * 20)
     two = run("fair", *short, *half, *[(LONG, 60.0)] * 20)
@@ -101,7 +103,7 @@ def test_a_tail_that_the_median_hides_is_told() -> None:
     assert "; the long documents' first words came 2.0 times later (40 s, not 20 s); " in said(one, later)
 
 
-def test_without_two_sizes_of_prompts_it_is_about_requests() -> None:
+def test_with_one_prompt_size_the_sentence_is_about_requests() -> None:
     assert said(run("direct", *[(LONG, 3.0)] * 20)).startswith(
         "Straight at the engine a request typically waited 3.0 s for its first word"
     )
@@ -121,7 +123,7 @@ def test_three_runs_are_listed() -> None:
     )
 
 
-def test_of_many_runs_the_first_the_best_and_the_worst_are_told() -> None:
+def test_of_many_runs_the_first_best_and_worst_are_told() -> None:
     runs = [office(name, wait, 30.0) for name, wait in zip("abcdef", (9.0, 7.0, 1.0, 8.0, 60.0, 5.0), strict=True)]
     assert said(*runs) == (
         "A short question typically waited 9.0 s for its first word with a, 1.0 s with c and 60 s with e; a long "
@@ -132,7 +134,7 @@ def test_of_many_runs_the_first_the_best_and_the_worst_are_told() -> None:
 # Failures.
 
 
-def test_who_was_turned_away_is_counted() -> None:
+def test_rejections_are_counted() -> None:
     assert said(office("fair", 1.0, 9.0, failed=3)).endswith("; 3 of 40 requests were turned away.")
     assert said(office("direct", 1.0, 9.0), office("fair", 1.0, 9.0, failed=3)).endswith(
         "; 3 of 40 requests were turned away, none straight at the engine."
@@ -144,13 +146,13 @@ def test_who_was_turned_away_is_counted() -> None:
     assert three.endswith("; requests that failed: 3 of 40 with Fairlane (fair).")
 
 
-def test_failing_is_not_being_turned_away() -> None:
+def test_failures_are_not_called_rejections() -> None:
     told = said(run("direct", *[(SHORT, 1.0)] * 20, (SHORT, -1), (SHORT, -2)))
     assert told.endswith("; 2 of 22 requests failed (1 of them turned away).")
     assert "one in twenty never got any" in told
 
 
-def test_most_may_never_get_an_answer() -> None:
+def test_the_median_may_be_never() -> None:
     told = said(office("direct", 24.0, 29.0), office("fair", 1.0, 35.0, failed=20))
     assert told.startswith(
         "With Fairlane (fair) most short questions never got an answer; straight at the engine it waited 24 s"
@@ -165,7 +167,7 @@ def test_most_may_never_get_an_answer() -> None:
     assert both.startswith("With Fairlane (fair) most short questions never got an answer, either way;")
 
 
-def test_a_run_that_ended_before_anything_has_nothing_to_tell() -> None:
+def test_an_empty_run_has_nothing_to_tell() -> None:
     assert said(run("direct")) == "Nothing came to an end straight at the engine, so there is nothing to tell."
 
 
@@ -181,11 +183,11 @@ def test_a_run_that_ended_before_anything_has_nothing_to_tell() -> None:
         ("", "With unnamed "),
     ],
 )
-def test_sides_are_called_by_what_stood_before_the_engine(policy: str, how: str) -> None:
+def test_sides_are_named_after_their_deployment(policy: str, how: str) -> None:
     assert said(run(policy, *[(SHORT, 1.0)] * 9, name="unnamed")).startswith(how)
 
 
-def test_sides_of_one_policy_are_called_by_their_runs() -> None:
+def test_sides_of_one_policy_are_named_after_their_runs() -> None:
     one, two = (run("fair", *[(SHORT, 1.0)] * 9, name=name) for name in ("slices-2048", "slices-4096"))
     assert said(one, two).startswith("With slices-4096 ")
 
@@ -204,7 +206,7 @@ def sweep(policy: str, waits: dict[float, float]) -> Result:
     return made(policy, records, tuple(Point(4000, 500, rate=rate) for rate in waits))
 
 
-def test_a_sweep_is_told_by_the_rates_it_kept_up_with() -> None:
+def test_a_sweep_is_summarised_by_its_sustained_rates() -> None:
     direct = sweep("direct", {0.1: 2.5, 0.5: 4.0, 1.0: 8.0})
     assert said(direct) == (
         "Straight at the engine it kept up with 0.5 requests a second (95 of 100 first words within 5 s); within 10 s "
@@ -233,7 +235,7 @@ def closed(policy: str, points: dict[tuple[int, int], tuple[float, float]]) -> R
     return made(policy, records, tuple(Point(pp, 256, concurrency=size) for pp, size in points))
 
 
-def test_batches_are_told_by_what_each_user_gets() -> None:
+def test_batches_are_summarised_per_user() -> None:
     direct = closed("direct", {(1000, 1): (0.3, 24), (1000, 10): (2, 12), (25_000, 1): (7, 23), (25_000, 10): (41, 9)})
     assert said(direct) == (
         "Straight at the engine one user got 23 to 24 tokens a second, ten users 9.0 to 12 each; the first word of a "
@@ -250,7 +252,7 @@ def test_batches_are_told_by_what_each_user_gets() -> None:
     )
 
 
-def test_batches_of_one_size() -> None:
+def test_batches_of_one_size_are_summarised() -> None:
     assert said(closed("direct", {(1000, 20): (3.0, 5.0)})) == (
         "Straight at the engine 20 users got 5.0 tokens a second; the first word of a prompt of 1,000 tokens came "
         "after 3.0 s; nothing failed."

@@ -1,3 +1,5 @@
+"""A comparison printed on a terminal."""
+
 from io import StringIO
 from typing import Any
 
@@ -50,7 +52,7 @@ def line(text: str, begin: str) -> str:
 # A run.
 
 
-def test_a_run_says_what_it_was_and_how_it_ended() -> None:
+def test_a_run_shows_its_workload_and_outcomes() -> None:
     text = printed(summary_table(run("fair", [1.0] * 18 + [-1.0] * 2).summary))
     assert line(text, "office") == "office, fair simulated gemma, seed 3"
     assert line(text, "20 asked") == ("20 asked, 18 completed, 2 failed (2 rejected), 0 interrupted, in 19.0 s")
@@ -59,7 +61,7 @@ def test_a_run_says_what_it_was_and_how_it_ended() -> None:
     assert "goodput 90.0 %" in text
 
 
-def test_where_failures_reach_it_is_never() -> None:
+def test_a_percentile_among_failures_is_never() -> None:
     text = printed(summary_table(run("fair", [1.0] * 18 + [-1.0] * 2).summary))
     assert line(text, "TTFT from arrival") == "TTFT from arrival never 1.00 s never never never never"
     assert line(text, "E2E from arrival") == "E2E from arrival never 2.00 s never never never never"
@@ -68,7 +70,7 @@ def test_where_failures_reach_it_is_never() -> None:
     assert line(nobody, "TTFT from arrival") == "TTFT from arrival" + 6 * " –"
 
 
-def test_failed_and_interrupted_are_red_when_there_are_some() -> None:
+def test_failures_and_interruptions_are_red() -> None:
     calm = printed(summary_table(run("fair", [1.0] * 9).summary), colours=True)
     assert "0 failed" in calm
     assert "0 interrupted" in calm
@@ -78,13 +80,13 @@ def test_failed_and_interrupted_are_red_when_there_are_some() -> None:
     assert f"{RED}4 interrupted" in text
 
 
-def test_an_invalid_run_says_why_in_red() -> None:
+def test_an_invalid_run_shows_the_reason_in_red() -> None:
     spoilt = run("fair", [1.0] * 9, schedule_lag=Lag(1.0, 400.0, 900.0, valid=False))
     text = printed(summary_table(spoilt.summary), colours=True)
     assert f"{RED}not valid: the load tester itself sent late" in text
 
 
-def test_kinds_and_users_stand_apart_where_there_are_several() -> None:
+def test_several_kinds_and_users_have_their_own_rows() -> None:
     one = printed(summary_table(run("fair", [1.0] * 9, users=1).summary))
     assert "kind" not in one
     assert "user" not in one
@@ -94,7 +96,7 @@ def test_kinds_and_users_stand_apart_where_there_are_several() -> None:
     assert "and 8 more" in text
 
 
-def test_points_have_a_table() -> None:
+def test_points_are_shown_in_a_table() -> None:
     text = printed(summary_table(run("direct", [1.0] * 5, points=(Point(4096, 256, concurrency=5),)).summary))
     assert "at once" in text
     assert line(text, "4,096, 256").startswith("4,096, 256 5 5 0 1.00 s 1.00 s 10.0 ")
@@ -107,7 +109,7 @@ def test_points_have_a_table() -> None:
 SLOW, FAST = [4.0 + n / 10 for n in range(40)], [0.4 + n / 100 for n in range(40)]
 
 
-def test_a_ratio_stands_beside_two_sides() -> None:
+def test_two_sides_are_shown_with_a_ratio() -> None:
     text = printed(comparison_table(compare([[run("direct", SLOW)], [run("fair", FAST)]])))
     assert line(text, "TTFT from arrival p50") == "TTFT from arrival p50 5.95 s 0.595 s 0.10× (0.10) better"
     assert line(text, "duration").endswith("×")
@@ -116,7 +118,7 @@ def test_a_ratio_stands_beside_two_sides() -> None:
     assert line(text, "interrupted") == "interrupted 0 0"
 
 
-def test_who_loses_is_as_bold_as_who_wins() -> None:
+def test_wins_and_losses_are_equally_bold() -> None:
     for sides, verdict in (((SLOW, FAST), "better"), ((FAST, SLOW), "worse")):
         table = comparison_table(compare([[run("one", sides[0])], [run("two", sides[1])]]))
         first = next(each for each in printed(table, colours=True).splitlines() if "TTFT from arrival p50" in each)
@@ -124,7 +126,7 @@ def test_who_loses_is_as_bold_as_who_wins() -> None:
         assert verdict in first
 
 
-def test_what_may_be_chance_is_not_bold() -> None:
+def test_differences_within_chance_are_not_bold() -> None:
     shuffled = [SLOW[n * 7 % 40] for n in range(40)]
     table = comparison_table(compare([[run("one", SLOW)], [run("two", shuffled)]]))
     first = next(each for each in printed(table, colours=True).splitlines() if "TTFT from arrival p50" in each)
@@ -134,7 +136,7 @@ def test_what_may_be_chance_is_not_bold() -> None:
 
 
 @pytest.mark.parametrize("sides", [1, 2, 3, 4, 5, 8])
-def test_all_fits_on_a_hundred_columns(sides: int) -> None:
+def test_the_output_fits_100_columns(sides: int) -> None:
     names = ["direct", "a-long-name-of-a-policy", "fair", "semaphore", "priority", "fifo", "drr", "shortest"]
     groups = [[run(name, SLOW if number % 2 else FAST, kinds=2)] for number, name in enumerate(names[:sides])]
     text = printed(comparison_table(compare(groups)))
@@ -144,20 +146,20 @@ def test_all_fits_on_a_hundred_columns(sides: int) -> None:
     assert max(map(len, printed(summary_table(wide.summary)).splitlines())) <= WIDTH
 
 
-def test_of_many_sides_a_star_says_what_bold_says() -> None:
+def test_with_many_sides_a_star_marks_clear_differences() -> None:
     text = printed(comparison_table(compare([[run("a", SLOW)], [run("b", FAST)], [run("c", SLOW)]])))
     assert "0.10× (0.10)*" in text
     assert "bold, *:" in text
 
 
-def test_of_many_sides_there_is_no_room_for_intervals() -> None:
+def test_with_many_sides_intervals_are_left_out() -> None:
     for sides, has_one in ((3, True), (4, False)):
         text = printed(comparison_table(compare([[run(str(n), FAST if n else SLOW)] for n in range(sides)])))
         assert ("0.10× (0.10)*" in text) == has_one
         assert ("0.10×*" in text) != has_one
 
 
-def test_faults_and_notes_come_first_and_markup_is_text() -> None:
+def test_faults_and_notes_come_first_and_markup_is_escaped() -> None:
     late = run("[red]fair", FAST, schedule_lag=Lag(1.0, 400.0, 900.0, valid=False), clock="real")
     text = printed(comparison_table(compare([[run("direct", SLOW)], [late]])), colours=True)
     assert text.index("not valid") < text.index("not the same clock") < text.index("TTFT")

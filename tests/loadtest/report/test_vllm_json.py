@@ -1,3 +1,5 @@
+"""Results in the JSON schema of vLLM's own benchmark."""
+
 import json
 
 import numpy as np
@@ -47,13 +49,13 @@ RUN = result(
 )
 
 
-def test_it_has_the_keys_that_scripts_read() -> None:
+def test_the_json_has_the_keys_of_vllms_benchmark() -> None:
     found = bench_result(RUN.summary, RUN.rows)
     assert found.keys() == KEYS | DETAILED
     assert json.loads(json.dumps(found)) == found
 
 
-def test_latencies_are_from_send_and_as_numpy_has_them() -> None:
+def test_latencies_count_from_send_and_use_numpys_percentiles() -> None:
     found = bench_result(RUN.summary, RUN.rows)
     seconds = {"ttft": [1.0, 0.5, 4.0], "tpot": [1.0, 0.1], "e2el": [3.0, 0.6, 4.0]}
     for name, values in seconds.items():
@@ -67,7 +69,7 @@ def test_latencies_are_from_send_and_as_numpy_has_them() -> None:
     assert found["p95_itl_ms"] == pytest.approx(1e3 * np.percentile(gaps, 95))
 
 
-def test_the_arrays_are_of_all_requests_in_their_order() -> None:
+def test_arrays_have_all_requests_in_order() -> None:
     found = bench_result(RUN.summary, tuple(reversed(RUN.rows)))
     assert found["num_prompts"] == 4
     assert (found["completed"], found["failed"]) == (3, 1)
@@ -80,14 +82,14 @@ def test_the_arrays_are_of_all_requests_in_their_order() -> None:
     assert found["errors"] == ["", "", "", "429 queue_full"]
 
 
-def test_of_an_answer_that_was_broken_off_nothing_counts() -> None:
+def test_truncated_answers_are_excluded() -> None:
     broken = result(record(0, 0.0, 0.0, 1.0, 2.0, outcome=Outcome.DISCONNECTED))
     found = bench_result(broken.summary, broken.rows)
     assert found["ttfts"] == found["latencies"] == found["output_lens"] == [0]
     assert found["max_concurrent_requests"] == 0
 
 
-def test_rates_are_over_the_whole_run() -> None:
+def test_rates_count_over_the_whole_run() -> None:
     found = bench_result(RUN.summary, RUN.rows)
     duration = RUN.summary.duration_s
     assert found["duration"] == duration
@@ -98,20 +100,20 @@ def test_rates_are_over_the_whole_run() -> None:
     assert bench_result(RUN.summary, RUN.rows, Nominal(request_rate=1.5, max_concurrency=25))["request_rate"] == 1.5
 
 
-def test_goodput_is_from_send_here() -> None:
+def test_goodput_counts_from_send() -> None:
     """Held back for 4 s, the second is late from arrival and in time from send."""
     run = result(record(0, 0.0, 0.0, 1.0, 1.1), record(1, 1.0, 4.0, 0.5, 0.6), slo=Slo(2.0, 0.15))
     assert run.summary.goodput == 0.5
     assert bench_result(run.summary, run.rows)["request_goodput"] == pytest.approx(2 / run.summary.duration_s, abs=1e-4)
 
 
-def test_how_many_were_under_way_at_once() -> None:
+def test_the_maximum_concurrency_is_counted() -> None:
     """0 to 3, 2 to 6 and 3 to 4: who ends at an instant is gone before who begins at it."""
     run = result(record(0, 0.0, 0.0, 1.0, 3.0), record(1, 2.0, 0.0, 4.0), record(2, 3.0, 0.0, 1.0))
     assert bench_result(run.summary, run.rows)["max_concurrent_requests"] == 2
 
 
-def test_of_nothing_there_are_zeros() -> None:
+def test_an_empty_run_has_zeros() -> None:
     run = result(record(0, 0.0, 0.0, outcome=Outcome.TIMEOUT))
     found = bench_result(run.summary, run.rows)
     assert (found["mean_ttft_ms"], found["p99_e2el_ms"], found["max_concurrent_requests"]) == (0, 0, 0)

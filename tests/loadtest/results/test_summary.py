@@ -1,3 +1,5 @@
+"""The summary of a run."""
+
 from math import inf
 
 import msgspec
@@ -42,14 +44,14 @@ def summary(*records: Record, points: tuple[Point, ...] = (), slo: Slo | None = 
     )
 
 
-def test_latency_from_arrival_is_the_headline_and_from_send_beside_it() -> None:
+def test_the_headline_latency_counts_from_arrival() -> None:
     found = summary(record("ada", 3.0, 4.0, at=1.0, sent=2.0))
     assert (found.ttft_arrival_ms.p50, found.ttft_send_ms.p50) == (2000, 1000)
     assert (found.e2e_ms.p50, found.e2e_send_ms.p50) == (3000, 2000)
     assert (found.tpot_ms.p50, found.itl_ms.max) == (1000, 1000)
 
 
-def test_who_failed_waited_for_ever() -> None:
+def test_failures_count_as_infinite_waits() -> None:
     done = [record("ada", float(n)) for n in (1, 2, 3)]
     found = summary(*done, record("ben", outcome=Outcome.REJECTED))
     assert (found.completed, found.failed, found.rejected) == (3, 1, 1)
@@ -59,7 +61,7 @@ def test_who_failed_waited_for_ever() -> None:
     assert found.outcomes == {"completed": 3, "rejected": 1}
 
 
-def test_goodput_is_of_all_that_was_offered() -> None:
+def test_goodput_is_relative_to_all_offered_requests() -> None:
     quick, slow = record("ada", 1.0, 1.1), record("ada", 5.0, 5.1)
     late_tokens, failed = record("ada", 1.0, 3.0), record("ada", outcome=Outcome.TIMEOUT)
     assert summary(quick, slow, late_tokens, failed, slo=Slo(2.0, 0.15)).goodput == 0.25
@@ -67,32 +69,32 @@ def test_goodput_is_of_all_that_was_offered() -> None:
     assert summary(quick, slow, late_tokens, failed, slo=Slo(2.0, None)).goodput == 0.5
 
 
-def test_a_failure_that_the_server_counted_tokens_of_is_a_failure() -> None:
+def test_a_failure_with_counted_tokens_is_still_a_failure() -> None:
     failed = record("ada", outcome=Outcome.STREAM_ERROR)
     failed.output_tokens = 5
     assert summary(failed).goodput == 0
 
 
-def test_who_was_interrupted_counts_for_nobody() -> None:
+def test_interrupted_requests_are_excluded() -> None:
     found = summary(record("ada", 1.0, 2.0), record("ben", 1.0, outcome=Outcome.INTERRUPTED))
     assert (found.offered, found.completed, found.failed, found.interrupted) == (1, 1, 0, 1)
     assert found.users.keys() == {"ada"}
 
 
-def test_a_users_slowdown_is_over_an_idle_machine_and_a_failure_is_the_slowest() -> None:
+def test_slowdown_is_relative_to_an_idle_machine_and_failures_are_the_slowest() -> None:
     found = summary(record("ada", 0.5), record("ada", 1.5), record("ben", 5.0), record("cem", outcome=Outcome.TIMEOUT))
     assert {name: user.slowdown for name, user in found.users.items()} == {"ada": 2.0, "ben": 10.0, "cem": 10.0}
     assert found.worst_user in ("ben", "cem")
     assert found.jain == pytest.approx(0.7**2 / (3 * (0.25 + 0.01 + 0.01)), abs=1e-4)
 
 
-def test_jains_index() -> None:
+def test_jains_fairness_index_is_computed() -> None:
     assert jain([2.0, 2.0, 2.0]) == 1.0
     assert jain([1.0, inf, inf]) == pytest.approx(1 / 3, abs=1e-4)
     assert jain([]) is None
 
 
-def test_a_point_is_worked_out_as_llama_benchy_does() -> None:
+def test_points_are_computed_as_llama_benchy_does() -> None:
     """Two batches of two; each batch: first tokens at 1 and 2 s, then a token each 0.5 s."""
     first = [record("a", 1.0, 1.5, 2.0, point=0), record("b", 2.0, 2.5, 3.0, point=0)]
     after = (0, 1)
@@ -108,13 +110,13 @@ def test_a_point_is_worked_out_as_llama_benchy_does() -> None:
     assert point.prefill_tps == 200 / 2
 
 
-def test_of_one_alone_the_servers_latency_is_taken_off_the_prefill() -> None:
+def test_the_servers_latency_is_subtracted_for_a_concurrency_of_one() -> None:
     one = record("a", 1.0, 1.5, point=0)
     (point,) = summary(one, points=(Point(4096, 256, concurrency=1),), latency=0.2).points
     assert point.prefill_tps == 125
 
 
-def test_a_client_that_lags_spoils_a_run() -> None:
+def test_client_lag_makes_a_run_invalid() -> None:
     late = record("ada", 0.05, 0.06)
     late.lag = 0.04
     assert not summary(late).schedule_lag.valid
@@ -123,17 +125,17 @@ def test_a_client_that_lags_spoils_a_run() -> None:
     assert summary(slow).schedule_lag.valid
 
 
-def test_nothing_offered_is_no_error() -> None:
+def test_an_empty_run_has_a_summary() -> None:
     found = summary()
     assert (found.offered, found.goodput, found.jain, found.ttft_arrival_ms.p50) == (0, None, None, None)
 
 
-def test_a_summary_survives_its_json() -> None:
+def test_a_summary_round_trips_through_json() -> None:
     found = summary(record("ada", 1.0, 2.0), record("ben", outcome=Outcome.HTTP_ERROR), points=(Point(1, 2, 3),))
     assert msgspec.json.decode(msgspec.json.encode(found), type=Summary) == found
 
 
-def test_the_schema_that_the_docs_promise() -> None:
+def test_the_documented_schema_is_kept() -> None:
     promised = (
         "workload seed profile policy offered completed failed rejected duration_s rps output_tps ttft_arrival_ms "
         "ttft_send_ms tpot_ms itl_ms e2e_ms goodput jain users points"
@@ -146,7 +148,7 @@ def test_the_schema_that_the_docs_promise() -> None:
     )
 
 
-def test_a_row_splits_the_wait_where_the_server_told() -> None:
+def test_a_row_splits_the_wait_when_the_server_reports_it() -> None:
     told = record("ada", 4.0, 5.0, at=1.0, sent=2.0)
     told.queue = 0.5
     kept = row(told)
@@ -160,5 +162,5 @@ def test_a_row_of_a_failure_has_no_latency() -> None:
     assert (kept.ttft_arrival_ms, kept.e2e_ms, kept.first) == (None, None, 1.0)
 
 
-def test_statistics_of_nothing_are_null() -> None:
+def test_statistics_of_an_empty_set_are_null() -> None:
     assert Stat.of([]) == Stat(None, None, None, None, None, None)

@@ -1,4 +1,4 @@
-"""Two clocks, one load: the simulated Spark as a server and under the virtual clock come to the same figures."""
+"""The same load in real time and in virtual time gives the same figures."""
 
 import pytest
 

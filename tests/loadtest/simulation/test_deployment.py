@@ -1,4 +1,4 @@
-"""What stands before the engine."""
+"""Deployments that the simulator can put in front of the engine."""
 
 import pytest
 
@@ -23,7 +23,7 @@ def records(name: str, *requests: Request, seats: int = 8, limits: Limits | None
 
 
 @pytest.mark.parametrize("name", [*deployments()])
-def test_everybody_is_served(name: str) -> None:
+def test_every_deployment_serves_every_request(name: str) -> None:
     assert all(record.completed for record in records(name, *DOCUMENTS, QUESTION))
 
 
@@ -32,18 +32,18 @@ def test_direct_is_first_come_first_served() -> None:
     assert question.first_token >= max(record.first_token for record in documents)
 
 
-def test_priority_lets_a_short_prompt_pass_those_that_wait() -> None:
+def test_the_priority_deployment_lets_short_prompts_pass() -> None:
     """Not those that are in: vLLM preempts nobody for a seat, and one step takes in what fits."""
     *documents, question = records("priority", *DOCUMENTS, QUESTION)
     assert sum(record.first_token < question.first_token for record in documents) < 3
 
 
-def test_a_semaphore_counts_whole_requests() -> None:
+def test_the_semaphore_deployment_counts_whole_requests() -> None:
     first, second = records("semaphore", *DOCUMENTS[:2], seats=1)
     assert second.first_token > first.tokens[-1]
 
 
-def test_the_gateway_keeps_the_lanes_apart() -> None:
+def test_the_gateway_deployment_separates_the_lanes() -> None:
     *documents, question = records("fair", *DOCUMENTS, QUESTION)
     assert sum(record.first_token < question.first_token for record in documents) <= 1
 
@@ -53,13 +53,13 @@ def test_an_unknown_deployment_is_refused() -> None:
         Deployment("lifo", COST)
 
 
-def test_what_prices_work_must_know_what_it_costs() -> None:
+def test_a_pricing_deployment_needs_a_cost_profile() -> None:
     Deployment("direct")
     with pytest.raises(ValueError, match="what work costs"):
         Deployment("fair")
 
 
-def test_a_figure_says_what_limits_it_was_made_with() -> None:
+def test_results_record_their_limits() -> None:
     assert Deployment("direct").settings() == {}
     assert Deployment("semaphore", COST, seats=4).settings() == {"seats": "4"}
     assert "long_prompt_tokens=2048" in Deployment("fair", COST).settings()["limits"]
@@ -69,7 +69,7 @@ def test_a_figure_says_what_limits_it_was_made_with() -> None:
 
 @pytest.mark.parametrize("profile", ["gemma-4-26b-bf16", "gemma-4-26b-nvfp4", "gemma-4-31b-bf16"])
 @pytest.mark.parametrize("tokens", [256, 1500, 6000, 12_000, 25_000])
-def test_a_machines_cost_profile_is_what_it_takes(profile: str, tokens: int) -> None:
+def test_a_machines_cost_profile_matches_its_times(profile: str, tokens: int) -> None:
     machine = load_profile(profile)
     assert cost_profile(machine).prefill(tokens) == pytest.approx(prefill_alone(machine, tokens), rel=0.05)
 

@@ -165,7 +165,7 @@ GOING: dict[str, tuple[NewLoad, int]] = {
 
 
 @pytest.mark.parametrize(("name", "wrong"), list(zip(BURSTS, cycle(WRONG), strict=False)))
-def test_with_no_later_arrivals_the_median_is_near(name: str, wrong: str) -> None:
+def test_without_later_arrivals_the_median_forecast_is_accurate(name: str, wrong: str) -> None:
     new_load, seeds, share = BURSTS[name]
     said = [each for seed in range(seeds) for each in says(new_load(seed), wrong, seed, going=False)]
     print(row(name, wrong, said), end="")
@@ -173,7 +173,7 @@ def test_with_no_later_arrivals_the_median_is_near(name: str, wrong: str) -> Non
 
 
 @pytest.mark.parametrize(("name", "wrong"), list(zip(GOING, cycle(["other precision", "1.5x"]), strict=False)))
-def test_with_arrivals_going_on_the_90th_percentile_holds(name: str, wrong: str) -> None:
+def test_with_continuing_arrivals_the_90th_percentile_holds(name: str, wrong: str) -> None:
     new_load, seeds = GOING[name]
     said = [each for seed in range(seeds) for each in says(new_load(seed), wrong, seed, going=True)]
     print(row(name, wrong, said), end="")

@@ -120,7 +120,7 @@ every_machine = pytest.mark.parametrize("name", ENGINES)
 @every_machine
 @pytest.mark.parametrize("factor", [2.0, 0.5])
 @pytest.mark.parametrize("tells_times", [True, False])
-def test_after_forty_requests_each_price_is_right(name: str, factor: float, tells_times: bool) -> None:
+def test_prices_are_accurate_after_forty_requests(name: str, factor: float, tells_times: bool) -> None:
     found = off(name, lambda seed: learned(name, factor, seed, 15.0, tells_times=tells_times))
     print(row(f"sparse {name[12:]} x{factor} {'told' if tells_times else ''}", found), end="")
     for errors, tokens in zip(found.seconds, found.tokens, strict=True):
@@ -132,7 +132,9 @@ def test_after_forty_requests_each_price_is_right(name: str, factor: float, tell
 @every_machine
 @pytest.mark.parametrize(("factor", "tells_times"), [(2.0, False), (0.5, True)])
 @pytest.mark.parametrize("load", ["busy", "sparse, alongside", "busy, alongside"])
-def test_others_work_is_not_learned_as_the_prompts_own(name: str, factor: float, tells_times: bool, load: str) -> None:
+def test_concurrent_work_is_not_learned_as_the_prompts_own(
+    name: str, factor: float, tells_times: bool, load: str
+) -> None:
     """The bounds hold over the five seeds together: the less a sample is its own, the more noise a seed alone has."""
     gap, alongside = 5.0 if "busy" in load else 15.0, "alongside" in load
 
@@ -148,7 +150,7 @@ def test_others_work_is_not_learned_as_the_prompts_own(name: str, factor: float,
 
 
 @every_machine
-def test_a_start_up_compile_and_preemptions_poison_nothing(name: str) -> None:
+def test_compile_times_and_preemptions_do_not_spoil_the_prices(name: str) -> None:
     """The first prompt takes a minute, then every sixth ten times as long as it should."""
     random = Random(1)
 

@@ -1,4 +1,4 @@
-"""Who prices requests in a simulation: each price is what it says, and can be chosen."""
+"""How requests are priced in a simulation, and choosing the pricing."""
 
 import json
 from collections.abc import Sequence
@@ -66,7 +66,7 @@ def test_the_true_price_is_the_machines_own(tokens: int) -> None:
 
 
 @pytest.mark.parametrize("tokens", LENGTHS)
-def test_the_learned_price_begins_with_what_it_was_told(tokens: int) -> None:
+def test_the_learned_price_starts_at_the_given_profile(tokens: int) -> None:
     assert seconds(model("learned"), tokens) == TOLD.prefill(tokens)
 
 
@@ -87,7 +87,7 @@ class Listening(CostModel):
         return super().learn(prompts, price, usage, observation, queue_s)
 
 
-def test_the_engine_tells_of_its_own_line_alone() -> None:
+def test_the_engine_reports_only_its_own_queue_time() -> None:
     """Seven of the eight wait at the gateway, the last for more than half a minute. That is no part of it."""
     priced = Listening()
     records = serve_documents(priced)
@@ -96,39 +96,39 @@ def test_the_engine_tells_of_its_own_line_alone() -> None:
     assert all(queue is not None and queue < 1 for queue in priced.engine_queues)
 
 
-def test_the_learned_price_comes_to_the_true_one() -> None:
+def test_the_learned_price_converges_to_the_true_one() -> None:
     assert seconds(taught("learned"), 20_000) == pytest.approx(OWN.prefill(20_000), rel=0.05)
 
 
 @pytest.mark.parametrize("pricing", ["true", "tokens", "requests"])
-def test_the_others_learn_no_seconds(pricing: str) -> None:
+def test_other_pricings_learn_no_seconds(pricing: str) -> None:
     assert [seconds(taught(pricing), tokens) for tokens in LENGTHS] == [
         seconds(model(pricing), tokens) for tokens in LENGTHS
     ]
 
 
 @pytest.mark.parametrize("pricing", PRICINGS)
-def test_all_learn_how_many_tokens_a_text_has(pricing: str) -> None:
+def test_every_pricing_learns_tokens_per_text(pricing: str) -> None:
     before, after = (each.price([text(1000)]).tokens for each in (model(pricing), taught(pricing)))
     assert before == 1000
     assert after == pytest.approx(1250, rel=0.01)  # at 3.2 bytes
 
 
-def test_a_token_is_a_token() -> None:
+def test_token_pricing_counts_tokens() -> None:
     priced = model("tokens")
     rate = OWN.prefill(TYPICAL_TOKENS) / TYPICAL_TOKENS
     assert [seconds(priced, tokens) for tokens in LENGTHS] == pytest.approx([rate * tokens for tokens in LENGTHS])
     assert priced.true_cost(Counts(1000, 0, 300)) == pytest.approx(1000 * rate + OWN.decode(300))
 
 
-def test_a_request_is_a_request() -> None:
+def test_request_pricing_counts_requests() -> None:
     priced = model("requests")
     assert {seconds(priced, tokens) for tokens in LENGTHS} == {OWN.prefill(TYPICAL_TOKENS)}
     assert priced.true_cost(Counts(25_000, 0, 3000)) == OWN.prefill(TYPICAL_TOKENS)
 
 
 @pytest.mark.parametrize("pricing", PRICINGS)
-def test_only_cold_expects_nothing_in_the_cache(pricing: str) -> None:
+def test_only_cold_pricing_ignores_the_cache(pricing: str) -> None:
     priced = model(pricing)
     first = priced.price([text(1000)], 1000)
     priced.insert_prefixes([text(1000)], first)
@@ -144,7 +144,7 @@ def waits(pricing: str, *prompts: int, policy: str = "shortest") -> list[float]:
     return [record.ttft for record in Deployment(policy, TOLD, Limits(), pricing=pricing).simulate(plan, MACHINE)]
 
 
-def test_tokens_are_counted_for_the_true_price_alone() -> None:
+def test_only_true_pricing_counts_tokens_exactly() -> None:
     """At four bytes a token, as they are guessed before anybody has counted, these two would be short ones."""
     first, second = waits("true", 2400, 2400)
     assert second > 1.5 * first
@@ -172,7 +172,7 @@ def test_an_unknown_pricing_is_refused() -> None:
         Deployment("fair", OWN, pricing="words")
 
 
-def test_a_gateway_may_be_told_that_it_stands_before_another_machine() -> None:
+def test_a_gateway_may_be_given_another_machines_profile() -> None:
     assert deployment("fair", MACHINE, GatewayOptions()).cost == OWN
     assert deployment("fair", MACHINE, GatewayOptions(["profile=gemma-4-31b-bf16"])).cost == load_cost_profile(
         "gemma-4-31b-bf16"
@@ -185,7 +185,7 @@ def fairlane(*arguments: str, code: int = 0) -> str:
     return done.output
 
 
-def test_pricings_are_compared_and_kept(tmp_path: Path) -> None:
+def test_pricings_are_compared_and_results_kept(tmp_path: Path) -> None:
     chosen = ("--policy", "direct", "--policy", "fair", "--pricing", "true", "--pricing", "learned")
     said = fairlane(*chosen, "--out", str(tmp_path))
     assert "fair, true" in said
@@ -193,7 +193,7 @@ def test_pricings_are_compared_and_kept(tmp_path: Path) -> None:
     assert kept == {"direct": "direct", "fair": "fair", "fair-true": "fair, true"}
 
 
-def test_a_wrong_pricing_is_told_in_a_line() -> None:
+def test_an_unknown_pricing_is_reported_in_one_line() -> None:
     shown = " ".join(fairlane("--policy", "fair", "--pricing", "words", code=2).replace("│", " ").split())
     assert "no pricing 'words'" in shown
     assert "Traceback" not in shown

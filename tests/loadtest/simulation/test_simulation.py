@@ -1,4 +1,4 @@
-"""The virtual clock: the engine's own arithmetic without a gateway, the gateway's rules with one."""
+"""The simulator in virtual time: the engine's own times without a gateway, the gateway's rules with one."""
 
 import itertools
 
@@ -37,7 +37,7 @@ def short(at: float, user: str = "ada") -> Request:
     return Request(at, user, "short", 200, 10)
 
 
-def test_what_falls_on_one_instant_happens_in_order() -> None:
+def test_simultaneous_events_happen_in_order() -> None:
     agenda, happened = Agenda(), list[str]()
     agenda.at(2.0, lambda: happened.append("c"))
     agenda.at(1.0, lambda: happened.append("a"))
@@ -48,20 +48,20 @@ def test_what_falls_on_one_instant_happens_in_order() -> None:
 
 
 @pytest.mark.parametrize("policy", [None, *POLICIES])
-def test_alone_a_request_takes_what_the_engine_takes(policy: str | None) -> None:
+def test_a_lone_request_takes_the_engines_time(policy: str | None) -> None:
     (record,) = simulate([short(3.0)], policy)
     assert record.ttft == pytest.approx(prefill_alone(PROFILE, 200))
     assert len(record.tokens) == 10
 
 
 @pytest.mark.parametrize("policy", [None, *POLICIES])
-def test_everybody_gets_every_token(policy: str | None) -> None:
+def test_every_request_gets_all_its_tokens(policy: str | None) -> None:
     for record in simulate(office(seed=4), policy):
         assert len(record.tokens) == record.request.output_tokens
         assert record.tokens == sorted(record.tokens)
 
 
-def test_long_prompts_go_one_at_a_time_and_short_ones_pass() -> None:
+def test_long_prompts_run_one_at_a_time_and_short_ones_pass() -> None:
     arrivals = [long(0.0), long(0.1), short(0.2)]
     direct, gated = simulate(arrivals), simulate(arrivals, "fair")
     assert direct[2].ttft > 10
@@ -86,7 +86,7 @@ def test_users_take_turns() -> None:
     assert (before_jon(fair), before_jon(fifo)) == (1, 4)
 
 
-def test_who_waits_longer_than_the_gateway_lets_them_is_sent_away() -> None:
+def test_a_job_that_waits_too_long_is_rejected() -> None:
     gateway = core("fifo", max_num_seqs=1)
     simulation = Simulation(Engine(PROFILE), gateway, Options(queue_timeout=3.0))
     first, second, third = simulation.run([long(0.0), short(1.0), short(20.0)])
@@ -95,20 +95,20 @@ def test_who_waits_longer_than_the_gateway_lets_them_is_sent_away() -> None:
     assert not any(gateway.admission.held().values())
 
 
-def test_what_admission_refuses_is_rejected_at_once() -> None:
+def test_a_job_that_admission_refuses_is_rejected_at_once() -> None:
     records = simulate([short(0.0), short(0.0), short(0.0)], "fifo", max_num_seqs=1, max_queued=1)
     assert [record.outcome for record in records] == [Outcome.COMPLETED, Outcome.COMPLETED, Outcome.REJECTED]
     assert records[2].ended == 0.0
 
 
-def test_batches_go_in_lock_step() -> None:
+def test_batches_run_in_lock_step() -> None:
     batch = [Request(0.0, "ada", "short", 200, tokens) for tokens in (5, 50)]
     again = [Request(0.0, "ada", "short", 200, 5, after=(0, 1), delay=0.25)]
     records = Simulation(Engine(PROFILE)).run(Plan((*batch, *again)))
     assert records[2].scheduled == records[1].tokens[-1] + 0.25
 
 
-def test_the_clients_cap_counts_as_waiting_from_arrival() -> None:
+def test_waiting_for_the_clients_cap_counts_from_arrival() -> None:
     plan = Plan((short(0.0), short(0.0)), max_concurrency=1)
     first, second = Simulation(Engine(PROFILE)).run(plan)
     assert second.sent == first.tokens[-1]
@@ -117,14 +117,14 @@ def test_the_clients_cap_counts_as_waiting_from_arrival() -> None:
 
 
 @pytest.mark.parametrize("policy", [None, "fair"])
-def test_the_wait_is_split_at_the_begin_of_the_prefill(policy: str | None) -> None:
+def test_the_wait_is_split_at_the_start_of_the_prefill(policy: str | None) -> None:
     first, second = simulate([long(0.0), long(0.0, "jon")], policy)
     assert first.queue == 0.0
     assert second.queue is not None
     assert second.queue == pytest.approx(first.ttft, abs=3.0)
 
 
-def test_a_conversation_finds_its_own_beginning_in_the_cache() -> None:
+def test_a_conversation_finds_its_earlier_turns_in_the_cache() -> None:
     machine = PROFILE.with_flags(enable_prefix_caching=True)
     turn = Request(0.0, "ada", "short", 100, 60, after=(0,), continues=0)
     stranger = Request(60.0, "ben", "short", 3260, 10)

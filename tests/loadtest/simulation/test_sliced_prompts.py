@@ -1,4 +1,4 @@
-"""Long prompts in slices, under the virtual clock: what that brings and costs, and that it changes nothing else."""
+"""Sliced prefill in virtual time: what it gains, what it costs, and that it changes nothing else."""
 
 from dataclasses import replace
 from typing import TypeVar
@@ -87,7 +87,7 @@ class RecordedSimulation:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_slices_let_short_prompts_in(policy: str) -> None:
+def test_slices_shorten_the_wait_of_short_prompts(policy: str) -> None:
     whole, sliced = minute(None, policy), minute(Slicing(), policy)
     assert sliced["failed"] == 0
     assert sliced["short_ttft_p95_s"] < 0.3 * whole["short_ttft_p95_s"]
@@ -95,7 +95,7 @@ def test_slices_let_short_prompts_in(policy: str) -> None:
     assert sliced["long_ttft_p50_s"] < 1.6 * whole["long_ttft_p50_s"]
 
 
-def test_better_than_the_engines_best_flag_and_no_later_for_long_prompts() -> None:
+def test_slices_beat_the_engines_best_flag_without_delaying_long_prompts() -> None:
     flagged = MACHINE.with_flags(long_prefill_token_threshold=512)
     flag = figures(Deployment("direct").simulate(Plan(tuple(office(0))), flagged))
     paced = minute(Slicing(long_share=0.9))
@@ -113,7 +113,7 @@ def test_a_pace_trades_long_prompts_for_short_ones() -> None:
     assert fast < middling < slow
 
 
-def test_a_target_for_those_who_stream_is_met_beside_a_document() -> None:
+def test_the_inter_token_target_is_met_beside_a_long_document() -> None:
     """About: that a slice begins in the midst of a step of theirs is not in the rule."""
     stream, target = Request(0.0, "ada", "short", 200, 400), 0.1
 
@@ -127,12 +127,12 @@ def test_a_target_for_those_who_stream_is_met_beside_a_document() -> None:
 
 
 @pytest.mark.parametrize("machine", [BF16, NVFP4, "gemma-4-31b-bf16"])
-def test_alone_slices_cost_little(machine: str) -> None:
+def test_slices_of_a_lone_prompt_cost_little(machine: str) -> None:
     (whole,), (sliced,) = (simulate(slicing, DOCUMENT, machine=machine) for slicing in (None, Slicing()))
     assert whole.ttft < sliced.ttft <= 1.05 * whole.ttft
 
 
-def test_alone_there_are_few_slices_and_no_pause() -> None:
+def test_a_lone_prompt_has_few_slices_and_no_pause() -> None:
     for share in (1.0, 0.3):
         simulation = RecordedSimulation(Slicing(long_share=share))
         (record,) = simulation.run([DOCUMENT])
@@ -140,7 +140,7 @@ def test_alone_there_are_few_slices_and_no_pause() -> None:
         assert record.ttft < 8
 
 
-def test_without_a_prefix_cache_nothing_is_cut() -> None:
+def test_without_a_prefix_cache_nothing_is_sliced() -> None:
     simulation = RecordedSimulation(Slicing(), caching=False)
     records = simulation.run([DOCUMENT, *QUESTIONS])
     assert simulation.slices() == []
@@ -148,7 +148,7 @@ def test_without_a_prefix_cache_nothing_is_cut() -> None:
     assert simulation.run([DOCUMENT])[0].ttft == simulate(None, DOCUMENT)[0].ttft
 
 
-def test_what_is_counted_and_charged_is_what_it_is_of_a_whole_prompt() -> None:
+def test_a_sliced_prompt_is_counted_and_charged_like_a_whole_one() -> None:
     """A document that others have begun, too: its beginning is cached, and the rest is not free."""
     first = replace(DOCUMENT, prompt_tokens=12_000, system="handbook", system_tokens=8000)
     second = replace(first, at=30.0)
@@ -165,7 +165,7 @@ def test_what_is_counted_and_charged_is_what_it_is_of_a_whole_prompt() -> None:
     assert (found["whole"][2], len(found["sliced"][2])) == ([], 2)
 
 
-def test_what_is_cached_already_is_not_cut() -> None:
+def test_cached_prefixes_are_not_sliced() -> None:
     simulation = RecordedSimulation(Slicing())
     again = Request(30.0, "ida", "long", 2100, 20, after=(0,), continues=0)
     simulation.run([replace(DOCUMENT, prompt_tokens=5000), again])
@@ -174,7 +174,7 @@ def test_what_is_cached_already_is_not_cut() -> None:
     assert second.slice is None
 
 
-def test_the_pause_ends_when_nobody_decodes() -> None:
+def test_the_pause_ends_when_no_request_decodes() -> None:
     """It would be nine times as long as the slice; the only stream ends before."""
     stream = Request(0.0, "ada", "short", 200, 30)
     simulation = RecordedSimulation(Slicing(long_share=0.01))
@@ -185,7 +185,7 @@ def test_the_pause_ends_when_nobody_decodes() -> None:
     assert document.first_token - answered.ended < 1.1 * document.request.prompt_tokens / 25_000 * 7.6
 
 
-def test_while_it_pauses_the_lane_is_kept() -> None:
+def test_a_pausing_job_keeps_its_lane() -> None:
     """No other document begins meanwhile."""
     stream = Request(0.0, "ada", "short", 200, 300)
     simulation = RecordedSimulation(Slicing(long_share=0.5))

@@ -1,4 +1,4 @@
-"""The trade between short prompts and long ones: which setups there are, their figures, and the command."""
+"""The tradeoff between short and long prompts: its setups, its figures, and the command that draws it."""
 
 import json
 from dataclasses import replace
@@ -33,7 +33,7 @@ def point(name: str, share: float | None, long: float, e2e: float, p95: float = 
     return Point(name, share, Figures(0.5, p95, e2e, 100.0, long, 2 * long, 0.5, 100.0, 0.0))
 
 
-def test_long_is_what_is_to_be_prefilled() -> None:
+def test_prompts_are_long_by_their_uncached_tokens() -> None:
     records = [
         record(5000, 0, 10.0, 11.0),
         record(5000, 4000, 1.0, 2.0, 4.0),
@@ -56,7 +56,7 @@ def test_the_setups_are_the_engines_own_and_every_share() -> None:
     assert [setup.deployment.slicing for setup in sliced] == [Slicing(0.7, 1.0), Slicing(0.7, 0.5)]
 
 
-def test_where_nothing_is_cut_there_is_no_pace_to_choose() -> None:
+def test_without_slicing_there_is_no_share_to_choose() -> None:
     for gateway, machine in (
         (replace(GATEWAY, slicing=None), MACHINE),
         (GATEWAY, MACHINE.with_flags(enable_prefix_caching=False)),
@@ -65,7 +65,7 @@ def test_where_nothing_is_cut_there_is_no_pace_to_choose() -> None:
             setups(gateway, machine)
 
 
-def test_a_sweep_takes_means_over_the_seeds() -> None:
+def test_a_sweep_averages_over_seeds() -> None:
     plans = [(seed, Plan((DOCUMENT, Request(0.3, "ada", "short", 100 + 400 * seed, 4)))) for seed in (0, 1)]
     setup = setups(GATEWAY, MACHINE, (1.0,))[-1:]
     (both,), (first,), (second,) = (list(sweep(chosen, setup)) for chosen in (plans, plans[:1], plans[1:]))
@@ -73,7 +73,7 @@ def test_a_sweep_takes_means_over_the_seeds() -> None:
     assert both.figures == Figures.mean([first.figures, second.figures])
 
 
-def test_the_best_flag_and_the_pace_that_is_no_later() -> None:
+def test_the_best_flag_is_compared_with_the_share_that_delays_long_prompts_no_more() -> None:
     points = [
         point("direct", None, 20.0, 60.0, p95=0.1),
         point("direct, threshold 512", None, 50.0, 60.0, p95=8.0),
@@ -88,7 +88,7 @@ def test_the_best_flag_and_the_pace_that_is_no_later() -> None:
     assert at_most(points, 30.0) is None
 
 
-def test_it_is_drawn_and_kept(tmp_path: Path) -> None:
+def test_the_tradeoff_is_drawn_and_saved(tmp_path: Path) -> None:
     command = ["load", "trade", "office-minute", "--profile", "gemma-4-26b-nvfp4", "--seeds", "1"]
     chosen = ["--share", "1", "--share", "0.5", "--set", "max_stall=1", "--out", str(tmp_path)]
     done = CliRunner().invoke(app, [*command, *chosen], env={"COLUMNS": "160"})
@@ -103,13 +103,13 @@ def test_it_is_drawn_and_kept(tmp_path: Path) -> None:
     assert "Django de Vreng" in page
 
 
-def test_what_cannot_be_swept_is_told_in_a_line() -> None:
+def test_an_invalid_sweep_is_reported_in_one_line() -> None:
     done = CliRunner().invoke(app, ["load", "trade", "office-minute", "--set", "slicing=false"], env={"COLUMNS": "160"})
     assert done.exit_code == 2
     assert "no pace to choose" in done.output
 
 
-def test_a_simulated_gateway_cuts_as_its_settings_say() -> None:
+def test_a_simulated_gateway_slices_by_its_settings() -> None:
     assert deployment("fair", MACHINE, GatewayOptions()).slicing == Slicing()
     assert deployment("fair", MACHINE, GatewayOptions(["slicing=false"])).slicing is None
     given = deployment("fair", MACHINE, GatewayOptions(["max_stall=0.2", "long_share=0.4", "tpot_target=0.1"]))

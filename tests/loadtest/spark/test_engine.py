@@ -1,4 +1,4 @@
-"""The simulated engine: the published figures, vLLM's composition rules by hand, and the laws under random use."""
+"""The simulated engine: published figures, vLLM's scheduling rules by hand, and invariants under random use."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -114,7 +114,7 @@ def token_times(engine: Engine, arrivals: Iterable[tuple[float, Sequence]]) -> d
         (NVFP4, {256: 115, 1024: 213, 2048: 357, 4096: 688, 8192: 1523, 16384: 3952, 25000: 7568}),
     ],
 )
-def test_prefill_alone(profile: EngineProfile, milliseconds: dict[int, int]) -> None:
+def test_prefill_times_match_the_published_figures(profile: EngineProfile, milliseconds: dict[int, int]) -> None:
     for tokens, expected in milliseconds.items():
         assert prefill_alone(profile, tokens) * 1000 == pytest.approx(expected, abs=1)
 
@@ -126,7 +126,7 @@ def test_prefill_alone(profile: EngineProfile, milliseconds: dict[int, int]) -> 
         (NVFP4, {1: 34, 2: 36, 5: 43, 10: 53, 16: 63, 20: 69, 25: 76, 50: 106, 100: 152, 200: 236}),
     ],
 )
-def test_decode_step(profile: EngineProfile, milliseconds: dict[int, int]) -> None:
+def test_decode_step_times_match_the_published_figures(profile: EngineProfile, milliseconds: dict[int, int]) -> None:
     """Sequences of 4500 tokens of context each; the table is rounded to milliseconds."""
     for sequences, expected in milliseconds.items():
         step_s = profile.step_s(profile.mixed_work(decoding=sequences, context=4500 * sequences))
@@ -149,7 +149,7 @@ def test_decode_step(profile: EngineProfile, milliseconds: dict[int, int]) -> No
         (NVFP4, 240, 4096, 10, 0.0, 374.4, None),
     ],
 )
-def test_a_batch_of_users(
+def test_throughput_of_batches_matches_the_published_figures(
     profile: EngineProfile,
     prompt: int,
     answer: int,
@@ -170,7 +170,7 @@ def test_a_batch_of_users(
 # Composition, by hand.
 
 
-def test_async_an_arrival_during_step_k_joins_step_k_plus_2() -> None:
+def test_async_scheduling_admits_an_arrival_two_steps_later() -> None:
     engine = Engine(FLAT)
     early, late = Sequence(10, 5), Sequence(10, 5)
     engine.add(early)
@@ -181,7 +181,7 @@ def test_async_an_arrival_during_step_k_joins_step_k_plus_2() -> None:
     assert one_step(engine).chunks == [(late, 10)]
 
 
-def test_sync_an_arrival_during_step_k_joins_step_k_plus_1() -> None:
+def test_sync_scheduling_admits_an_arrival_one_step_later() -> None:
     engine = Engine(SYNC)
     early, late = Sequence(10, 5), Sequence(10, 5)
     engine.add(early)
@@ -191,7 +191,7 @@ def test_sync_an_arrival_during_step_k_joins_step_k_plus_1() -> None:
     assert one_step(engine).chunks == [(late, 10)]
 
 
-def test_async_an_empty_step_is_composed_anew() -> None:
+def test_async_scheduling_recomposes_an_empty_step() -> None:
     """Nothing was to follow step 0, so a late arrival starts as soon as it ends."""
     engine = Engine(FLAT)
     engine.add(Sequence(10, 1))
@@ -203,7 +203,7 @@ def test_async_an_empty_step_is_composed_anew() -> None:
 
 
 @pytest.mark.parametrize("profile", [FLAT, SYNC])
-def test_a_sequence_runs_for_its_tokens_and_no_step_more(profile: EngineProfile) -> None:
+def test_a_sequence_runs_exactly_as_many_steps_as_tokens(profile: EngineProfile) -> None:
     engine = Engine(profile)
     sequence = Sequence(250, 4)  # three steps of prompt, the third with the first token
     engine.add(sequence)
@@ -215,7 +215,7 @@ def test_a_sequence_runs_for_its_tokens_and_no_step_more(profile: EngineProfile)
 
 
 @pytest.mark.parametrize(("profile", "joins"), [(FLAT, 3), (SYNC, 2)])
-def test_async_a_seat_is_held_until_its_last_step_ends(profile: EngineProfile, joins: int) -> None:
+def test_async_scheduling_holds_a_seat_until_the_last_step_ends(profile: EngineProfile, joins: int) -> None:
     engine = Engine(profile.with_flags(max_num_seqs=2))
     short, long, third = Sequence(10, 2), Sequence(10, 9), Sequence(10, 1)
     for sequence in (short, long, third):
@@ -224,7 +224,7 @@ def test_async_a_seat_is_held_until_its_last_step_ends(profile: EngineProfile, j
     assert chunks.index([(third, 10)]) == joins
 
 
-def test_running_prompts_go_on_before_waiting_ones_start() -> None:
+def test_running_prompts_continue_before_waiting_ones_start() -> None:
     engine = Engine(FLAT)
     first, second = Sequence(150, 3), Sequence(60, 1)
     engine.add(first)
@@ -247,7 +247,7 @@ def test_decoding_sequences_take_their_budget_first() -> None:
     assert step.chunks == [(long, 99)]
 
 
-def test_nobody_passes_the_head_of_the_line() -> None:
+def test_no_request_passes_the_head_of_the_queue() -> None:
     engine = Engine(FLAT.with_flags(max_num_seqs=1))
     head, tail = Sequence(100, 3), Sequence(1, 1)
     engine.add(head)
@@ -293,7 +293,7 @@ def test_abort_while_waiting() -> None:
 
 @pytest.mark.parametrize("profile", [FLAT, SYNC])
 @pytest.mark.parametrize("steps", [0, 1, 2, 3], ids=["prefill", "first token", "decode", "last token"])
-def test_abort_during_a_step_takes_its_token(profile: EngineProfile, steps: int) -> None:
+def test_abort_during_a_step_drops_its_token(profile: EngineProfile, steps: int) -> None:
     engine = Engine(profile)
     leaver, other = Sequence(150, 3), Sequence(10, 9)
     engine.add(leaver)
@@ -307,7 +307,7 @@ def test_abort_during_a_step_takes_its_token(profile: EngineProfile, steps: int)
     assert [other in step.emitted for step in before + after].count(True) == 9
 
 
-def test_async_an_aborted_sequence_still_costs_its_part_of_the_composed_step() -> None:
+def test_async_scheduling_still_runs_an_aborted_sequences_composed_step() -> None:
     profile = replace(FLAT, tt_s_per_token=0.01)
     engine = Engine(profile)
     leaver = Sequence(200, 1)
@@ -318,7 +318,7 @@ def test_async_an_aborted_sequence_still_costs_its_part_of_the_composed_step() -
     assert [step.duration_s for step in drain(engine)] == [pytest.approx(2.0)]
 
 
-def test_abort_takes_its_context_out_of_the_steps_to_come() -> None:
+def test_abort_removes_its_context_from_later_steps() -> None:
     engine = Engine(replace(SYNC, tk_s_per_token=1.0))
     leaver, other = Sequence(10, 9), Sequence(20, 4)
     engine.add(leaver)
@@ -328,7 +328,7 @@ def test_abort_takes_its_context_out_of_the_steps_to_come() -> None:
     assert [step.duration_s for step in drain(engine)] == [1 + 22, 1 + 23]
 
 
-def test_abort_of_one_that_has_finished_is_no_error() -> None:
+def test_aborting_a_finished_sequence_is_no_error() -> None:
     engine = Engine(FLAT)
     sequence = Sequence(1, 1)
     engine.add(sequence)
@@ -340,7 +340,7 @@ def test_abort_of_one_that_has_finished_is_no_error() -> None:
 # Noise
 
 
-def test_noise_is_the_seeds() -> None:
+def test_noise_depends_on_the_seed_only() -> None:
     def durations(seed: int, noise: float) -> list[float]:
         engine = Engine(FLAT, seed=seed, noise=noise)
         engine.add(Sequence(1, 500))
@@ -383,7 +383,7 @@ def test_a_random_prompt_costs_more_by_its_factor() -> None:
 PRIORITY = SYNC.with_flags(scheduling_policy="priority")
 
 
-def test_the_lower_priority_is_the_earlier() -> None:
+def test_a_lower_priority_value_runs_earlier() -> None:
     engine = Engine(PRIORITY.with_flags(max_num_seqs=1))
     late, first, second, early = (Sequence(1, 1, priority=priority) for priority in (1, 0, 0, -5))
     for sequence in (late, first, second, early):
@@ -391,7 +391,7 @@ def test_the_lower_priority_is_the_earlier() -> None:
     assert [step.started for step in drain(engine)] == [[early], [first], [second], [late]]
 
 
-def test_first_come_first_served_does_not_look_at_priority() -> None:
+def test_fcfs_ignores_priority() -> None:
     engine = Engine(SYNC.with_flags(max_num_seqs=1))
     first, second = Sequence(1, 1, priority=9), Sequence(1, 1, priority=-9)
     engine.add(first)
@@ -399,7 +399,7 @@ def test_first_come_first_served_does_not_look_at_priority() -> None:
     assert [step.started for step in drain(engine)] == [[first], [second]]
 
 
-def test_nobody_loses_a_seat_to_one_who_waits() -> None:
+def test_a_waiting_request_takes_no_running_ones_seat() -> None:
     engine = Engine(PRIORITY.with_flags(max_num_seqs=1))
     seated, urgent = Sequence(1, 5), Sequence(1, 1, priority=-9)
     engine.add(seated)
@@ -415,7 +415,7 @@ def small(blocks: int, profile: EngineProfile = SYNC, **flags: Any) -> EnginePro
     return profile.with_flags(kv_cache_tokens=4 * blocks, block_size=4, **flags)
 
 
-def test_a_prompt_starts_when_all_of_it_fits_and_nobody_passes_it() -> None:
+def test_a_prompt_starts_when_all_of_it_fits_and_none_passes_it() -> None:
     engine = Engine(small(10))
     first, long, short = Sequence(20, 2), Sequence(21, 1), Sequence(1, 1)
     for sequence in (first, long, short):
@@ -425,7 +425,7 @@ def test_a_prompt_starts_when_all_of_it_fits_and_nobody_passes_it() -> None:
     assert engine.preemptions == 0
 
 
-def test_it_need_not_fit_besides_what_others_will_hold() -> None:
+def test_a_prompt_need_not_fit_beside_the_future_growth_of_others() -> None:
     engine = Engine(small(10, long_prefill_token_threshold=8))
     first, second = Sequence(30, 2), Sequence(20, 1)
     engine.add(first)
@@ -437,7 +437,7 @@ def test_it_need_not_fit_besides_what_others_will_hold() -> None:
     assert (steps[0].started, second.preemptions) == ([first, second], 1)
 
 
-def test_blocks_are_taken_as_the_tokens_come() -> None:
+def test_blocks_are_allocated_as_tokens_arrive() -> None:
     engine = Engine(small(10, max_num_batched_tokens=10))
     engine.add(Sequence(15, 7))
     usage = []
@@ -448,7 +448,7 @@ def test_blocks_are_taken_as_the_tokens_come() -> None:
     assert engine.kv_usage == 0
 
 
-def test_what_never_fits_is_told_at_once() -> None:
+def test_a_request_that_never_fits_is_refused_at_once() -> None:
     engine = Engine(SYNC.with_flags(kv_cache_tokens=47))
     engine.add(Sequence(30, 2))
     with pytest.raises(ValueError, match="kv_cache_tokens"):
@@ -457,7 +457,7 @@ def test_what_never_fits_is_told_at_once() -> None:
 
 
 @pytest.mark.parametrize("policy", ["fcfs", "priority"])
-def test_the_last_one_seated_makes_room_and_is_the_first_to_come_back(policy: SchedulingPolicy) -> None:
+def test_the_last_started_sequence_is_preempted_and_resumed_first(policy: SchedulingPolicy) -> None:
     engine = Engine(small(5, scheduling_policy=policy))
     first, second, third = Sequence(8, 9), Sequence(4, 9), Sequence(4, 1)
     engine.add(first)
@@ -474,7 +474,7 @@ def test_the_last_one_seated_makes_room_and_is_the_first_to_come_back(policy: Sc
     assert (engine.preemptions, first.preemptions, second.preemptions) == (1, 0, 1)
 
 
-def test_the_last_one_seated_may_be_the_one_that_asks() -> None:
+def test_a_sequence_may_preempt_itself() -> None:
     engine = Engine(small(4))
     first, second = Sequence(5, 4), Sequence(8, 3)
     engine.add(first)
@@ -484,7 +484,7 @@ def test_the_last_one_seated_may_be_the_one_that_asks() -> None:
     assert steps[4].chunks == [(second, 9)]
 
 
-def test_by_priority_the_least_urgent_makes_room() -> None:
+def test_priority_scheduling_preempts_the_least_urgent() -> None:
     engine = Engine(small(4, PRIORITY))
     idler, worker = Sequence(4, 9, priority=1), Sequence(8, 5)
     engine.add(idler)
@@ -495,7 +495,7 @@ def test_by_priority_the_least_urgent_makes_room() -> None:
     assert (idler.preemptions, worker.preemptions) == (1, 0)
 
 
-def test_of_equal_priority_the_one_that_came_last_makes_room() -> None:
+def test_among_equal_priorities_the_latest_arrival_is_preempted() -> None:
     engine = Engine(small(4, PRIORITY, max_num_seqs=2))
     other, early, late = Sequence(1, 1), Sequence(4, 5, priority=1), Sequence(8, 5, priority=1)
     for sequence in (other, early, late):
@@ -505,7 +505,7 @@ def test_of_equal_priority_the_one_that_came_last_makes_room() -> None:
     assert (early.preemptions, late.preemptions) == (0, 1)
 
 
-def test_what_the_loser_had_of_a_step_goes_to_those_after_it() -> None:
+def test_the_preempted_sequences_budget_goes_to_later_ones() -> None:
     engine = Engine(small(10, PRIORITY, long_prefill_token_threshold=8, max_num_batched_tokens=20))
     loser, one, two = Sequence(30, 1, priority=1), Sequence(16, 1), Sequence(16, 1)
     engine.add(Sequence(1, 1))  # not alone, the loser gets the threshold's share
@@ -518,7 +518,7 @@ def test_what_the_loser_had_of_a_step_goes_to_those_after_it() -> None:
     assert loser.computed == 0
 
 
-def test_so_does_the_token_that_it_would_have_decoded() -> None:
+def test_the_preempted_sequences_decode_token_goes_to_later_ones() -> None:
     profile = PRIORITY.with_flags(max_num_seqs=3, max_num_batched_tokens=8, long_prefill_token_threshold=4)
     engine = Engine(profile.with_flags(kv_cache_tokens=22, block_size=2))
     loser, one, two = Sequence(4, 9, priority=1), Sequence(12, 1), Sequence(12, 1)
@@ -532,7 +532,7 @@ def test_so_does_the_token_that_it_would_have_decoded() -> None:
     assert [step.decoding for step in steps] == [[loser], [loser], []]
 
 
-def test_nobody_starts_in_a_step_in_which_one_lost_its_seat() -> None:
+def test_no_sequence_starts_in_a_step_with_a_preemption() -> None:
     engine = Engine(small(5, PRIORITY))
     first, second = Sequence(8, 9), Sequence(4, 9)
     engine.add(first)
@@ -545,7 +545,7 @@ def test_nobody_starts_in_a_step_in_which_one_lost_its_seat() -> None:
     assert [step.started for step in steps[5:7]] == [[], [urgent]]  # though one block is free in step 5
 
 
-def test_by_priority_who_is_seated_after_the_loser_gets_nothing() -> None:
+def test_priority_scheduling_gives_nothing_to_sequences_after_the_preempted_one() -> None:
     """As in vLLM, whose loop ends there; it cannot happen to the last one seated."""
     engine = Engine(small(4, PRIORITY))
     before, loser, after = Sequence(1, 9), Sequence(7, 9, priority=1), Sequence(1, 9)
@@ -561,7 +561,7 @@ def test_by_priority_who_is_seated_after_the_loser_gets_nothing() -> None:
     assert [each in step.emitted for step in steps for each in (before, loser, after)].count(True) == 27
 
 
-def test_the_loser_may_be_all_that_was_in_the_way() -> None:
+def test_preempting_one_sequence_may_be_enough() -> None:
     """The step would be empty, so it is composed anew; the engine does not stand still."""
     engine = Engine(small(3, PRIORITY))
     loser, after = Sequence(7, 4, priority=1), Sequence(1, 9)
@@ -588,7 +588,7 @@ def a_last_token_under_way() -> tuple[Engine, Sequence, Sequence]:
     return engine, first, second
 
 
-def test_async_a_token_under_way_comes_though_its_seat_is_lost() -> None:
+def test_async_scheduling_delivers_the_token_of_a_preempted_sequence() -> None:
     engine, first, second = a_last_token_under_way()
     step = engine.end()
     assert step.emitted == [first, second]
@@ -597,7 +597,7 @@ def test_async_a_token_under_way_comes_though_its_seat_is_lost() -> None:
     assert all(step.emitted == [first] for step in drain(engine))
 
 
-def test_async_abort_of_one_that_lost_its_seat_takes_the_token_under_way() -> None:
+def test_async_abort_of_a_preempted_sequence_drops_its_token() -> None:
     engine, first, second = a_last_token_under_way()
     engine.abort(second)
     step = engine.end()
@@ -623,7 +623,7 @@ CACHED_ASYNC = FLAT.with_flags(enable_prefix_caching=True, block_size=4)
 CACHED = CACHED_ASYNC.with_flags(async_scheduling=False)
 
 
-def test_a_cached_start_costs_what_the_rest_costs() -> None:
+def test_a_cached_prefix_leaves_the_cost_of_the_rest() -> None:
     profile = NVFP4.with_flags(enable_prefix_caching=True)
     engine = Engine(profile)
     prefix = tuple(range(100))
@@ -640,7 +640,7 @@ def test_a_cached_start_costs_what_the_rest_costs() -> None:
 
 
 @pytest.mark.parametrize(("tokens", "cached"), [(3, 0), (4, 0), (5, 4), (8, 4), (9, 8), (12, 8), (13, 12)])
-def test_whole_blocks_are_found_and_one_token_is_computed(tokens: int, cached: int) -> None:
+def test_cache_hits_are_whole_blocks_and_leave_one_token(tokens: int, cached: int) -> None:
     engine = Engine(CACHED)
     engine.add(Sequence(14, 1, keys=(1, 2, 3)))
     drain(engine)
@@ -651,7 +651,7 @@ def test_whole_blocks_are_found_and_one_token_is_computed(tokens: int, cached: i
 
 
 @pytest.mark.parametrize("profile", [SYNC, small(20), small(20, enable_prefix_caching=True)])
-def test_nothing_is_cached_without_caching_or_without_keys(profile: EngineProfile) -> None:
+def test_nothing_is_cached_without_prefix_caching_or_keys(profile: EngineProfile) -> None:
     engine = Engine(profile)
     keys = () if profile.enable_prefix_caching else (1, 2, 3)
     for _ in range(2):
@@ -661,7 +661,7 @@ def test_nothing_is_cached_without_caching_or_without_keys(profile: EngineProfil
         assert sequence.cached == engine.prefix_hits == 0
 
 
-def test_what_a_step_is_bound_to_compute_is_found_by_who_starts_in_it() -> None:
+def test_blocks_scheduled_in_a_step_are_found_by_sequences_that_start_in_it() -> None:
     """vLLM writes all of a step's keys and values before it reads any. What comes later is computed by both."""
     engine = Engine(CACHED.with_flags(long_prefill_token_threshold=10))
     one, two = Sequence(20, 1, keys=(1, 2, 3, 4, 5)), Sequence(20, 1, keys=(1, 2, 3, 4, 5))
@@ -672,7 +672,7 @@ def test_what_a_step_is_bound_to_compute_is_found_by_who_starts_in_it() -> None:
 
 
 @pytest.mark.parametrize("profile", [CACHED, CACHED_ASYNC])
-def test_an_answer_is_cached_but_for_its_last_token(profile: EngineProfile) -> None:
+def test_an_answer_is_cached_except_its_last_token(profile: EngineProfile) -> None:
     """That one is never computed: nobody reads on from there."""
     for answer, cached in ((5, 8), (6, 12)):
         engine = Engine(profile)
@@ -688,7 +688,7 @@ def test_an_answer_is_cached_but_for_its_last_token(profile: EngineProfile) -> N
     ("profile", "size", "found"),
     [(CACHED, 4, [4, 8, 8]), (CACHED_ASYNC, 4, [4, 4, 8]), (CACHED, 1, [7, 8, 9]), (CACHED_ASYNC, 1, [6, 7, 8])],
 )
-def test_a_block_of_an_answer_is_there_when_vllm_knows_its_tokens(
+def test_a_block_of_an_answer_is_cached_once_its_tokens_are_known(
     profile: EngineProfile, size: int, found: list[int]
 ) -> None:
     """Its eighth token is computed in step 3. Followers start in step 2, 3 and 4."""
@@ -707,7 +707,7 @@ def test_a_block_of_an_answer_is_there_when_vllm_knows_its_tokens(
         assert follower.cached == cached
 
 
-def test_of_two_who_end_together_the_first_seated_is_forgotten_first() -> None:
+def test_of_two_that_end_together_the_first_started_is_evicted_first() -> None:
     engine = Engine(small(4, enable_prefix_caching=True, long_prefill_token_threshold=4))
     engine.add(Sequence(8, 1, keys=(1, 2)))  # it ends in step 1
     engine.add(Sequence(4, 2, keys=(7,)))  # so does this, though its answer began in step 0
@@ -721,7 +721,7 @@ def test_of_two_who_end_together_the_first_seated_is_forgotten_first() -> None:
         assert follower.cached == cached
 
 
-def test_who_comes_back_finds_its_own_blocks() -> None:
+def test_a_resumed_sequence_finds_its_own_blocks() -> None:
     engine = Engine(small(5, enable_prefix_caching=True))
     first, second = Sequence(8, 9), Sequence(4, 9, keys=(1, 2, 3))
     engine.add(first)
@@ -733,7 +733,7 @@ def test_who_comes_back_finds_its_own_blocks() -> None:
     assert engine.prefix_queries == 12
 
 
-def test_found_blocks_that_others_hold_take_no_room() -> None:
+def test_shared_blocks_in_use_take_no_extra_room() -> None:
     engine = Engine(small(6, enable_prefix_caching=True))
     first, same, other = Sequence(16, 3, keys=(1, 2, 3, 4)), Sequence(19, 1, keys=(1, 2, 3, 4)), Sequence(19, 1)
     engine.add(first)
@@ -745,7 +745,7 @@ def test_found_blocks_that_others_hold_take_no_room() -> None:
     assert [step.started for step in steps[1:]] == [[], [other]]
 
 
-def test_a_cache_without_end_keeps_all() -> None:
+def test_an_unlimited_cache_keeps_everything() -> None:
     engine = Engine(CACHED)
     for first in range(0, 400, 4):
         engine.add(Sequence(16, 1, keys=tuple(range(first, first + 4))))
@@ -812,7 +812,9 @@ def check_blocks(engine: Engine) -> None:
     arriving=st.lists(st.lists(sequences, max_size=3), max_size=12),
     leaving=st.lists(st.integers(0, 40), max_size=8),
 )
-def test_laws(profile: EngineProfile, arriving: list[list[Sequence]], leaving: list[int]) -> None:
+def test_the_engine_keeps_its_invariants_under_random_use(
+    profile: EngineProfile, arriving: list[list[Sequence]], leaving: list[int]
+) -> None:
     """Budget, seats and blocks hold in every step, and everybody gets what they came for."""
     engine = Engine(profile)
     arrived: list[Sequence] = []
@@ -868,7 +870,9 @@ def test_laws(profile: EngineProfile, arriving: list[list[Sequence]], leaving: l
 
 
 @given(profile=flags, arriving=st.lists(sequences, max_size=8))
-def test_the_order_of_priority(profile: EngineProfile, arriving: list[Sequence]) -> None:
+def test_waiting_requests_are_ordered_by_priority_then_arrival(
+    profile: EngineProfile, arriving: list[Sequence]
+) -> None:
     """All are there from the start: the first seats go by priority, whoever loses one on the way."""
     engine = Engine(profile.with_flags(scheduling_policy="priority"))
     for sequence in arriving:
@@ -898,7 +902,7 @@ def test_a_cache_that_is_never_full_changes_nothing(profile: EngineProfile, arri
     arriving=st.lists(sequences, min_size=1, max_size=8),
     leaving=st.lists(st.none() | st.integers(0, 7), max_size=20),
 )
-def test_the_context_that_a_step_reads(
+def test_the_context_read_by_a_step_is_summed(
     profile: EngineProfile, arriving: list[Sequence], leaving: list[int | None]
 ) -> None:
     """The engine keeps the sum as it changes; here it is counted anew, by letting a step cost it."""

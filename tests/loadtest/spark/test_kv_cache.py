@@ -1,4 +1,4 @@
-"""The KV cache's blocks: what is found, what goes first, and that none is lost, against a naive account of it."""
+"""The KV cache's blocks: hits, evictions, and that no block is lost, against a naive model."""
 
 from dataclasses import dataclass, field
 
@@ -21,7 +21,7 @@ def cached(pool: BlockPool, keys: tuple[int, ...]) -> int:
     return len(pool.find(keys, len(keys)))
 
 
-def test_a_start_is_found_as_long_as_it_is_the_same() -> None:
+def test_a_prefix_is_found_up_to_the_first_difference() -> None:
     pool = BlockPool(10)
     hold(pool, (1, 2, 3))
     assert cached(pool, (1, 2, 3, 4)) == 3
@@ -30,7 +30,7 @@ def test_a_start_is_found_as_long_as_it_is_the_same() -> None:
     assert len(pool.find((1, 2, 3), most=2)) == 2
 
 
-def test_blocks_without_a_key_are_found_by_nobody_and_taken_first() -> None:
+def test_blocks_without_a_key_are_never_found_and_evicted_first() -> None:
     pool = BlockPool(5)
     full, part = hold(pool, (1, 2)), hold(pool, plain=2)
     pool.release(full)
@@ -42,7 +42,7 @@ def test_blocks_without_a_key_are_found_by_nobody_and_taken_first() -> None:
     assert cached(pool, (1, 2)) == 1
 
 
-def test_the_one_freed_longest_ago_goes_first_and_its_last_block_before_its_first() -> None:
+def test_eviction_is_least_recently_freed_and_last_block_first() -> None:
     pool = BlockPool(6)
     old, new = hold(pool, (1, 2, 3)), hold(pool, (7, 8, 9))
     pool.release(old)
@@ -54,7 +54,7 @@ def test_the_one_freed_longest_ago_goes_first_and_its_last_block_before_its_firs
     assert left == [(2, 3), (1, 3), (0, 3), (0, 2), (0, 1), (0, 0)]
 
 
-def test_use_makes_it_new_again() -> None:
+def test_a_hit_refreshes_a_block() -> None:
     pool = BlockPool(4)
     for keys in ((1, 2), (7, 8), (1, 2)):
         pool.release(hold(pool, keys))
@@ -62,7 +62,7 @@ def test_use_makes_it_new_again() -> None:
     assert (cached(pool, (1, 2)), cached(pool, (7, 8))) == (2, 0)
 
 
-def test_what_somebody_holds_does_not_go() -> None:
+def test_blocks_in_use_are_not_evicted() -> None:
     pool = BlockPool(4)
     one, two = hold(pool, (1, 2)), hold(pool, (1, 2))
     assert pool.free == 2  # they share
@@ -75,7 +75,7 @@ def test_what_somebody_holds_does_not_go() -> None:
     assert pool.free == 2
 
 
-def test_two_who_compute_the_same_have_a_block_each() -> None:
+def test_two_sequences_that_compute_the_same_have_a_block_each() -> None:
     pool = BlockPool(4)
     one, two = Holding(), Holding()
     for holding in (one, two):
@@ -91,7 +91,7 @@ def test_two_who_compute_the_same_have_a_block_each() -> None:
     assert cached(pool, (1,)) == 0
 
 
-def test_found_blocks_that_somebody_holds_take_no_room() -> None:
+def test_shared_blocks_in_use_take_no_extra_room() -> None:
     pool = BlockPool(4)
     one = hold(pool, (1, 2), plain=1)
     assert pool.fits(3, pool.find((1, 2), 2))
@@ -101,7 +101,7 @@ def test_found_blocks_that_somebody_holds_take_no_room() -> None:
     assert not pool.fits(5, pool.find((1, 2), 2))
 
 
-def test_a_pool_without_end_forgets_nothing() -> None:
+def test_an_unlimited_pool_evicts_nothing() -> None:
     pool = BlockPool(None)
     pool.release(hold(pool, (1, 2)))
     pool.take(Holding(), 1_000_000)
@@ -109,7 +109,7 @@ def test_a_pool_without_end_forgets_nothing() -> None:
     assert pool.usage == 0
 
 
-def test_more_blocks_than_there_are_are_a_mistake() -> None:
+def test_allocating_more_blocks_than_exist_is_an_error() -> None:
     pool = BlockPool(2)
     with pytest.raises(AssertionError, match="more blocks"):
         pool.take(Holding(), 3)
@@ -155,7 +155,7 @@ texts = st.lists(st.integers(1, 3), max_size=6).map(
     total=st.integers(1, 12),
     actions=st.lists(st.tuples(st.sampled_from(["hold", "grow", "release"]), texts, st.integers(0, 9)), max_size=40),
 )
-def test_against_a_naive_pool(total: int, actions: list[tuple[str, tuple[int, ...], int]]) -> None:
+def test_the_pool_behaves_like_a_naive_one(total: int, actions: list[tuple[str, tuple[int, ...], int]]) -> None:
     pool, naive = BlockPool(total), Naive(total)
     holdings: list[Holding] = []
     for action, keys, number in actions:

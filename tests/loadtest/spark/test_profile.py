@@ -1,4 +1,4 @@
-"""Engine profiles: what ships, what a user's own file may say, and what is said of a bad one."""
+"""Engine profiles: the shipped ones, a user's own file, and invalid files."""
 
 import tomllib
 from dataclasses import replace
@@ -22,12 +22,12 @@ def table(name: str) -> str:
     return text.split("\n[")[0]
 
 
-def test_a_d_for_every_kind_of_text() -> None:
+def test_every_kind_of_text_has_its_d() -> None:
     with pytest.raises(ValueError, match="d is missing for text of the kind random, mixed"):
         replace(BF16, d={"book": 1.0, "reasoning": 1.0})
 
 
-def test_what_ships() -> None:
+def test_shipped_profiles_are_listed() -> None:
     assert NAMES == ("gemma-4-26b-bf16", "gemma-4-26b-nvfp4", "gemma-4-31b-bf16", "nemotron-3-nano-omni-nvfp4")
     for name in NAMES:
         profile = load_profile(name)
@@ -37,7 +37,7 @@ def test_what_ships() -> None:
     assert not load_profile("nemotron-3-nano-omni-nvfp4").async_scheduling
 
 
-def test_a_copy_of_the_profiles_with_a_change(tmp_path: Path) -> None:
+def test_a_changed_copy_of_the_profiles_is_loaded(tmp_path: Path) -> None:
     copy = tmp_path / "copy.toml"
     copy.write_text(SHIPPED.replace("q = 0.0625", "q = 0.5", 1))
     assert load_profile(f"{copy}:gemma-4-26b-bf16") == replace(BF16, q=0.5)
@@ -50,13 +50,13 @@ def test_a_copy_of_the_profiles_with_a_change(tmp_path: Path) -> None:
     assert load_profile(str(copy)) == NVFP4
 
 
-def test_a_file_with_one_d_for_any_text(tmp_path: Path) -> None:
+def test_a_file_may_have_one_d_for_all_kinds(tmp_path: Path) -> None:
     lines = [line for line in table("gemma-4-26b-bf16").splitlines() if not line.startswith(("d =", "tt_factor ="))]
     (tmp_path / "old.toml").write_text("\n".join([*lines, "d = 0.7"]))
     assert load_profile(str(tmp_path / "old.toml")) == replace(BF16, d=dict.fromkeys(KINDS, 0.7), tt_factor={})
 
 
-def test_a_file_that_names_more_of_vllms_flags(tmp_path: Path) -> None:
+def test_a_file_may_set_more_vllm_flags(tmp_path: Path) -> None:
     flags = 'kv_cache_tokens = 4096\nblock_size = 32\nenable_prefix_caching = true\nscheduling_policy = "priority"\n'
     (tmp_path / "more.toml").write_text(f"{table('gemma-4-26b-bf16')}\n{flags}max_model_len = 2048\n")
     assert load_profile(str(tmp_path / "more.toml")) == BF16.with_flags(
@@ -68,7 +68,7 @@ def test_a_file_that_names_more_of_vllms_flags(tmp_path: Path) -> None:
     )
 
 
-def test_a_flag_that_is_not_named_stays() -> None:
+def test_an_unset_flag_keeps_its_value() -> None:
     changed = BF16.with_flags(max_num_seqs=7, async_scheduling=False)
     assert changed == replace(BF16, max_num_seqs=7, async_scheduling=False)
     assert changed.with_flags() == changed
@@ -100,7 +100,7 @@ def test_a_bad_profile_says_what_is_wrong(tmp_path: Path, line: str, replacement
         load_profile(str(tmp_path / "bad.toml"))
 
 
-def test_a_step_of_several_kinds_of_text() -> None:
+def test_a_step_with_several_kinds_of_text_averages_their_d() -> None:
     """Two books and a reasoner decode while 100 tokens of random text are prefilled."""
     profile = replace(
         BF16,
@@ -118,7 +118,7 @@ def test_a_step_of_several_kinds_of_text() -> None:
     assert seconds == pytest.approx(1 + 10 * (1 - 0.9**13.5) + 0.3 + 0.3 + 0.125 + 0.005)
 
 
-def test_unless_they_are_told_apart_all_are_mixed() -> None:
+def test_without_kinds_all_text_counts_as_mixed() -> None:
     profile = replace(BF16, tt_factor={"mixed": 1.5, "random": 9.0})
     told_apart = StepWork(decoding=2, context=30, prefilled=10, routed=2 * profile.d["mixed"], weighted=15)
     assert profile.mixed_work(decoding=2, context=30, prefilled=10) == told_apart

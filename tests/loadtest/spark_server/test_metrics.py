@@ -1,4 +1,4 @@
-"""What /metrics of the simulated vLLM says, and what its queue limits refuse."""
+"""/metrics of the simulated vLLM, and its queue limits."""
 
 from dataclasses import replace
 
@@ -20,7 +20,7 @@ from tests.support.waiting import wait_until
 from tests.support.wire import TEXT
 
 
-def test_what_happened_is_counted() -> None:
+def test_finished_requests_are_counted() -> None:
     with simulated_spark(FLAT, speed=100.0) as url:
         post_for_json(url, {"prompt": [[1] * 30, [1] * 40], "max_tokens": 5}, TEXT)
         post_for_json(url, chat("hi"))
@@ -57,7 +57,7 @@ def test_what_happened_is_counted() -> None:
     assert times["e2e_request_latency"] == pytest.approx(times["time_to_first_token"] + times["request_decode_time"])
 
 
-def test_who_leaves_is_not_counted() -> None:
+def test_a_request_that_leaves_is_not_counted() -> None:
     with simulated_spark(FLAT, speed=50.0) as url:
         with request_in_engine(url):
             wait_until(lambda: metric(url, "generation_tokens_total") > 0)
@@ -66,16 +66,16 @@ def test_who_leaves_is_not_counted() -> None:
         assert metric(url, "request_success_total", finished_reason="abort") == 0
 
 
-def test_a_token_on_its_way_to_who_has_left_is_not_counted() -> None:
-    """Done in the engine after a second, while its first token is half a second away yet."""
-    with simulated_spark(replace(FLAT, to_s=60.0), speed=40.0) as url:
+def test_a_token_in_delivery_to_a_client_that_left_is_not_counted() -> None:
+    """The engine is done with it after a second; its first token would arrive two seconds later."""
+    with simulated_spark(replace(FLAT, to_s=120.0), speed=40.0) as url:
         with request_in_engine(url, tokens=40):
             wait_until(lambda: metric(url, "num_requests_running") == 0)
         post_for_json(url, {"prompt": [1], "max_tokens": 1}, TEXT)
         assert metric(url, "generation_tokens_total") == 1
 
 
-def test_the_gateway_reads_it() -> None:
+def test_the_gateway_can_read_the_metrics() -> None:
     profile = FLAT.with_flags(max_num_seqs=1, kv_cache_tokens=1600)
     with (
         simulated_spark(profile, speed=1.0) as url,
@@ -94,14 +94,14 @@ def test_the_gateway_reads_it() -> None:
         (None, {"block_size": "16", "num_gpu_blocks": "None", "kv_cache_size_tokens": "None"}),
     ],
 )
-def test_how_the_cache_is_configured(tokens: int | None, config: dict[str, str]) -> None:
+def test_the_cache_configuration_is_a_metric(tokens: int | None, config: dict[str, str]) -> None:
     with simulated_spark(BF16.with_flags(kv_cache_tokens=tokens, enable_prefix_caching=True)) as url:
         assert metric(url, "cache_config_info", enable_prefix_caching="True", engine="0", **config) == 1
         content_type = HTTP.get(f"{url}/metrics").headers["content-type"]
     assert content_type == "text/plain; version=1.0.0; charset=utf-8"
 
 
-def test_preemptions_are_counted_and_nobody_loses_a_token() -> None:
+def test_preemptions_are_counted_and_no_token_is_lost() -> None:
     profile = FLAT.with_flags(kv_cache_tokens=160)
     with simulated_spark(profile, speed=100.0) as url:
         usage = post_for_json(url, {"prompt": [[1] * 60, [1] * 60], "max_tokens": 60}, TEXT)["usage"]
@@ -112,7 +112,7 @@ def test_preemptions_are_counted_and_nobody_loses_a_token() -> None:
 # The queue limits
 
 
-def test_no_more_requests_than_may_queue() -> None:
+def test_the_request_queue_limit_answers_503() -> None:
     """Those that run count, too; n counts n times, but prompts beyond the first do not."""
     with simulated_spark(FLAT, speed=1.0, max_num_queued_reqs=3) as url, request_in_engine(url, prompts=2):
         for n in (2, 3):
@@ -132,7 +132,7 @@ def test_no_more_requests_than_may_queue() -> None:
         assert metric(url, "admission_rejections_total", reason="max_num_queued_tokens") == 0
 
 
-def test_no_more_tokens_than_may_queue() -> None:
+def test_the_token_queue_limit_answers_503() -> None:
     """Of a prompt all count, until its first token; the one that reaches the limit is still taken."""
     with simulated_spark(FLAT, speed=1.0, max_num_queued_tokens=5000) as url:
         with request_in_engine(url, 4000), request_in_engine(url, 4000):
@@ -145,13 +145,13 @@ def test_no_more_tokens_than_may_queue() -> None:
             pass
 
 
-def test_a_first_token_takes_its_prompt_off_the_backlog() -> None:
+def test_a_first_token_removes_its_prompt_from_the_backlog() -> None:
     with simulated_spark(FLAT, speed=10.0, max_num_queued_tokens=100) as url, request_in_engine(url, 5000):
         assert post(url, TEXT, {"prompt": [1]}).status_code == 503
         wait_until(lambda: metric(url, "generation_tokens_total") > 0)
         assert post(url, TEXT, {"prompt": [1], "max_tokens": 1}).status_code == 200
 
 
-def test_load_counts_the_requests() -> None:
+def test_the_load_endpoint_counts_requests() -> None:
     with simulated_spark(FLAT, speed=1.0) as url, request_in_engine(url, prompts=2), request_in_engine(url):
         assert HTTP.get(f"{url}/load").json() == {"server_load": 2}

@@ -1,4 +1,4 @@
-"""What the simulated vLLM refuses, in whose words, and what it takes though it looks odd."""
+"""Requests that the simulated vLLM refuses, and unusual ones that it accepts."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -55,7 +55,9 @@ BROKEN, BAD = "Bad Request", "BadRequestError"  # what pydantic refuses, and wha
         ("completions", {"prompt": [1] * 131073}, 400, BAD, "input_tokens"),
     ],
 )
-def test_refusals(spark: str, path: str, body: object, status: int, kind: str | None, param: str | None) -> None:
+def test_invalid_requests_are_refused_as_vllm_does(
+    spark: str, path: str, body: object, status: int, kind: str | None, param: str | None
+) -> None:
     response = post(spark, f"/v1/{path}", body)
     assert response.status_code == status
     if kind is None:  # what no parser reads
@@ -68,14 +70,14 @@ def test_refusals(spark: str, path: str, body: object, status: int, kind: str | 
 
 @pytest.mark.parametrize("kind", [None, "text/plain", "application/vnd.api+json"])
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"])
-def test_a_body_must_be_called_json(spark: str, path: str, kind: str | None) -> None:
+def test_the_content_type_must_be_json(spark: str, path: str, kind: str | None) -> None:
     response = httpx.post(f"{spark}{path}", content=b"{}", headers={"content-type": kind} if kind else {})
     assert response.status_code == 400
     assert "Only 'application/json' is allowed" in response.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("kind", ["application/json; charset=utf-8", "Application/JSON"])
-def test_json_in_other_words(spark: str, kind: str) -> None:
+def test_other_json_content_types_are_accepted(spark: str, kind: str) -> None:
     post_for_json(spark, chat("hi", max_tokens=1), **{"content-type": kind})
 
 
@@ -90,22 +92,22 @@ def test_json_in_other_words(spark: str, kind: str) -> None:
         ({"max_tokens": 2, "n": None, "stream": None, "model": None, "logprobs": True, "nonsense": 1}, 2),
     ],
 )
-def test_fields_are_read_as_loosely_as_vllm_does(spark: str, fields: dict[str, Any], tokens: int) -> None:
+def test_fields_are_coerced_as_vllm_does(spark: str, fields: dict[str, Any], tokens: int) -> None:
     assert post_for_json(spark, chat("hi", **fields))["usage"]["completion_tokens"] == tokens
 
 
-def test_what_is_not_there_has_fastapis_words(spark: str) -> None:
+def test_unknown_routes_get_fastapis_error(spark: str) -> None:
     missing, wrong = httpx.get(f"{spark}/v1/nothing"), httpx.get(f"{spark}/v1/chat/completions")
     assert (missing.status_code, missing.json()) == (404, {"detail": "Not Found"})
     assert (wrong.status_code, wrong.json(), wrong.headers["allow"]) == (405, {"detail": "Method Not Allowed"}, "POST")
 
 
-def test_a_body_of_no_text_has_them_too(spark: str) -> None:
+def test_a_body_that_is_not_utf8_gets_fastapis_error(spark: str) -> None:
     response = post(spark, "/v1/completions", b'{"prompt": "\xff"}')
     assert (response.status_code, response.json()) == (400, {"detail": "There was an error parsing the body"})
 
 
-def test_the_longest_prompt_is_taken_and_gets_what_it_leaves_room_for() -> None:
+def test_the_longest_prompt_gets_the_remaining_tokens() -> None:
     with simulated_spark(BF16.with_flags(max_model_len=1000), speed=1000.0) as url:
         for prompt, tokens in ((990, 10), (995, 5), (999, 1)):
             answer = post_for_json(url, {"prompt": [1] * prompt, "max_tokens": 10}, "/v1/completions")
@@ -114,7 +116,7 @@ def test_the_longest_prompt_is_taken_and_gets_what_it_leaves_room_for() -> None:
         assert post(url, "/v1/completions", {"prompt": [1] * 1000, "max_tokens": 10}).status_code == 400
 
 
-def test_what_can_never_fit_the_cache_is_refused() -> None:
+def test_a_prompt_that_never_fits_the_cache_is_refused() -> None:
     with simulated_spark(BF16.with_flags(kv_cache_tokens=160), speed=1000.0) as url:
         assert post(url, "/v1/completions", {"prompt": [1] * 150, "max_tokens": 10}).status_code == 200
         response = post(url, "/v1/completions", {"prompt": [1] * 150, "max_tokens": 11})

@@ -1,4 +1,4 @@
-"""Tokens of the simulated model: text, ids and cache blocks are three views of the same thing."""
+"""Tokens of the simulated model: text, ids and cache blocks agree."""
 
 from math import ceil
 
@@ -18,7 +18,7 @@ def text(*messages: str, size: float = 3.2) -> Text:
 
 
 @given(st.lists(texts, min_size=1, max_size=4), sizes)
-def test_a_text_is_as_many_tokens_as_its_ids_and_comes_back_from_them(messages: list[str], size: float) -> None:
+def test_text_and_token_ids_convert_both_ways(messages: list[str], size: float) -> None:
     prompt = text(*messages, size=size)
     ids = Ids(prompt.ids)
     assert prompt.count == ids.count == len(prompt.spans) == sum(ceil(len(each.encode()) / size) for each in messages)
@@ -35,7 +35,7 @@ def test_text_and_ids_have_the_same_cache_blocks(messages: list[str], size: floa
 
 
 @given(texts, texts, sizes, blocks, st.integers(min_value=1, max_value=40))
-def test_the_next_turn_begins_with_the_blocks_of_the_last(
+def test_the_next_turn_starts_with_the_blocks_of_the_last(
     first: str, second: str, size: float, block: int, made: int
 ) -> None:
     said = answer(made, size)
@@ -45,7 +45,7 @@ def test_the_next_turn_begins_with_the_blocks_of_the_last(
 
 
 @given(sizes, st.integers(min_value=1, max_value=300))
-def test_an_answer_is_its_tokens_and_counts_as_many_in_the_next_prompt(size: float, count: int) -> None:
+def test_an_answer_counts_the_same_in_the_next_prompt(size: float, count: int) -> None:
     whole = answer(count, size)
     assert whole.count == count
     assert whole.data == b"".join(answer_token(number, size) for number in range(count))
@@ -53,7 +53,7 @@ def test_an_answer_is_its_tokens_and_counts_as_many_in_the_next_prompt(size: flo
 
 
 @pytest.mark.parametrize("at", [0, 31, 32, 63])
-def test_keys_differ_from_the_block_on_where_the_texts_do(at: int) -> None:
+def test_block_keys_differ_from_the_first_difference_on(at: int) -> None:
     one = "x" * 128
     other = one[:at] + "y" + one[at + 1 :]
     keys, others = (block_keys(text(each, size=2), answer(1, 2), 8) for each in (one, other))
@@ -68,12 +68,12 @@ def test_a_salt_changes_every_key() -> None:
     assert block_keys(prompt, said, 4, "salt") == block_keys(prompt, said, 4, "salt")
 
 
-def test_no_token_lies_across_two_messages() -> None:
+def test_no_token_spans_two_messages() -> None:
     assert text("abcd", "ef").spans == [b"abc", b"d", b"ef"]
 
 
 @pytest.mark.parametrize("token", [0, 2, 7, 200, 0x2FF, 1 << 62])
-def test_an_id_of_another_vocabulary_has_no_text_but_is_a_token(token: int) -> None:
+def test_an_unknown_token_id_is_a_token_without_text(token: int) -> None:
     assert decode([token_bytes(token)]) == ""
     said = answer(1, 3.2)
     assert block_keys(Ids([token] * 8), said, 8) != block_keys(Ids([token] * 7 + [token + 8]), said, 8)

@@ -1,3 +1,5 @@
+"""The folder that results are written to and read from."""
+
 from pathlib import Path
 
 import pytest
@@ -25,7 +27,7 @@ def write(folder: Path) -> None:
         writer.finish(summary())
 
 
-def test_what_was_written_is_read(tmp_path: Path) -> None:
+def test_results_are_read_back(tmp_path: Path) -> None:
     write(tmp_path / "run")
     (result,) = load(tmp_path / "run")
     assert (result.name, result.summary) == ("fair", summary())
@@ -35,19 +37,19 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     ]
 
 
-def test_a_row_is_on_disk_as_soon_as_its_request_has_ended(tmp_path: Path) -> None:
+def test_each_row_is_written_when_its_request_ends(tmp_path: Path) -> None:
     with writing(tmp_path) as writer:
         writer.add(RECORDS[0])
         assert (tmp_path / "results.jsonl").read_text().count("\n") == 1
 
 
-def test_repeated_runs_are_one_group(tmp_path: Path) -> None:
+def test_repeated_runs_form_one_group(tmp_path: Path) -> None:
     for number in (2, 1):
         write(tmp_path / "fair" / f"run-{number}")
     assert [result.name for result in load(tmp_path / "fair")] == ["fair", "fair"]
 
 
-def test_nothing_is_overwritten(tmp_path: Path) -> None:
+def test_results_are_not_overwritten(tmp_path: Path) -> None:
     write(tmp_path)
     with pytest.raises(ResultError, match="has results already"):
         write(tmp_path)
@@ -56,7 +58,7 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
         write(tmp_path)
 
 
-def test_what_holds_no_results_is_said_so(tmp_path: Path) -> None:
+def test_a_folder_without_results_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ResultError, match=r"there is no summary.json in it"):
         load(tmp_path)
     write(tmp_path)
@@ -65,7 +67,7 @@ def test_what_holds_no_results_is_said_so(tmp_path: Path) -> None:
         load(tmp_path)
 
 
-def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+def test_runs_with_the_same_name_are_distinguished_by_folder(tmp_path: Path) -> None:
     write(tmp_path / "before")
     write(tmp_path / "after")
     groups = load_apart([tmp_path / "before", tmp_path / "after"])

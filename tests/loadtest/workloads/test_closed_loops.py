@@ -1,4 +1,4 @@
-"""Batches in lock-step: who leaves when, with how many tokens, and the answers that we had to estimate."""
+"""Closed loops: batches in lock-step, their token counts, and the estimated answer lengths."""
 
 from itertools import groupby
 from statistics import fmean
@@ -45,14 +45,14 @@ def batches(plan: Plan) -> list[list[int]]:
 
 
 @every_loop
-def test_points_are_prompt_by_prompt_and_in_that_by_concurrency(letter: str) -> None:
+def test_points_are_ordered_by_prompt_and_then_concurrency(letter: str) -> None:
     _, prompts, tg, concurrencies = COMMANDS[letter]
     expected = [(pp, tg, concurrency) for pp in prompts for concurrency in concurrencies]
     assert [(point.pp, point.tg, point.concurrency) for point in plan_of(letter).points] == expected
 
 
 @every_loop
-def test_each_point_is_three_batches_of_its_size(letter: str) -> None:
+def test_each_point_has_three_batches_of_its_size(letter: str) -> None:
     plan = plan_of(letter)
     found = [(plan.requests[batch[0]].point, len(batch)) for batch in batches(plan)]
     assert found == [(number, point.concurrency) for number, point in enumerate(plan.points) for _ in range(3)]
@@ -60,7 +60,7 @@ def test_each_point_is_three_batches_of_its_size(letter: str) -> None:
 
 
 @every_loop
-def test_a_batch_waits_for_all_of_the_one_before_also_of_another_point(letter: str) -> None:
+def test_a_batch_waits_for_all_of_the_previous_batch(letter: str) -> None:
     plan = plan_of(letter)
     before: list[int] = []
     for batch in batches(plan):
@@ -69,7 +69,7 @@ def test_a_batch_waits_for_all_of_the_one_before_also_of_another_point(letter: s
 
 
 @every_loop
-def test_a_batch_leaves_as_asyncio_lets_it(letter: str) -> None:
+def test_a_batch_is_sent_with_asyncios_spacing(letter: str) -> None:
     step = 0.0 if letter == "G" else 0.003
     plan = plan_of(letter)
     for batch in batches(plan):
@@ -82,7 +82,7 @@ def test_a_batch_leaves_as_asyncio_lets_it(letter: str) -> None:
 
 
 @every_loop
-def test_prompts_are_as_the_server_counted_them(letter: str) -> None:
+def test_prompts_have_the_servers_token_counts(letter: str) -> None:
     plan = plan_of(letter)
     for number, request in enumerate(plan.requests):
         assert request.point is not None
@@ -91,19 +91,19 @@ def test_prompts_are_as_the_server_counted_them(letter: str) -> None:
         assert request.text == "book"
 
 
-def test_multi_turn_is_one_turn_after_a_system_message_of_one_token() -> None:
+def test_multi_turn_is_one_turn_after_a_one_token_system_message() -> None:
     for request in plan_of("E").requests:
         assert (request.system_tokens, request.prompt_tokens) == (1, 1899)
         assert request.continues is None
 
 
 @pytest.mark.parametrize("letter", ["A", "B", "E", "F"])
-def test_answers_are_cut(letter: str) -> None:
+def test_answers_are_cut_at_their_limit(letter: str) -> None:
     assert all(request.output_tokens == COMMANDS[letter][2] for request in plan_of(letter).requests)
 
 
 @pytest.mark.parametrize(("letter", "mean"), [("C", 570), ("G", 550)])
-def test_answers_that_end_by_themselves(letter: str, mean: int) -> None:
+def test_answers_may_end_by_themselves(letter: str, mean: int) -> None:
     answers = [request.answer_tokens for seed in range(60) for request in plan_of(letter, seed).requests]
     assert fmean(answers) == pytest.approx(mean, rel=0.02)
     assert len(set(answers)) > 100
@@ -125,6 +125,6 @@ def test_the_spread_of_the_answers_gives_the_throughput_of_a_batch_of_ten(letter
     assert fmean(rates) == pytest.approx(measured, rel=0.08)
 
 
-def test_a_seed_is_a_plan() -> None:
+def test_a_seed_determines_the_plan() -> None:
     assert plan_of("G", 3) == plan_of("G", 3)
     assert plan_of("G", 3) != plan_of("G", 4)

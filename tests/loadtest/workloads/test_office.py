@@ -1,3 +1,5 @@
+"""The office minute."""
+
 import pytest
 
 from loadtest.results.office_minute import documents_before_second_paster, figures
@@ -7,7 +9,7 @@ from loadtest.workloads.plan import Request
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_office_is_what_it_says(seed: int) -> None:
+def test_the_office_minute_has_its_documented_load(seed: int) -> None:
     requests = office(seed)
     assert requests == office(seed)
     assert requests != office(seed + 1)
@@ -23,7 +25,7 @@ def record(user: str, kind: str, at: float, *tokens: float, outcome: Outcome = O
     return Record(Request(at, user, kind, 10, len(tokens)), tokens=list(tokens), outcome=outcome)
 
 
-def test_figures_count_from_arrival_and_leave_out_what_failed() -> None:
+def test_figures_count_from_arrival_and_exclude_failures() -> None:
     records = [
         record("ada", "short", 1.0, 2.0, 2.5, 3.0),
         record("ben", "short", 1.0, 4.0),

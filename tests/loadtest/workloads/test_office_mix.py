@@ -1,4 +1,4 @@
-"""The office's people: what they send, when, how much it asks of a Spark, and that nothing comes before its time."""
+"""The office mix: what its people send and when, and how much of a Spark that takes."""
 
 from collections import Counter, defaultdict
 from dataclasses import replace
@@ -42,17 +42,17 @@ def offered(plan: Plan, seconds: float) -> float:
 
 
 @pytest.mark.parametrize("seed", range(1, 13))
-def test_ten_people_leave_a_spark_some_air(seed: int) -> None:
+def test_ten_people_do_not_saturate_a_spark(seed: int) -> None:
     assert 0.5 <= offered(plan_of(seed), 300) <= 0.7
 
 
 @pytest.mark.parametrize("seed", range(1, 5))
-def test_fifty_are_too_many_for_it(seed: int) -> None:
+def test_fifty_people_overload_a_spark(seed: int) -> None:
     assert 2.5 <= offered(plan_of(seed, users=50), 300) <= 3.5
 
 
 @pytest.mark.parametrize("users", [1, 2, 10, 50, 200])
-def test_as_many_people_as_were_asked_for(users: int) -> None:
+def test_the_requested_number_of_people_take_part(users: int) -> None:
     assert len({request.user for request in plan_of(users=users).requests}) == users
 
 
@@ -69,30 +69,30 @@ def test_no_time_is_refused(duration: float) -> None:
 
 
 @pytest.mark.parametrize("duration", [5.0, 60.0, 600.0])
-def test_nothing_begins_after_the_end(duration: float) -> None:
+def test_no_request_starts_after_the_end(duration: float) -> None:
     requests = plan_of(duration=duration).requests
     assert 0.5 * duration < max(request.at for request in requests) < duration
     assert len({request.user for request in requests}) == 10
 
 
-def test_requests_are_in_order_of_their_time() -> None:
+def test_requests_are_ordered_by_time() -> None:
     times = [request.at for request in plan_of(users=20).requests]
     assert times == sorted(times)
 
 
-def test_people_come_within_the_first_seconds() -> None:
+def test_people_arrive_within_the_first_seconds() -> None:
     first: dict[str, float] = {}
     for request in plan_of(users=50).requests:
         first.setdefault(request.user, request.at)
     assert max(first.values()) <= 20
 
 
-def test_a_seed_is_a_plan() -> None:
+def test_a_seed_determines_the_plan() -> None:
     assert plan_of(3) == plan_of(3)
     assert plan_of(3) != plan_of(4)
 
 
-def test_one_person_more_changes_nobodys_day() -> None:
+def test_one_more_person_does_not_change_the_others() -> None:
     def days(plan: Plan) -> dict[str, list[Request]]:
         found = defaultdict(list)
         for request in plan.requests:
@@ -103,7 +103,7 @@ def test_one_person_more_changes_nobodys_day() -> None:
     assert {name: eleven[name] for name in ten} == ten
 
 
-def test_every_ten_people_are_of_the_same_kinds() -> None:
+def test_every_ten_people_have_the_same_mix_of_kinds() -> None:
     plan = plan_of(users=20)
     kinds: defaultdict[str, set[str]] = defaultdict(set)
     for request in plan.requests:
@@ -129,7 +129,7 @@ def test_people_read_and_think_before_they_write_again() -> None:
             last[request.user] = number
 
 
-def test_sizes_are_as_they_say() -> None:
+def test_sizes_match_their_description() -> None:
     plan = plan_of(users=50)
     sizes = {
         kind: [f([request.prompt_tokens for _, request in of_kind(plan, kind)]) for f in (min, max)]
@@ -140,7 +140,7 @@ def test_sizes_are_as_they_say() -> None:
     assert sizes["document"] == [25_000, 25_000]
 
 
-def test_a_page_puts_the_same_instructions_first_for_all() -> None:
+def test_the_page_tool_uses_the_same_instructions_for_everyone() -> None:
     plan = plan_of(users=50)
     first = {kind: {plan.segments[number][0] for number, _ in of_kind(plan, kind)} for kind in ("rag", "question")}
     assert first == {"rag": {("system search", 600)}, "question": {("system chat", 350)}}
@@ -158,7 +158,7 @@ def test_a_chat_grows_by_its_own_turns() -> None:
             assert plan.prompt_tokens(number) == grown
 
 
-def test_a_new_chat_has_its_title_tags_and_follow_ups_made() -> None:
+def test_a_new_chat_requests_title_tags_and_follow_ups() -> None:
     """After its first answer, one after the other, by messages that carry the chat and share no text with it."""
     plan = plan_of(users=50)
     tasks = {session[0][1].session: session for session in sessions(plan, "background")}

@@ -1,4 +1,4 @@
-"""The open loops against what the article's runs published; tests/vllm holds them against vLLM itself."""
+"""The open loops against the published runs of the article; tests/vllm compares them with vLLM itself."""
 
 import subprocess
 import sys
@@ -27,12 +27,12 @@ every_loop = pytest.mark.parametrize("letter", LOOPS)
     ("count", "total"),
     [(100, 49_146), (125, 61_228), (175, 85_494), (200, 97_092), (250, 123_008), (300, 150_317)],
 )
-def test_the_published_totals_of_answers(count: int, total: int) -> None:
+def test_answer_totals_match_the_published_ones(count: int, total: int) -> None:
     assert sum(answer for _, answer in lengths(count, 4000, 500, 42)) == total
 
 
 @pytest.mark.parametrize(("letter", "total"), [("H", 97_092), ("J", 150_317), ("D", 209_303)])
-def test_the_published_totals_of_the_tests(letter: str, total: int) -> None:
+def test_request_totals_match_the_published_ones(letter: str, total: int) -> None:
     assert sum(request.answer_tokens for request in LOOPS[letter].plan(PUBLISHED).requests) == total
 
 
@@ -40,7 +40,7 @@ def test_the_published_totals_of_the_tests(letter: str, total: int) -> None:
     ("prompt", "answer", "prompts", "answers"),
     [(4000, 500, (399, 7600), (49, 950)), (1024, 4096, (102, 1946), (409, 7783)), (1, 1, (0, 2), (1, 2))],
 )
-def test_the_logged_bounds_are_reached(
+def test_length_bounds_match_the_published_logs(
     prompt: int, answer: int, prompts: tuple[int, int], answers: tuple[int, int]
 ) -> None:
     drawn = lengths(200_000, prompt, answer, 7)
@@ -48,7 +48,7 @@ def test_the_logged_bounds_are_reached(
         assert (min(column), max(column)) == bounds
 
 
-def test_arrivals_of_the_published_seed() -> None:
+def test_arrivals_match_the_published_seed() -> None:
     first = {letter: [request.at for request in loop.plan(PUBLISHED).requests[:3]] for letter, loop in LOOPS.items()}
     assert first["H"] == pytest.approx([1.15055325, 5.57200900, 5.89601144])
     assert first["J"] == pytest.approx([0.32159532, 2.38446939, 3.28685177])
@@ -56,7 +56,7 @@ def test_arrivals_of_the_published_seed() -> None:
 
 
 @every_loop
-def test_arrivals_are_in_order_and_the_last_is_on_time(letter: str) -> None:
+def test_arrivals_are_ordered_and_end_on_time(letter: str) -> None:
     loop = LOOPS[letter]
     times = [request.at for request in loop.plan(PUBLISHED).requests]
     assert len(times) == loop.count
@@ -65,7 +65,7 @@ def test_arrivals_are_in_order_and_the_last_is_on_time(letter: str) -> None:
     assert times[-1] == pytest.approx(loop.count / loop.rate)
 
 
-def test_bursts() -> None:
+def test_bursts_have_their_size_and_spacing() -> None:
     """The variation of the gaps is 1 for Poisson and 1/sqrt(0.7) in bursts."""
     for burstiness, expected in ((1.0, 1.0), (0.7, 1.195)):
         times = arrivals(20_000, 1.0, burstiness, 5)
@@ -75,13 +75,13 @@ def test_bursts() -> None:
         assert variation == pytest.approx(expected, rel=0.03)
 
 
-def test_the_template_comes_on_top() -> None:
+def test_the_chat_template_is_added_to_prompts() -> None:
     drawn = lengths(200, 4000, 500, 42)
     found = [(request.prompt_tokens, request.output_tokens) for request in OFFICE_BASELINE.plan(PUBLISHED).requests]
     assert found == [(prompt + 13, answer) for prompt, answer in drawn]
 
 
-def test_kinds_of_text() -> None:
+def test_each_workload_has_its_kind_of_text() -> None:
     assert {letter: {request.text for request in loop.plan(PUBLISHED).requests} for letter, loop in LOOPS.items()} == {
         "H": {"random"},
         "J": {"random"},
@@ -89,19 +89,19 @@ def test_kinds_of_text() -> None:
     }
 
 
-def test_only_monday_has_a_cap() -> None:
+def test_only_the_monday_burst_has_a_concurrency_cap() -> None:
     caps = {letter: loop.plan(PUBLISHED).max_concurrency for letter, loop in LOOPS.items()}
     assert caps == {"H": None, "J": 25, "D": None}
 
 
-def test_twenty_five_users_by_lot() -> None:
+def test_requests_are_assigned_to_25_users_at_random() -> None:
     requests = MONDAY_BURST.plan(PUBLISHED).requests
     assert sorted({request.user for request in requests}) == [f"user-{number:02}" for number in range(1, 26)]
     other = MONDAY_BURST.plan(Options(43)).requests
     assert [request.user for request in other] != [request.user for request in requests]
 
 
-def test_another_rate_is_the_same_pattern_faster() -> None:
+def test_another_rate_scales_the_same_pattern() -> None:
     published = OFFICE_BASELINE.plan(PUBLISHED).requests
     faster = OFFICE_BASELINE.plan(Options(42, rate=0.6)).requests
     assert [request.at for request in faster] == pytest.approx([request.at / 2 for request in published])
@@ -109,7 +109,7 @@ def test_another_rate_is_the_same_pattern_faster() -> None:
 
 
 @pytest.mark.parametrize("rate", [0.0, -1.0])
-def test_no_rate_is_refused(rate: float) -> None:
+def test_a_rate_of_zero_is_refused(rate: float) -> None:
     with pytest.raises(ValueError, match="above 0 requests a second"):
         OFFICE_BASELINE.plan(Options(42, rate=rate))
 
@@ -117,7 +117,7 @@ def test_no_rate_is_refused(rate: float) -> None:
 STEPS = [(0.1, 100), (0.2, 100), (0.3, 100), (0.5, 125), (0.7, 175), (1.0, 250)]
 
 
-def test_the_sweep_is_six_runs() -> None:
+def test_the_sweep_has_six_rates() -> None:
     plan = rate_sweep(PUBLISHED)
     assert [(point.rate, point.pp, point.tg) for point in plan.points] == [(rate, 4000, 500) for rate, _ in STEPS]
     for number, (rate, count) in enumerate(STEPS):
@@ -129,7 +129,7 @@ def test_the_sweep_is_six_runs() -> None:
         ]
 
 
-def test_a_step_of_the_sweep_waits_for_all_of_the_one_before() -> None:
+def test_a_step_of_the_sweep_waits_for_all_of_the_previous_step() -> None:
     plan = rate_sweep(PUBLISHED)
     start, before = 0, tuple[int, ...]()
     for _, count in STEPS:
@@ -140,7 +140,7 @@ def test_a_step_of_the_sweep_waits_for_all_of_the_one_before() -> None:
         start += count
 
 
-def test_numpy_is_loaded_when_it_is_needed() -> None:
+def test_numpy_is_imported_only_when_needed() -> None:
     script = "import sys, loadtest.workloads; print('numpy' in sys.modules)"
     assert (
         subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, text=True).stdout == "False\n"

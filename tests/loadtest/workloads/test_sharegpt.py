@@ -1,4 +1,4 @@
-"""Lengths of conversations: of a file by vLLM's rules, and those that we make up for want of one."""
+"""Conversation lengths: read from a file by vLLM's rules, or synthetic when there is no file."""
 
 import json
 from random import Random
@@ -32,14 +32,14 @@ def test_synthetic_lengths_have_the_published_totals_and_quantiles() -> None:
     assert percentile(answers, 99) == pytest.approx(865, rel=0.02)
 
 
-def test_synthetic_lengths_are_such_as_vllm_would_take() -> None:
+def test_synthetic_lengths_pass_vllms_filter() -> None:
     for prompt, answer in synthetic(2000, 3):
         assert 4 <= prompt <= 1024
         assert answer >= 4
         assert prompt + answer <= 2048
 
 
-def test_a_seed_pairs_the_same_lengths_otherwise() -> None:
+def test_a_seed_changes_only_the_pairing_of_lengths() -> None:
     one, other = synthetic(250, 1), synthetic(250, 2)
     assert one != other
     for mine, theirs in zip(zip(*one, strict=True), zip(*other, strict=True), strict=True):
@@ -47,7 +47,7 @@ def test_a_seed_pairs_the_same_lengths_otherwise() -> None:
     assert one == synthetic(250, 1)
 
 
-def test_short_prompts_do_not_have_the_short_answers() -> None:
+def test_prompt_and_answer_lengths_are_independent() -> None:
     lengths = sorted(synthetic(250, 42))
     halves = [sum(answer for _, answer in half) for half in (lengths[:125], lengths[125:])]
     assert max(halves) < 1.5 * min(halves)
@@ -68,7 +68,7 @@ def test_short_prompts_do_not_have_the_short_answers() -> None:
         ((5, 6, 7), True),
     ],
 )
-def test_what_is_too_short_or_too_long_is_passed_over(turns: tuple[int, ...], taken: bool) -> None:
+def test_too_short_and_too_long_conversations_are_skipped(turns: tuple[int, ...], taken: bool) -> None:
     dataset = conversations(entry(*turns), entry(50, 60))
     if taken:
         assert set(chosen(dataset, 2, 1)) == {(50, 60), turns[:2]}
@@ -77,7 +77,7 @@ def test_what_is_too_short_or_too_long_is_passed_over(turns: tuple[int, ...], ta
             chosen(dataset, 2, 1)
 
 
-def test_an_entry_without_conversations_is_passed_over() -> None:
+def test_an_entry_without_conversations_is_skipped() -> None:
     assert chosen(conversations({"id": "y", "items": 3}, entry(8, 9)), 1, 1) == [(8, 9)]
 
 
@@ -89,12 +89,12 @@ def test_the_order_is_that_of_the_shuffled_file() -> None:
     assert chosen(dataset, 20, 42) == [each for each in turns if sum(each) <= 2048][:20]
 
 
-def test_a_token_is_four_bytes_and_not_four_letters() -> None:
+def test_tokens_are_estimated_from_bytes_not_letters() -> None:
     dataset = conversations({"conversations": [{"value": "é" * 20}, {"value": "x" * 22}]})
     assert chosen(dataset, 1, 1) == [(10, 6)]
 
 
-def test_a_replay_of_a_file() -> None:
+def test_a_file_is_replayed() -> None:
     dataset = conversations(*(entry(10 + number, 300) for number in range(400)))
     requests = replay(Options(42, dataset=dataset)).requests
     assert len(requests) == 250
@@ -103,7 +103,7 @@ def test_a_replay_of_a_file() -> None:
     assert [request.prompt_tokens - 13 for request in requests] == [prompt for prompt, _ in chosen(dataset, 250, 42)]
 
 
-def test_nobody_takes_synthetic_lengths_for_real_ones() -> None:
+def test_synthetic_lengths_are_labelled_in_results() -> None:
     requests = replay(Options(42)).requests
     assert {request.kind for request in requests} == {"synthetic"}
     assert [request.at for request in requests] == arrivals(250, 0.3, 0.7, 42)
@@ -113,11 +113,11 @@ def test_nobody_takes_synthetic_lengths_for_real_ones() -> None:
     "content",
     [b"", b"not json", b"{}", b'[{"conversations": [{"from": "human"}]}]', b'[{"conversations": 3}]', b'["\xff"]'],
 )
-def test_another_file_is_refused_and_the_right_one_named(content: bytes) -> None:
+def test_another_file_is_refused_with_the_name_of_the_right_one(content: bytes) -> None:
     with pytest.raises(ValueError, match=r"other\.json.*ShareGPT_V3_unfiltered_cleaned_split\.json"):
         replay(Options(42, dataset=Dataset("other.json", content)))
 
 
-def test_a_file_with_too_few_conversations() -> None:
+def test_a_file_with_too_few_conversations_is_refused() -> None:
     with pytest.raises(ValueError, match="only 2 conversations of a usable length, and 250 are needed"):
         replay(Options(42, dataset=conversations(entry(5, 5), entry(6, 6), entry(1, 1))))

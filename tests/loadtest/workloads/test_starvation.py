@@ -1,4 +1,4 @@
-"""That the flood is one, and that it starves who has a short question."""
+"""The starvation workload: a flood of long prompts that starves short questions."""
 
 from collections import Counter
 
@@ -24,7 +24,7 @@ def question_ttft(records: list[Record], q: float) -> float:
 
 
 @seeds
-def test_the_flood(seed: int) -> None:
+def test_the_flood_has_its_documented_load(seed: int) -> None:
     documents = [request for request in starvation(Options(seed)).requests if request.kind == "document"]
     assert len(documents) == 16
     assert Counter(request.user for request in documents) == {"ida": 8, "jon": 8}
@@ -33,7 +33,7 @@ def test_the_flood(seed: int) -> None:
 
 
 @seeds
-def test_the_trickle(seed: int) -> None:
+def test_the_short_questions_arrive_at_their_rate(seed: int) -> None:
     questions = [request for request in starvation(Options(seed)).requests if request.kind == "question"]
     counts = Counter(request.user for request in questions)
     assert len(counts) == 8
@@ -44,14 +44,14 @@ def test_the_trickle(seed: int) -> None:
 
 
 @seeds
-def test_all_is_on_a_timetable(seed: int) -> None:
+def test_every_request_has_a_fixed_time(seed: int) -> None:
     requests = starvation(Options(seed)).requests
     assert [request.at for request in requests] == sorted(request.at for request in requests)
     assert not any(request.after for request in requests)
 
 
 @seeds
-def test_by_order_of_arrival_questions_starve(seed: int) -> None:
+def test_first_come_first_served_starves_the_short_questions(seed: int) -> None:
     plan = starvation(Options(seed))
     records = direct(plan)
     undisturbed = direct(plan.only(lambda request: request.kind == "question"))
@@ -61,7 +61,7 @@ def test_by_order_of_arrival_questions_starve(seed: int) -> None:
     assert max(record.tokens[-1] for record in records) < 200
 
 
-def test_people_and_time_may_be_others() -> None:
+def test_the_number_of_people_and_the_duration_can_be_set() -> None:
     requests = starvation(Options(1, users=30, duration=60)).requests
     assert len({request.user for request in requests}) == 30
     assert len({request.user for request in requests if request.kind == "document"}) == 2
@@ -72,17 +72,17 @@ def test_people_and_time_may_be_others() -> None:
 
 
 @pytest.mark.parametrize("users", [0, 2, 201])
-def test_somebody_must_ask(users: int) -> None:
+def test_at_least_one_person_is_required(users: int) -> None:
     with pytest.raises(ValueError, match="3 to 200 people"):
         starvation(Options(1, users=users))
 
 
 @pytest.mark.parametrize("duration", [0.0, -1.0])
-def test_no_time_is_refused(duration: float) -> None:
+def test_a_duration_of_zero_is_refused(duration: float) -> None:
     with pytest.raises(ValueError, match="duration above 0"):
         starvation(Options(1, duration=duration))
 
 
-def test_a_seed_is_a_plan() -> None:
+def test_a_seed_determines_the_plan() -> None:
     assert starvation(Options(5)) == starvation(Options(5))
     assert starvation(Options(5)) != starvation(Options(6))

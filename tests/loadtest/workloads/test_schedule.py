@@ -1,4 +1,4 @@
-"""Who is due when, whatever the clock."""
+"""When each request is due, independent of the clock."""
 
 from collections.abc import Iterable
 from heapq import heapify, heappop, heappush
@@ -36,28 +36,28 @@ def play(plan: Plan, took: Iterable[float]) -> list[tuple[float, float, float]]:
     return times
 
 
-def test_an_open_loop_waits_for_nobody() -> None:
+def test_an_open_loop_does_not_wait_for_answers() -> None:
     plan = Plan((request(0.5), request(1.0), request(1.5)))
     assert play(plan, [10, 10, 10]) == [(0.5, 0.5, 10.5), (1.0, 1.0, 11.0), (1.5, 1.5, 11.5)]
 
 
-def test_a_batch_waits_for_the_slowest_of_the_one_before() -> None:
+def test_a_batch_waits_for_the_slowest_of_the_previous_batch() -> None:
     plan = Plan((request(), request(), request(after=(0, 1)), request(after=(0, 1), delay=0.5)))
     assert [due for due, _, _ in play(plan, [1, 3, 1, 1])] == [0.0, 0.0, 3.0, 3.5]
 
 
-def test_a_turn_comes_after_a_think_time_and_not_before_its_own() -> None:
+def test_a_turn_is_due_after_its_think_time() -> None:
     plan = Plan((request(), request(after=(0,), continues=0, delay=2.0), request(20.0, after=(1,))))
     assert [due for due, _, _ in play(plan, [5, 1, 1])] == [0.0, 7.0, 20.0]
 
 
-def test_a_cap_holds_back_first_come_first_served() -> None:
+def test_a_concurrency_cap_holds_requests_in_order() -> None:
     plan = Plan((request(0.0), request(0.1), request(0.2), request(0.3)), max_concurrency=2)
     assert [sent for _, sent, _ in play(plan, [5, 1, 1, 1])] == [0.0, 0.1, 1.1, 2.1]
 
 
 @given(st.data(), st.integers(1, 30), st.one_of(st.none(), st.integers(1, 4)))
-def test_everybody_has_a_turn_once_all_they_wait_for_are_done(data: st.DataObject, size: int, cap: int | None) -> None:
+def test_every_request_is_due_once_its_dependencies_are_done(data: st.DataObject, size: int, cap: int | None) -> None:
     requests = []
     for number in range(size):
         after = data.draw(st.frozensets(st.integers(0, number - 1), max_size=3)) if number else frozenset()
@@ -72,12 +72,12 @@ def test_everybody_has_a_turn_once_all_they_wait_for_are_done(data: st.DataObjec
     assert max(sum(s <= at < e for _, s, e in times) for _, at, _ in times) <= (cap or size)
 
 
-def test_a_plan_refers_to_what_came_before_only() -> None:
+def test_dependencies_refer_to_earlier_requests_only() -> None:
     with pytest.raises(ValueError, match="request 0 waits"):
         Plan((request(after=(0,)),))
 
 
-def test_a_conversation_carries_its_prompts_and_answers() -> None:
+def test_a_conversation_contains_its_earlier_prompts_and_answers() -> None:
     first = request(system="handbook", system_tokens=1000)
     plan = Plan((first, request(after=(0,), continues=0), request(system="handbook", system_tokens=1000)))
     assert plan.segments[1] == (("system handbook", 1000), ("prompt 0", 100), ("answer 0", 10), ("prompt 1", 100))
@@ -85,7 +85,7 @@ def test_a_conversation_carries_its_prompts_and_answers() -> None:
     assert [plan.prompt_tokens(number) for number in range(3)] == [1100, 1210, 1100]
 
 
-def test_a_part_of_a_plan_leaves_out_who_waits_for_what_is_left_out() -> None:
+def test_a_subset_of_a_plan_drops_requests_with_missing_dependencies() -> None:
     plan = Plan((request(0.0), request(5.0), request(after=(0,), continues=0), request(after=(1,))))
     part = plan.only(lambda request: request.at < 5)
     assert part.requests == (request(0.0), request(after=(0,), continues=0))
@@ -93,7 +93,7 @@ def test_a_part_of_a_plan_leaves_out_who_waits_for_what_is_left_out() -> None:
     assert late.requests == (request(5.0), request(after=(0,)))
 
 
-def test_an_answer_ends_where_the_model_likes_or_where_it_must() -> None:
+def test_an_answer_ends_by_itself_or_at_its_limit() -> None:
     assert request().asks_for == 10
     assert request(max_tokens=4).answer_tokens == 4
     assert request(max_tokens=40).answer_tokens == 10

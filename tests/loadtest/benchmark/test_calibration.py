@@ -1,11 +1,10 @@
-"""`fairlane calibrate`: at a simulated Spark on real sockets, whose own curve is known, and what is done with it."""
+"""`fairlane calibrate` at a simulated Spark on real sockets whose true curve is known, and the use of its result."""
 
 import json
 import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
@@ -38,7 +37,7 @@ from loadtest.storage.engine_profiles import load_profile
 from loadtest.workloads.plan import Request
 from tests.support.running_gateway import StartGateway
 from tests.support.servers import serve
-from tests.support.waiting import wait_until
+from tests.support.waiting import DEADLINE, wait_until
 from tests.support.wire import chat
 
 BF16, NVFP4 = "gemma-4-26b-bf16", "gemma-4-26b-nvfp4"
@@ -79,6 +78,13 @@ def off(learned: Profile, machine: str, speed: float = SPEED) -> float:
     return median(abs(learned.prefill(size) * speed / prefill_alone(engine, size) - 1) for size in SIZES)
 
 
+def step_off(learned: Profile, machine: str) -> float:
+    """The median error of the time of a decoding step."""
+    engine = load_profile(machine)
+    true = {many: engine.step_s(engine.mixed_work(decoding=many, context=50 * many)) / SPEED for many in (1, 2, 5, 10)}
+    return median(abs((learned.step(many) or 0.0) / step - 1) for many, step in true.items())
+
+
 def kept(path: Path) -> Profile:
     learned = CostSnapshot.read(path.read_bytes())
     model = CostModel(learned.profile)
@@ -90,7 +96,7 @@ def kept(path: Path) -> Profile:
 
 
 @pytest.mark.parametrize(("machine", "factor"), [(BF16, 2.0), (BF16, 0.5), (NVFP4, 2.0)])
-def test_a_start_that_is_twice_off_is_put_right(machine: str, factor: float, tmp_path: Path) -> None:
+def test_a_prior_that_is_off_by_a_factor_of_two_is_corrected(machine: str, factor: float, tmp_path: Path) -> None:
     start, out = tmp_path / "start.toml", tmp_path / "my machine.toml"
     start.write_text(load(machine).scaled(factor / SPEED).toml("start"))
     assert off(load(str(start)), machine) > 0.4
@@ -100,20 +106,18 @@ def test_a_start_that_is_twice_off_is_put_right(machine: str, factor: float, tmp
             *("--upstream", url, "--profile", str(start), "--seconds", str(SECONDS)),
             *("--state-file", str(state), "--out", str(out)),
         )
-    # What else this machine does is in the time, too; on a virtual clock it is 0.05.
-    assert off(kept(state), machine) < 0.15
+    # The measured times include what else this machine does; test_curves.py bounds the error on a virtual clock.
+    before = off(load(str(start)), machine)
+    assert off(kept(state), machine) < before / 2
     assert "[my-machine]" in out.read_text()
-    assert off(load(str(out)), machine) < 0.15
-    engine = load_profile(machine)
-    # A step is short at this speed, and what else this machine does is in it.
-    true = {many: engine.step_s(engine.mixed_work(decoding=many, context=50 * many)) / SPEED for many in (1, 2, 5, 10)}
-    assert median(abs((load(str(out)).step(many) or 0.0) / step - 1) for many, step in true.items()) < 0.35
+    assert off(load(str(out)), machine) < before / 2
+    assert step_off(load(str(out)), machine) < step_off(load(str(start)), machine)
     assert f"Kept in {state}" in said
     assert "answers at once" in said
     assert "median error" in said
 
 
-def test_a_gateway_is_right_from_its_first_request(bf16: str, start_gateway: StartGateway) -> None:
+def test_a_calibrated_gateway_predicts_its_first_request_well(bf16: str, start_gateway: StartGateway) -> None:
     said = calibrate("--upstream", bf16, "--profile", BF16, "--seconds", str(SECONDS))
     gateway = start_gateway(bf16, state_file="auto")
     wait_until(lambda: gateway.gateway.core.max_model_len)
@@ -124,12 +128,12 @@ def test_a_gateway_is_right_from_its_first_request(bf16: str, start_gateway: Sta
     asked.read()
     gateway.wait_ended("completed")
     tokens = gateway.metric("fairlane_prompt_tokens_total")
-    assert predicted == pytest.approx(prefill_alone(load_profile(BF16), int(tokens)) / SPEED, rel=0.2)
-    assert load(BF16).prefill(tokens) > 4 * predicted
+    true, uncalibrated = prefill_alone(load_profile(BF16), int(tokens)) / SPEED, load(BF16).prefill(tokens)
+    assert 0.8 * true < predicted < uncalibrated / 3  # a busy machine only makes it larger
     assert "takes it over within a minute" in " ".join(said.split())
 
 
-def test_prompts_are_new_to_a_prefix_cache() -> None:
+def test_calibration_prompts_miss_the_prefix_cache() -> None:
     machine = load_profile(BF16).with_flags(enable_prefix_caching=True)
     calibration = Calibration(CostModel(load(BF16).scaled(1 / 50)))
     with serve(create_app(machine, ServerOptions(speed=50.0, noise=0.0))) as url:
@@ -151,11 +155,11 @@ def measured_by(url: str, calibration: Calibration, seconds: float) -> list[str]
     return said
 
 
-def test_it_stops_at_what_the_model_takes(quick: str) -> None:
+def test_prompts_stop_at_the_models_context_length(quick: str) -> None:
     machine = load_profile(BF16).with_flags(max_model_len=4096)
     calibration = Calibration(CostModel(load(BF16).scaled(1 / 200)))
     with serve(create_app(machine, ServerOptions(speed=200.0, noise=0.0))) as url:
-        said = measured_by(url, calibration, 1.0)
+        said = measured_by(url, calibration, 5.0)  # it ends as soon as it has measured everything
     largest = calibration.sizes[-1]
     assert 3600 < largest.tokens <= 4096
     assert largest.times == ladder.REPEATS
@@ -163,7 +167,7 @@ def test_it_stops_at_what_the_model_takes(quick: str) -> None:
     assert [step.sequences for step in calibration.steps] == [1, 4]
 
 
-def test_the_engines_own_line_does_not_count() -> None:
+def test_time_in_the_engines_own_queue_is_not_measured() -> None:
     """As where others' prompts are before ours, and vLLM tells how long that was."""
     calibration = Calibration(CostModel(load(BF16)))
     prompts = (Prompt(PromptSize(words=6000)),)
@@ -176,7 +180,7 @@ def test_the_engines_own_line_does_not_count() -> None:
     assert sample.y == pytest.approx(1.0)
 
 
-def test_a_server_that_counts_nothing_teaches_nothing() -> None:
+def test_nothing_is_learned_from_answers_without_usage() -> None:
     calibration = Calibration(CostModel(load(BF16)))
     prompts = (Prompt(PromptSize(words=6000)),)
     counts: list[int | None] = [None, 7]
@@ -185,7 +189,7 @@ def test_a_server_that_counts_nothing_teaches_nothing() -> None:
         assert not calibration.prompt(1500, prompts, record)
 
 
-def test_a_step_is_told_by_streams_while_all_of_them_run() -> None:
+def test_step_times_are_measured_while_all_streams_run() -> None:
     def stream(first: float, per_token: float, chunk: int = 1) -> Record:
         tokens = [first + per_token * chunk * number for number in range(20 // chunk)]
         return Record(Request(0.0, "u", "k", 32, 20), tokens=tokens, output_tokens=20, outcome=Outcome.COMPLETED)
@@ -210,7 +214,7 @@ def climb(most: int, seconds: float, cost: Callable[[float], float], predict: Ca
     return sizes
 
 
-def test_prompts_grow_and_come_again() -> None:
+def test_prompts_grow_and_are_repeated() -> None:
     curve = load(BF16).prefill
     sizes = climb(100_000, 13.0, curve, curve)
     largest = max(sizes)
@@ -220,30 +224,30 @@ def test_prompts_grow_and_come_again() -> None:
     assert sum(map(curve, sizes)) < 13.0
 
 
-def test_a_prediction_of_a_much_faster_machine_does_not_take_all_the_time() -> None:
+def test_a_much_too_fast_prediction_does_not_exceed_the_time() -> None:
     slow = load(BF16).scaled(20).prefill
     sizes = climb(100_000, 60.0, slow, load(BF16).prefill)
     assert sum(map(slow, sizes)) < 70
 
 
-def test_a_fast_machine_is_done_early() -> None:
+def test_calibration_of_a_fast_machine_ends_early() -> None:
     sizes = climb(30_000, 1e6, lambda size: 1e-6 * size, lambda size: 1e-6 * size)
     assert max(sizes) == 30_000
     assert all(sizes.count(size) == ladder.REPEATS for size in sizes)
 
 
-def test_there_is_one_prompt_however_slow_it_is() -> None:
+def test_at_least_one_prompt_is_measured() -> None:
     assert climb(30_000, 0.1, lambda size: 100.0, lambda size: 100.0) == [ladder.FIRST_TOKENS]
 
 
-def test_what_was_refused_is_not_asked_again() -> None:
+def test_a_refused_size_is_not_asked_again() -> None:
     prompts = ladder.Prompts(100_000)
     prompts.took(128, 0.1)
     prompts.refused(512)
     assert prompts.next(100.0, lambda size: 0.1) == 128
 
 
-def test_streams_grow_while_there_is_time_then_come_again() -> None:
+def test_the_number_of_streams_grows_and_is_repeated() -> None:
     done: list[int] = []
     left = 17.0
     while many := ladder.streams(done, left, 256, lambda sequences: 1.0 + 0.1 * sequences):
@@ -256,7 +260,7 @@ def test_streams_grow_while_there_is_time_then_come_again() -> None:
     assert ladder.streams([], -1.0, 256, lambda sequences: 1.0) == 1
 
 
-def test_a_start_of_another_kind_of_machine_is_put_right() -> None:
+def test_a_prior_of_another_kind_of_machine_is_corrected() -> None:
     """One with attention so dear, beside all else, that the samples of long prompts look like mistakes."""
     true = Profile(c_s=0.02, a_s_per_token=6e-5, b_s_per_token2=3.7e-8, decode_s_per_token=0.001)
     model = CostModel(load(BF16))
@@ -269,7 +273,7 @@ def test_a_start_of_another_kind_of_machine_is_put_right() -> None:
 # Where it is kept.
 
 
-def test_what_was_learned_of_texts_stays(quick: str, tmp_path: Path) -> None:
+def test_calibration_keeps_what_was_learned_about_texts(quick: str, tmp_path: Path) -> None:
     state = tmp_path / "learned.json"
     calibrate("--upstream", quick, "--seconds", "1", "--state-file", str(state))
     first = json.loads(state.read_bytes())
@@ -287,7 +291,7 @@ def test_what_was_learned_of_texts_stays(quick: str, tmp_path: Path) -> None:
     assert third["tokens"] != real
 
 
-def test_a_broken_file_is_replaced(quick: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_broken_state_file_is_replaced(quick: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     state = tmp_path / "learned.json"
     state.write_text("{")
     calibrate("--upstream", quick, "--seconds", "1", "--state-file", str(state))
@@ -295,7 +299,7 @@ def test_a_broken_file_is_replaced(quick: str, tmp_path: Path, caplog: pytest.Lo
     assert kept(state).c_s > 0
 
 
-def test_a_file_that_cannot_be_written_is_an_error_after_the_figures(quick: str, tmp_path: Path) -> None:
+def test_an_unwritable_state_file_is_an_error_after_the_figures(quick: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     state = tmp_path / "file" / "learned.json"
     said = calibrate("--upstream", quick, "--seconds", "1", "--state-file", str(state), code=2)
@@ -304,7 +308,7 @@ def test_a_file_that_cannot_be_written_is_an_error_after_the_figures(quick: str,
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
-def test_what_root_measures_is_the_services(quick: str, tmp_path: Path) -> None:
+def test_a_state_file_written_by_root_belongs_to_the_folders_owner(quick: str, tmp_path: Path) -> None:
     folder = tmp_path / "service"
     folder.mkdir()
     os.chown(folder, 12_345, 12_346)
@@ -313,13 +317,13 @@ def test_what_root_measures_is_the_services(quick: str, tmp_path: Path) -> None:
     assert (kept_by.st_uid, kept_by.st_gid) == (12_345, 12_346)
 
 
-def test_it_may_be_kept_nowhere(quick: str, tmp_path: Path) -> None:
+def test_the_result_may_be_kept_nowhere(quick: str, tmp_path: Path) -> None:
     said = calibrate("--upstream", quick, "--seconds", "1", "--state-file", "off")
     assert "state_file is off" in said
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_gateway_that_runs_takes_it_over(
+def test_a_running_gateway_adopts_a_calibration(
     quick: str, start_gateway: StartGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gateway_engine, "KEEP", 0.05)
@@ -332,7 +336,9 @@ def test_a_gateway_that_runs_takes_it_over(
     assert gateway.gateway.core.cost_model.profile.prefill(25_000) < load(BF16).prefill(25_000) / 20
 
 
-def test_a_gateway_that_ends_does_not_write_over_it(quick: str, start_gateway: StartGateway, tmp_path: Path) -> None:
+def test_a_gateway_that_stops_does_not_overwrite_a_calibration(
+    quick: str, start_gateway: StartGateway, tmp_path: Path
+) -> None:
     state = tmp_path / "learned.json"
     gateway = start_gateway(quick, state_file=state)
     wait_until(lambda: gateway.gateway.core.max_model_len)
@@ -346,9 +352,9 @@ def test_a_gateway_that_ends_does_not_write_over_it(quick: str, start_gateway: S
 # What can go wrong.
 
 
-def test_others_are_told_of(bf16: str) -> None:
+def test_other_users_of_the_engine_are_reported(bf16: str) -> None:
     with httpx.stream(
-        "POST", f"{bf16}/v1/chat/completions", json=chat(model=BF16, stream=True, max_tokens=2000), timeout=10
+        "POST", f"{bf16}/v1/chat/completions", json=chat(model=BF16, stream=True, max_tokens=10_000), timeout=DEADLINE
     ) as answer:
         chunks = answer.iter_bytes()
         next(chunks)
@@ -401,40 +407,40 @@ CARD = {"data": [{"id": "m", "max_model_len": 8192}]}
         ),
     ],
 )
-def test_a_server_that_will_not_do(server: Starlette, said: str) -> None:
+def test_an_unsuitable_server_is_reported(server: Starlette, said: str) -> None:
     with serve(server) as url:
         told = calibrate("--upstream", url, "--seconds", "1", code=2)
     assert said in told
     assert told.splitlines()[-1].startswith("fairlane: ")
 
 
-def test_a_key_that_is_refused() -> None:
+def test_a_refused_key_is_reported() -> None:
     with serve(fake({}, 401)) as url:
         assert "not this one" in calibrate("--upstream", url, "--set", "upstream_key=wrong", code=2)
 
 
-def test_no_server() -> None:
+def test_an_unreachable_server_is_reported() -> None:
     told = calibrate("--upstream", "http://127.0.0.1:9", code=2)
     assert told == "fairlane: The engine at http://127.0.0.1:9 cannot be reached. Does vLLM run, and there?\n"
 
 
-def test_settings_of_a_gateway_that_others_reach_will_do(quick: str, tmp_path: Path) -> None:
+def test_settings_of_a_public_gateway_are_accepted(quick: str, tmp_path: Path) -> None:
     """Its keys may be in the environment of a service, which is not ours."""
     file = tmp_path / "fairlane.toml"
     file.write_text(f'upstream = "{quick}"\nhost = "0.0.0.0"\n')
     assert "Kept in" in calibrate("--config", str(file), "--seconds", "1")
 
 
-def test_no_such_profile(quick: str) -> None:
+def test_an_unknown_profile_is_reported(quick: str) -> None:
     assert "no profile 'h100'" in calibrate("--upstream", quick, "--profile", "h100", code=2)
 
 
-def test_too_little_time_tells_no_curve() -> None:
+def test_too_little_time_is_reported() -> None:
     with serve(create_app(load_profile(BF16), ServerOptions(speed=0.5, noise=0.0))) as url:
         assert "give it more --seconds" in calibrate("--upstream", url, "--seconds", "1", code=2)
 
 
-def test_an_engine_that_takes_less_than_it_says_is_measured_up_to_there() -> None:
+def test_an_engine_is_measured_up_to_the_first_refused_size() -> None:
     """vLLM refuses a prompt that is too long with 400."""
     machine = load_profile(BF16).with_flags(max_model_len=4096)
     calibration = Calibration(CostModel(load(BF16).scaled(1 / 200)))
@@ -449,20 +455,25 @@ def test_an_engine_that_takes_less_than_it_says_is_measured_up_to_there() -> Non
     assert calibration.sizes[-1].tokens < 4096
 
 
-def test_a_failure_that_is_no_length_ends_it() -> None:
+def test_any_other_failure_ends_the_calibration() -> None:
     target = engine_probe.Target("http://127.0.0.1:9", None, gateway_engine.Served("m", {"m": None}))
     record = Record(Request(0.0, "u", "k", 512, 1), outcome=Outcome.UNAVAILABLE, detail="full")
     with pytest.raises(ServerError, match="does not answer a prompt of 512 tokens: unavailable, full"):
         engine_probe.EngineProbe(target, 1.0).check_goes_on(512, record)
 
 
-def test_interrupted_it_shows_what_it_has_and_keeps_nothing(bf16: str, tmp_path: Path) -> None:
+def prompts_served(url: str) -> float:
+    lines = httpx.get(f"{url}/metrics").text.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith("vllm:request_success_total{"))
+
+
+def test_an_interrupt_shows_the_measurements_and_keeps_nothing(bf16: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "loadtest", "calibrate", "--upstream", bf16, "--seconds", "60"]
     environ = {**os.environ, "XDG_STATE_HOME": str(tmp_path / "state")}
     process = subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    time.sleep(5)  # until it measures
+    wait_until(lambda: prompts_served(bf16) >= 4, 40)  # now it measures
     process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=20)
+    said, _ = process.communicate(timeout=DEADLINE)
     assert process.returncode == 130, said
     assert "interrupted: nothing is kept" in said
     assert "measured" in said

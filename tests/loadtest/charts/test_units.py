@@ -1,3 +1,5 @@
+"""Formatting of numbers, units, ratios and intervals."""
+
 from math import inf, nan
 
 import pytest
@@ -22,7 +24,7 @@ from loadtest.results.figures import Unit
         (-2.5, 2, "-2.5"),
     ],
 )
-def test_numbers_have_as_many_digits_as_mean_something(value: float, digits: int, text: str) -> None:
+def test_numbers_have_their_significant_digits(value: float, digits: int, text: str) -> None:
     assert number(value, digits) == text
 
 
@@ -42,7 +44,7 @@ def test_numbers_have_as_many_digits_as_mean_something(value: float, digits: int
         (nan, "s", "–"),
     ],
 )
-def test_a_figure_has_its_unit(value: float | None, unit: Unit, text: str) -> None:
+def test_figures_have_their_unit(value: float | None, unit: Unit, text: str) -> None:
     assert shown(value, unit) == text
 
 
@@ -50,7 +52,7 @@ def test_a_figure_has_its_unit(value: float | None, unit: Unit, text: str) -> No
     ("value", "text"),
     [(1.26, "1.3 s"), (24.4, "24 s"), (119.0, "120 s"), (150.0, "2.5 minutes"), (7200.0, "2.0 hours")],
 )
-def test_seconds_are_said_roughly(value: float, text: str) -> None:
+def test_seconds_are_rounded_in_words(value: float, text: str) -> None:
     assert spoken(value) == text
 
 
@@ -58,10 +60,10 @@ def test_seconds_are_said_roughly(value: float, text: str) -> None:
     ("ratio", "text"),
     [(1.0, "1.00×"), (0.999, "1.00×"), (0.0871, "0.087×"), (9.994, "9.99×"), (23.27, "23.3×"), (inf, "∞"), (None, "–")],
 )
-def test_a_ratio_is_a_factor(ratio: float | None, text: str) -> None:
+def test_ratios_are_written_as_factors(ratio: float | None, text: str) -> None:
     assert times(ratio) == text
 
 
-def test_an_interval_of_one_value_is_that_value() -> None:
+def test_an_interval_of_equal_bounds_is_one_value() -> None:
     assert span((0.5, inf)) == "0.50–∞"
     assert span((1.0, 1.0)) == "1.00"

@@ -23,7 +23,7 @@ def errors(profile: str, test: str) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("profile", GEMMA)
-def test_closed_loops(profile: str) -> None:
+def test_closed_loops_are_reproduced_within_the_published_error(profile: str) -> None:
     """All figures of A, B, E and F. Those far off are first points of a run, which compiled."""
     found = [abs(error) for test in "ABEF" for error in errors(profile, test).values()]
     assert len(found) == 84
@@ -33,7 +33,7 @@ def test_closed_loops(profile: str) -> None:
 
 @pytest.mark.parametrize("profile", GEMMA)
 @pytest.mark.parametrize("test", ["H", "J"])
-def test_open_loops(profile: str, test: str) -> None:
+def test_open_loops_are_reproduced_within_the_published_error(profile: str, test: str) -> None:
     """J is predicted: the fit never saw it."""
     found = errors(profile, test)
     for figure in (
@@ -47,11 +47,11 @@ def test_open_loops(profile: str, test: str) -> None:
         assert abs(found[figure]) <= 0.10, figure
 
 
-def test_the_fit_leaves_out_what_it_is_to_predict() -> None:
+def test_the_fit_excludes_the_runs_it_predicts() -> None:
     assert "J" in HELD_OUT
     assert not {*FITTED} & {*HELD_OUT}
 
 
 @pytest.mark.parametrize(("profile", "at_most"), [("gemma-4-31b-bf16", 0.05), ("nemotron-3-nano-omni-nvfp4", 0.05)])
-def test_the_other_machines_are_rough(profile: str, at_most: float) -> None:
+def test_other_machines_are_reproduced_roughly(profile: str, at_most: float) -> None:
     assert median(abs(error) for test in "ABEF" for error in errors(profile, test).values()) <= at_most

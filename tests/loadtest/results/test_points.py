@@ -1,3 +1,5 @@
+"""Figures per rate of a sweep and per batch size."""
+
 from math import inf
 
 import msgspec
@@ -27,12 +29,12 @@ def measured(points: tuple[Point, ...], waits: list[tuple[int, float]]) -> Resul
     return Result("direct", summary, tuple(map(row, records)))
 
 
-def test_a_rates_figure_is_from_arrival_and_counts_failures() -> None:
+def test_figures_of_a_rate_count_from_arrival_and_include_failures() -> None:
     run = measured((FAST, SLOW), [(1, 3.0)] * 20 + [(0, 5.0)] * 18 + [(0, -1.0)] * 2)
     assert rates([run]) == [Rate(0.1, 3.0, 20, 0), Rate(1.0, inf, 20, 2)]
 
 
-def test_rates_are_of_all_runs_together() -> None:
+def test_figures_of_a_rate_pool_all_runs() -> None:
     one, two = measured((SLOW,), [(0, 1.0)] * 10), measured((SLOW,), [(0, 9.0)] * 10)
     assert rates([one, two]) == [Rate(0.1, 9.0, 20, 0)]
 
@@ -44,7 +46,7 @@ def test_capacity_is_the_highest_rate_within_the_limit(limit: float, highest: fl
     assert capacity(found, limit) == highest
 
 
-def test_batches_are_means_over_runs() -> None:
+def test_figures_of_batches_are_means_over_runs() -> None:
     point = Point(1024, 256, concurrency=2)
     one, two = measured((point,), [(0, 2.0), (0, -1.0)]), measured((point,), [(0, 4.0), (0, 4.0)])
     (found,) = batches([one, two])
@@ -56,7 +58,7 @@ def test_batches_are_means_over_runs() -> None:
     assert alone.ttft_s == 1.0
 
 
-def test_other_workloads_have_neither() -> None:
+def test_other_workloads_have_no_points() -> None:
     run = measured((), [(0, 1.0)])
     run = Result(run.name, msgspec.structs.replace(run.summary, points=[]), run.rows)
     assert rates([run]) == []

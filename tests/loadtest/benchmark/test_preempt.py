@@ -28,7 +28,7 @@ from loadtest.results.summary import About, Measurement, row, summarize
 # The load.
 
 
-def test_long_prompts_come_at_once_and_short_ones_at_their_rate() -> None:
+def test_long_prompts_arrive_together_and_short_ones_at_their_rate() -> None:
     requests = Shape(rate=5.0).plan().requests
     long = [request for request in requests if request.kind == LONG]
     short = [request for request in requests if request.kind == SHORT]
@@ -39,12 +39,12 @@ def test_long_prompts_come_at_once_and_short_ones_at_their_rate() -> None:
     assert {(request.prompt_tokens, request.output_tokens) for request in requests} == {(24_000, 128), (200, 64)}
 
 
-def test_the_same_seed_is_the_same_load() -> None:
+def test_the_same_seed_gives_the_same_load() -> None:
     assert Shape(seed=3).plan() == Shape(seed=3).plan()
     assert Shape(seed=3).plan() != Shape(seed=4).plan()
 
 
-def test_probes_are_alone() -> None:
+def test_probes_run_alone() -> None:
     short = Shape().unloaded().requests
     assert len(short) == SHORT_PROBES + 1
     assert [request.after for request in short[1:]] == [(number,) for number in range(SHORT_PROBES)]
@@ -53,7 +53,7 @@ def test_probes_are_alone() -> None:
     assert [(request.kind, request.after) for request in long] == [(LONG, (number,)) for number in range(LONG_PROBES)]
 
 
-def test_a_long_prompt_is_as_long_as_the_engine_prefills_in_ten_seconds() -> None:
+def test_a_long_prompt_takes_about_ten_seconds_of_prefill() -> None:
     def sized(seconds_per_token: float, most: int = 131_072, short: int = 2048) -> int:
         return LongPrompts(None, most, 128, short).tokens(lambda tokens: seconds_per_token * tokens)
 
@@ -65,7 +65,7 @@ def test_a_long_prompt_is_as_long_as_the_engine_prefills_in_ten_seconds() -> Non
         sized(1e-5, most=2048)
 
 
-def test_what_is_wanted_is_what_is_sent() -> None:
+def test_explicit_sizes_and_rates_are_used() -> None:
     def sized(wanted: int) -> int:
         return LongPrompts(wanted, 32_768, 128, 2048).tokens(lambda tokens: 1e3)
 
@@ -76,7 +76,7 @@ def test_what_is_wanted_is_what_is_sent() -> None:
         sized(2048)
 
 
-def test_short_prompts_come_as_fast_as_the_engine_serves_them() -> None:
+def test_the_short_rate_follows_the_engines_speed() -> None:
     assert shaping.rate(None, ttft_s=0.07, e2e_s=1.7) == RATE
     assert shaping.rate(None, ttft_s=0.25, e2e_s=3.0) == pytest.approx(2.0)
     assert shaping.rate(None, ttft_s=0.05, e2e_s=10.0) == pytest.approx(1.0)
@@ -86,7 +86,7 @@ def test_short_prompts_come_as_fast_as_the_engine_serves_them() -> None:
 # The variants.
 
 
-def test_names_say_the_settings() -> None:
+def test_variant_names_encode_their_settings() -> None:
     assert variant(DIRECT) == Variant(DIRECT)
     assert variant(GATED).settings == {"slicing": False}
     assert variant(SLICED).settings == {"slicing": True}
@@ -97,19 +97,19 @@ def test_names_say_the_settings() -> None:
 
 
 @pytest.mark.parametrize("name", ["", "slices", "paced", "sliced-", "sliced-x", "gated-1", "sliced+", "direct+sliced"])
-def test_an_unknown_variant_is_told(name: str) -> None:
+def test_an_unknown_variant_is_reported(name: str) -> None:
     with pytest.raises(ValueError, match=r"no variant .* there are direct, gated, sliced"):
         variant(name)
 
 
-def test_direct_is_always_among_them_and_first() -> None:
+def test_direct_is_always_the_first_variant() -> None:
     assert [each.name for each in variants(None)] == [DIRECT, *NAMES]
     assert [each.name for each in variants(["sliced, gated", "sliced"])] == [DIRECT, SLICED, GATED]
     assert [each.name for each in variants(["gated", "direct"])] == [DIRECT, GATED]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_usual_ones_are_settings_that_the_gateway_takes(name: str) -> None:
+def test_the_default_variants_are_valid_settings(name: str) -> None:
     load_settings(flags=variant(name).settings)
     load_settings(flags=layers.assigned(variant(name).assignments))
 
@@ -126,7 +126,7 @@ fairlane_slicing_off{model="a"} 0.0
 """
 
 
-def test_slices_are_read_from_the_metrics() -> None:
+def test_slice_counters_are_read_from_the_metrics() -> None:
     slices = SliceCounters.read(METRICS)
     assert slices == SliceCounters(6, 8000, 7600)
     assert slices.cached_share == pytest.approx(0.95)
@@ -137,7 +137,7 @@ def test_slices_are_read_from_the_metrics() -> None:
     assert off.off
 
 
-def test_a_gateway_that_does_not_tell_is_borne() -> None:
+def test_a_gateway_without_slice_counters_is_accepted() -> None:
     assert SliceCounters.read("fairlane_seats 0.0\n") is None
     assert SliceCounters.read("fairlane_slices_total 0.0\n") == SliceCounters()
     assert SliceCounters().cached_share is None
@@ -165,7 +165,7 @@ def trial(short: Sequence[float | None], long: float, alone: float = 1.0, slices
     return Trial(Result("x", done, tuple(map(row, records))), alone, slices)
 
 
-def test_figures_are_of_all_runs_together() -> None:
+def test_figures_pool_all_runs() -> None:
     found = figures(
         [
             trial([1.0, 2.0], 5.0, 0.9, SliceCounters(4, 100, 90)),
@@ -183,7 +183,7 @@ def test_figures_are_of_all_runs_together() -> None:
     assert (found.slices, found.slice_cached_share) == (3, 0.95)
 
 
-def test_what_failed_has_waited_for_ever() -> None:
+def test_a_failed_request_counts_as_an_infinite_wait() -> None:
     found = figures([trial([1.0, None], 5.0)])
     assert (found.failed, found.short_ttft_p95_s) == (1, inf)
     assert found.slices is None
@@ -230,7 +230,7 @@ def advised(sides: Sequence[Measured], *arguments: Any) -> Advice:
     return advice
 
 
-def test_the_plainest_of_those_about_as_good_is_taken() -> None:
+def test_the_simplest_of_about_equal_variants_is_advised() -> None:
     advice = advised(SIDES)
     assert advice.variant == SLICED
     assert advice.settings == {"slicing": True}
@@ -240,7 +240,7 @@ def test_the_plainest_of_those_about_as_good_is_taken() -> None:
     assert "first token 1.23×" in advice.words[0]
 
 
-def test_what_a_bound_forbids_is_told_with_the_bound() -> None:
+def test_a_variant_excluded_by_a_bound_is_reported_with_the_bound() -> None:
     (refused,) = advised(SIDES).words[1:]
     assert refused.startswith("paced-0.3 would be better (0.300 s), but the long prompts' median is 2.08×")
     assert "--long-median-at-most 1.5" in refused
@@ -248,7 +248,7 @@ def test_what_a_bound_forbids_is_told_with_the_bound() -> None:
     assert "--makespan-at-most 1.25" in refused
 
 
-def test_bounds_and_preference_are_the_users() -> None:
+def test_the_users_bounds_and_preference_apply() -> None:
     assert advised(SIDES, "e2e").variant == "sliced-0.25"
     advice = advised(SIDES, "e2e", Bounds(2.2, 1.6))
     assert advice.variant == "paced-0.3"
@@ -260,13 +260,13 @@ def test_bounds_and_preference_are_the_users() -> None:
     assert tomllib.loads("\n".join(lines))["engine"] == {"step_tokens": 2048, "scheduling_policy": "priority"}
 
 
-def test_direct_may_be_better() -> None:
+def test_direct_may_be_advised() -> None:
     advice = advised([SIDES[0], measured(SLICED, short_ttft_p95_s=8.5)])
     assert (advice.variant, advice.settings, advice.lines({"engine.step_tokens": 1})) == (DIRECT, None, [])
     assert advice.words[0].startswith("Direct is better here")
 
 
-def test_who_fails_is_not_taken() -> None:
+def test_a_failing_variant_is_not_advised() -> None:
     advice = advised([SIDES[0], SIDES[1], measured(SLICED, short_ttft_p95_s=0.4, failed=1)])
     assert advice.variant == GATED
     assert advice.words[1] == "sliced would be better (0.400 s), but 1 of 46 requests failed."
@@ -282,18 +282,18 @@ def test_who_fails_is_not_taken() -> None:
         ({"spoiled": True}, "Not to be trusted"),
     ],
 )
-def test_what_is_wrong_with_it_is_said(changes: dict[str, Any], said: str) -> None:
+def test_the_reasons_against_a_variant_are_named(changes: dict[str, Any], said: str) -> None:
     words = advised([SIDES[0], measured(SLICED, short_ttft_p95_s=0.4, **changes)]).words
     assert any(said in each for each in words[1:])
 
 
-def test_without_something_to_compare_there_is_no_advice() -> None:
+def test_without_a_comparison_there_is_no_advice() -> None:
     assert advise([]) is None
     assert advise(SIDES[:1]) is None
     assert advise(SIDES[1:]) is None
 
 
-def test_where_all_fails_directly_there_are_no_ratios() -> None:
+def test_without_direct_results_there_are_no_ratios() -> None:
     direct = measured(DIRECT, failed=46, **dict.fromkeys(("short_ttft_p95_s", "long_ttft_p50_s", "makespan_s"), inf))
     advice = advised([direct, SIDES[2]])
     assert advice.variant == SLICED
@@ -303,7 +303,7 @@ def test_where_all_fails_directly_there_are_no_ratios() -> None:
 # Shown.
 
 
-def test_the_table_fits_a_terminal_of_100_columns() -> None:
+def test_the_table_fits_100_columns() -> None:
     console = Console(width=100, record=True, file=StringIO())
     console.print(table([*SIDES, replace(SIDES[2], variant=variant("sliced-0.25+paced-0.5"))], 0.08))
     text = console.export_text()
@@ -313,7 +313,7 @@ def test_the_table_fits_a_terminal_of_100_columns() -> None:
     assert "+paced-0.5" in text
 
 
-def test_of_what_there_is_none_nothing_is_shown() -> None:
+def test_missing_figures_are_not_shown() -> None:
     console = Console(width=100, record=True, file=StringIO())
     console.print(table([SIDES[0], measured(SLICED, short_tpot_p50_ms=nan, short_ttft_p95_s=inf, failed=3)], 0.08))
     text = console.export_text()
@@ -321,7 +321,7 @@ def test_of_what_there_is_none_nothing_is_shown() -> None:
     assert "–" in text
 
 
-def test_the_summary_has_all_of_it() -> None:
+def test_the_summary_has_every_variant_and_the_advice() -> None:
     findings = Findings("m on vLLM 1", Shape(), {"ttft_s": 0.08, "e2e_s": 1.0}, SIDES, advise(SIDES))
     told = findings.summary({})
     assert list(told["variants"]) == [each.variant.name for each in SIDES]

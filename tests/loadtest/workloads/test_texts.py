@@ -1,4 +1,4 @@
-"""Prompts made of nothing: how long they are, what is the same, and what the simulated engine reads in them."""
+"""Generated prompts: their length, what they share, and what the simulated engine reads from them."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -39,7 +39,7 @@ def test_a_prompt_has_the_bytes_of_its_tokens(
 
 
 @given(st.integers(20, 30_000))
-def test_who_counts_in_bytes_counts_the_tokens_asked_for(tokens: int) -> None:
+def test_a_byte_counting_server_counts_the_requested_tokens(tokens: int) -> None:
     """As the simulated Spark does: so many bytes a token, and a token begun is one."""
     assert -(-len(Texts().prompt(0, request(tokens)).encode()) // 3.2) == tokens
 
@@ -53,7 +53,7 @@ def test_instructions_are_as_long_as_they_should_be(tokens: int) -> None:
     assert len(ONE.system("handbook", tokens).encode()) == int(tokens * 3.2)
 
 
-def test_a_prompt_may_be_longer_than_all_there_is_to_cut_from() -> None:
+def test_a_prompt_may_be_longer_than_the_source_text() -> None:
     text = ONE.prompt(7, request(300_000))
     assert len(text) == 960_000
     assert "\n" not in text
@@ -62,7 +62,7 @@ def test_a_prompt_may_be_longer_than_all_there_is_to_cut_from() -> None:
 # What is the same, and what is not
 
 
-def test_a_name_has_its_text() -> None:
+def test_a_name_always_gives_the_same_text() -> None:
     assert ONE.prompt(7, request()) == Texts(nonce="a1").prompt(7, request())
     assert ONE.system("handbook", 500) == Texts(nonce="a1").system("handbook", 500)
 
@@ -73,20 +73,20 @@ def test_the_longer_text_of_a_name_begins_with_the_shorter() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_two_requests_share_more_than_the_begin_of_a_heading(kind: TextKind) -> None:
+def test_two_requests_share_at_most_the_start_of_their_headings(kind: TextKind) -> None:
     texts = [ONE.prompt(number, request(500, kind)) for number in range(50)]
     rests = {text[text.index("]") :][:40] for text in texts}
     assert len(rests) > 45
     assert shared(*texts) <= len("[fairlane-load a1/")
 
 
-def test_instructions_of_another_name_are_other_ones() -> None:
+def test_instructions_differ_by_name() -> None:
     handbook, rules = ONE.system("handbook", 500), ONE.system("rules", 500)
     assert shared(handbook, rules) <= len("a1 ")
     assert handbook[20:60] != rules[20:60]
 
 
-def test_another_nonce_gives_other_text_from_the_first_words_on() -> None:
+def test_another_nonce_changes_the_text_from_its_first_words() -> None:
     """Two runs share less than the 16 tokens of vLLM's smallest cache block."""
     other = Texts(nonce="b2")
     assert shared(ONE.prompt(7, request()), other.prompt(7, request())) <= len("[fairlane-load ")
@@ -103,7 +103,7 @@ def test_a_nonce_that_would_break_the_heading_is_refused(nonce: str) -> None:
 # What it reads like
 
 
-def test_random_text_has_the_words_of_the_other_in_no_order() -> None:
+def test_random_text_has_the_same_words_in_random_order() -> None:
     """The same words, so that a tokenizer makes as many tokens of the same bytes."""
 
     def words(kind: TextKind) -> list[str]:
@@ -127,7 +127,7 @@ def test_the_text_begins_with_a_whole_word(kind: TextKind) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("texts", [ONE, Texts()], ids=["a nonce", "none"])
-def test_the_engine_reads_kind_and_answer(texts: Texts, kind: TextKind) -> None:
+def test_the_simulated_engine_reads_kind_and_answer_length(texts: Texts, kind: TextKind) -> None:
     wanted = replace(request(text=kind, output_tokens=99), max_tokens=50)
     assert read_heading(texts.prompt(17, wanted)) == (kind, 99)
 
@@ -145,5 +145,5 @@ def test_the_engine_reads_kind_and_answer(texts: Texts, kind: TextKind) -> None:
         ("", None),
     ],
 )
-def test_a_heading_is_read(text: str, says: tuple[str, int] | None) -> None:
+def test_headings_are_parsed(text: str, says: tuple[str, int] | None) -> None:
     assert read_heading(text) == says

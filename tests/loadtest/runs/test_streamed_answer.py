@@ -1,4 +1,4 @@
-"""What is read in an answer, whoever sends it and however it is cut up."""
+"""Reading an answer from any server, however the stream is split."""
 
 import json
 from typing import Any
@@ -58,42 +58,42 @@ def content(text: str) -> bytes:
 # Tokens
 
 
-def test_the_role_chunk_is_the_first_token_and_no_token_of_its_own() -> None:
+def test_the_role_chunk_does_not_count_as_a_token_of_its_own() -> None:
     """As vLLM sends it: an answer of three tokens."""
     record = read(*VLLM).record
     assert record.tokens == [0.0, 2.0, 3.0]
     assert record.outcome is Outcome.COMPLETED
 
 
-def test_an_answer_that_begins_with_words_loses_none() -> None:
+def test_an_answer_without_a_role_chunk_keeps_its_first_token() -> None:
     """Ollama names the role in every chunk."""
     pieces = [chunk({"role": "assistant", "content": word}) for word in "abc"]
     assert read(*pieces, DONE).record.tokens == [0.0, 1.0, 2.0]
 
 
 @pytest.mark.parametrize("field", ["content", "reasoning", "reasoning_content", "tool_calls"])
-def test_whatever_it_says_is_a_token(field: str) -> None:
+def test_every_kind_of_content_counts_as_a_token(field: str) -> None:
     said = {field: [{"index": 0}] if field == "tool_calls" else "word"}
     assert read(chunk(said), chunk(said), DONE).record.tokens == [0.0, 1.0]
 
 
-def test_an_end_that_says_nothing_is_no_token_and_an_empty_one_is() -> None:
+def test_a_finish_chunk_counts_as_a_token_only_with_content() -> None:
     """vLLM's last token may be a stop token, which has no text and is counted; OpenAI's last chunk has no token."""
     assert read(ROLE, content("a"), chunk({}, "stop"), DONE).record.tokens == [0.0]
     assert read(ROLE, content("a"), chunk({"content": None}, "stop"), DONE).record.tokens == [0.0]
     assert read(ROLE, content("a"), chunk({"content": ""}, "stop"), DONE).record.tokens == [0.0, 2.0]
 
 
-def test_an_answer_that_ends_at_once_has_its_first_token() -> None:
+def test_an_empty_answer_has_its_first_token() -> None:
     record = read(ROLE, chunk({"content": ""}, "stop"), DONE).record
     assert (record.tokens, record.outcome) == ([0.0], Outcome.COMPLETED)
 
 
-def test_several_in_one_piece_come_together() -> None:
+def test_several_events_in_one_chunk_share_their_time() -> None:
     assert read(b"".join(VLLM)).record.tokens == [0.0, 0.0, 0.0]
 
 
-def test_words_that_look_like_events_are_words() -> None:
+def test_content_that_looks_like_events_is_content() -> None:
     odd = [
         '"role":',
         '"choices":[',
@@ -111,7 +111,7 @@ def test_words_that_look_like_events_are_words() -> None:
 
 
 @given(st.lists(st.integers(1, 40)))
-def test_it_does_not_matter_where_the_stream_is_cut(sizes: list[int]) -> None:
+def test_the_result_does_not_depend_on_how_the_stream_is_split(sizes: list[int]) -> None:
     data, pieces = b"".join(VLLM), []
     for size in sizes:
         pieces.append(data[:size])
@@ -123,7 +123,7 @@ def test_it_does_not_matter_where_the_stream_is_cut(sizes: list[int]) -> None:
         assert getattr(cut.record, name) == getattr(whole.record, name)
 
 
-def test_a_token_came_when_its_line_was_whole() -> None:
+def test_a_token_is_timed_when_its_line_is_complete() -> None:
     first, second = ROLE[:20], ROLE[20:]
     assert read(first, second, *VLLM[1:]).record.tokens[0] == 1.0
 
@@ -140,7 +140,7 @@ def test_a_token_came_when_its_line_was_whole() -> None:
     ],
     ids=["CRLF", "no space", "spaces in JSON", "comments", "named events", "other fields"],
 )
-def test_other_ways_to_write_it(change: Any) -> None:
+def test_other_sse_spellings_are_read(change: Any) -> None:
     pieces = [change(piece) for piece in VLLM]
     told = read(*pieces, keep_text=True)
     assert told.record.tokens == [0.0, 2.0, 3.0]
@@ -151,16 +151,16 @@ def test_other_ways_to_write_it(change: Any) -> None:
 @pytest.mark.parametrize(
     "junk", [b"data: {\n\n", b"data: 7\n\n", b'data: "x"\n\n', b"data: \xff\n\n", b"data:\n\n", b"x\n"]
 )
-def test_what_cannot_be_read_is_passed_over(junk: bytes) -> None:
+def test_unreadable_events_are_skipped(junk: bytes) -> None:
     assert read(junk, *VLLM).record.tokens == [1.0, 3.0, 4.0]
 
 
-def test_the_last_line_needs_no_end() -> None:
+def test_an_unterminated_last_line_is_read() -> None:
     record = read(ROLE, content("a"), chunk({"content": "b"}, "length").rstrip()).record
     assert (record.tokens, record.outcome) == ([0.0, 3.0], Outcome.COMPLETED)
 
 
-def test_an_answer_in_one_piece_is_one_token() -> None:
+def test_an_unstreamed_answer_is_one_token() -> None:
     body = {
         "choices": [{"message": {"role": "assistant", "content": "hi there"}, "finish_reason": "stop"}],
         "usage": {"prompt_tokens": 7, "completion_tokens": 3},
@@ -175,12 +175,12 @@ def test_an_answer_in_one_piece_is_one_token() -> None:
 # What the server tells
 
 
-def test_the_servers_counts() -> None:
+def test_the_servers_token_counts_are_read() -> None:
     record = read(*VLLM).record
     assert (record.prompt_tokens, record.output_tokens, record.cached_tokens) == (17, 3, 16)
 
 
-def test_the_last_of_several_counts_holds() -> None:
+def test_the_last_of_several_counts_is_used() -> None:
     """vLLM's continuous_usage_stats."""
     pieces = [chunk({"content": "a"}, usage={"prompt_tokens": 9, "completion_tokens": made}) for made in (1, 2, 3)]
     record = read(*pieces, DONE).record
@@ -188,7 +188,7 @@ def test_the_last_of_several_counts_holds() -> None:
 
 
 @pytest.mark.parametrize("usage", [None, {}, {"prompt_tokens": "x"}, [], 7])
-def test_counts_that_cannot_be_read_are_not_told(usage: object) -> None:
+def test_invalid_counts_are_ignored(usage: object) -> None:
     record = read(ROLE, content("a"), event({"choices": [], "usage": usage}), DONE).record
     assert (record.outcome, record.prompt_tokens, record.output_tokens) == (Outcome.COMPLETED, None, None)
 
@@ -203,7 +203,9 @@ def test_counts_that_cannot_be_read_are_not_told(usage: object) -> None:
         (b"soon", VLLM[:4], None),
     ],
 )
-def test_what_it_waited_for_is_added_up(header: bytes | None, pieces: tuple[bytes, ...], queue: float | None) -> None:
+def test_the_servers_queue_times_are_added_up(
+    header: bytes | None, pieces: tuple[bytes, ...], queue: float | None
+) -> None:
     headers = SSE if header is None else {**SSE, b"x-fairlane-queue-ms": header}
     assert read(*pieces, headers=headers).record.queue == queue
     doubled = read(*pieces, headers=headers, speed=2.0).record.queue
@@ -211,17 +213,17 @@ def test_what_it_waited_for_is_added_up(header: bytes | None, pieces: tuple[byte
 
 
 @pytest.mark.parametrize("metrics", [None, [], {}, {"queue_time_ms": None}, {"queue_time_ms": "x"}])
-def test_metrics_that_cannot_be_read_are_not_told(metrics: object) -> None:
+def test_invalid_metrics_are_ignored(metrics: object) -> None:
     record = read(ROLE, content("a"), event({"choices": [], "metrics": metrics}), DONE).record
     assert (record.outcome, record.queue) == (Outcome.COMPLETED, None)
 
 
-def test_text_is_kept_where_it_is_wanted() -> None:
+def test_text_is_kept_only_on_request() -> None:
     assert read(*VLLM).text == ""
     assert read(*VLLM, keep_text=True).text == " a b c"
 
 
-def test_only_the_answer_is_kept_of_what_a_model_says() -> None:
+def test_only_the_answers_text_is_kept_without_reasoning() -> None:
     pieces = [ROLE, chunk({"reasoning": "hm"}), content("é"), chunk({"content": [1]}), content("!"), DONE]
     assert read(*pieces, keep_text=True).text == "é!"
 
@@ -231,24 +233,24 @@ def test_only_the_answer_is_kept_of_what_a_model_says() -> None:
 
 @pytest.mark.parametrize("pieces", [VLLM, VLLM[:5], (*VLLM[:3], DONE)], ids=["both", "finish_reason", "[DONE]"])
 @pytest.mark.parametrize("whole", [True, False])
-def test_an_answer_that_says_so_has_ended(pieces: tuple[bytes, ...], whole: bool) -> None:
+def test_an_answer_with_done_is_complete(pieces: tuple[bytes, ...], whole: bool) -> None:
     record = read(*pieces, whole=whole).record
     assert (record.outcome, record.detail) == (Outcome.COMPLETED, "")
 
 
 @pytest.mark.parametrize("pieces", [(), (ROLE,), VLLM[:3]])
-def test_an_answer_that_breaks_off_has_not(pieces: tuple[bytes, ...]) -> None:
+def test_a_truncated_answer_is_incomplete(pieces: tuple[bytes, ...]) -> None:
     record = read(*pieces, whole=False).record
     assert record.outcome is Outcome.DISCONNECTED
     assert len(record.tokens) == len(pieces[1:]) or pieces == (ROLE,)
 
 
-def test_nor_has_one_that_just_ends() -> None:
+def test_an_answer_without_done_is_incomplete() -> None:
     assert read(*VLLM[:3], whole=True).record.outcome is Outcome.DISCONNECTED
 
 
 @pytest.mark.parametrize("pieces", [(), (DONE,), (USAGE, DONE), (b"<html>hello</html>",)])
-def test_an_end_without_an_answer(pieces: tuple[bytes, ...]) -> None:
+def test_a_stream_with_only_done_is_no_answer(pieces: tuple[bytes, ...]) -> None:
     assert read(*pieces).record.outcome is Outcome.STREAM_ERROR
 
 
@@ -262,23 +264,23 @@ def test_an_end_without_an_answer(pieces: tuple[bytes, ...]) -> None:
         ({"message": "x" * 1000}, "x" * 120),
     ],
 )
-def test_an_error_in_the_stream(error: object, detail: str) -> None:
+def test_an_error_event_is_read(error: object, detail: str) -> None:
     record = read(*VLLM[:3], event({"error": error}), DONE).record
     assert (record.outcome, record.detail) == (Outcome.STREAM_ERROR, detail)
     assert record.tokens == [0.0, 2.0]
 
 
-def test_an_error_in_sglangs_way() -> None:
+def test_an_error_event_of_sglang_is_read() -> None:
     record = read(event({"object": "error", "message": "too long", "code": 400}), DONE).record
     assert (record.outcome, record.detail) == (Outcome.STREAM_ERROR, "too long")
 
 
-def test_an_error_in_place_of_an_unstreamed_answer() -> None:
+def test_an_error_in_an_unstreamed_answer_is_read() -> None:
     record = read(b'{"error": {"message": "no"}}', headers=JSON).record
     assert (record.outcome, record.detail, record.tokens) == (Outcome.STREAM_ERROR, "no", [])
 
 
-def test_an_unstreamed_answer_that_cannot_be_read() -> None:
+def test_an_unreadable_unstreamed_answer_is_a_failure() -> None:
     assert read(b"{", headers=JSON).record.outcome is Outcome.STREAM_ERROR
     assert read(b"{", headers=JSON, whole=False).record.outcome is Outcome.DISCONNECTED
 
@@ -300,13 +302,15 @@ def test_an_unstreamed_answer_that_cannot_be_read() -> None:
     ],
 )
 @pytest.mark.parametrize("whole", [True, False])
-def test_a_refusal(status: int, body: object, outcome: Outcome, detail: str, whole: bool) -> None:
+def test_a_refusal_has_its_status_and_reason(
+    status: int, body: object, outcome: Outcome, detail: str, whole: bool
+) -> None:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     record = read(data[:4], data[4:], status=status, headers=JSON, whole=whole).record
     assert (record.outcome, record.detail, record.tokens) == (outcome, detail, [])
 
 
-def test_no_answer_at_all() -> None:
+def test_an_empty_stream_is_a_failure() -> None:
     told = answer()
     told.end(1.0, whole=False)
     assert told.record.outcome is Outcome.DISCONNECTED
