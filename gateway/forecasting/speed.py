@@ -3,11 +3,11 @@
 The driver keeps an `EngineSpeed` and tells it of what it tells admission, with the time; it has no clock of its own.
 All that is learned is a handful of sums and two bounded windows. Recent samples weigh most; no one sample does harm.
 
-    slowdown[lane]   wall seconds that a predicted second of prefill takes: a wrong profile, and decode beside it
+    slowdown[lane]  wall seconds that a predicted second of prefill takes: a wrong profile, and decode beside it
     share           of the engine that short prefill gets while long prefill runs beside it, where they share steps
     step            seconds a token while so many sequences decode and nobody prefills: `gateway.pricing.curves`
     tokens[mode]    tokens a second that each sequence still gets while prompts are prefilled
-    answer          how many tokens an answer has: the last few hundred answers
+    answers         how many tokens an answer has: the last few hundred answers
     errors          how much later than forecast things came: see `ForecastErrors`
 """
 
@@ -86,9 +86,7 @@ class EngineSpeed:
             mode: Ratio(rate, prior_weight=1.0, low=0.01, high=1000.0) for mode, rate in PRIOR_TOKENS.items()
         }
         self.answers = AnswerLengths()
-        self.errors: dict[Instant, ForecastErrors] = {
-            name: ForecastErrors(ratio) for name, ratio in PRIOR_RATIO.items()
-        }
+        self.errors = {name: ForecastErrors(ratio) for name, ratio in PRIOR_RATIO.items()}
         self.progress: dict[Job, JobProgress] = {}
         self.dispatches = 0
         self.prefilling: dict[Lane, dict[Job, int]] = {lane: {} for lane in LANES}

@@ -184,7 +184,7 @@ def test_options_are_read() -> None:
 def test_a_prompt_that_the_engine_may_truncate_is_marked() -> None:
     for ask in (chat, text):
         truncatable = [ask("a", truncate_prompt_tokens=tokens).truncatable for tokens in (None, 5, -1)]
-        assert cut == [False, True, True]
+        assert truncatable == [False, True, True]
         assert not ask("a").truncatable
 
 

@@ -114,7 +114,7 @@ def test_a_whole_answer_is_charged_at_its_true_counts(
     gateway.wait_ended("completed")
     gateway.stop()
     events = [json.loads(line) for line in log.read_text().splitlines()]
-    assert [event["cost"] for event in events if event.get("event") == "finish"] == [charged]
+    assert [event["cost_s"] for event in events if event.get("event") == "finished"] == [charged]
 
 
 @pytest.mark.parametrize("path", [MESSAGES, RESPONSES])
@@ -131,7 +131,7 @@ def test_a_stream_is_charged_at_its_true_counts(
     gateway.stop()
     events = [json.loads(line) for line in log.read_text().splitlines()]
     cached = 40 if path == MESSAGES else 0
-    assert [event["cost"] for event in events if event.get("event") == "finish"] == [1000 + 70 + 300 - cached]
+    assert [event["cost_s"] for event in events if event.get("event") == "finished"] == [1000 + 70 + 300 - cached]
 
 
 def test_an_embedding_holds_its_prefill_permit_until_its_answer(

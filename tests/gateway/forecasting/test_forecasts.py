@@ -380,7 +380,7 @@ class TestRetryAfter:
 
     def test_retry_after_is_when_the_queue_has_room(self) -> None:
         scene = self.full()
-        assert scene.admission.refuses(scene.job()) is not None
+        assert scene.admission.rejects(scene.job()) is not None
         assert 4 <= retry_after(scene.admission, 0.0, scene.speed, scene.job()) <= 5.5
 
     def test_it_is_never_more_than_the_maximum(self) -> None:

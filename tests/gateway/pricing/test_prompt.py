@@ -35,7 +35,7 @@ def text(data: bytes) -> Prompt:
 def shared(one: Prompt, other: Prompt) -> PromptSize:
     """The longest beginning that both have a name for."""
     both = zip(one.prefixes, other.prefixes, strict=False)
-    links = list(takewhile(lambda links: links[0].digest == links[1].digest, both))
+    links = list(takewhile(lambda pair: pair[0].digest == pair[1].digest, both))
     return links[-1][0].size if links else PromptSize()
 
 
@@ -63,8 +63,8 @@ def test_a_prompts_size_is_the_sum_of_its_parts(parts: list[bytes]) -> None:
         messages=len(parts)
     )
     assert prompt.prefixes[-1].size == prompt.size
-    for link, longer in pairwise(prompt.prefixes):
-        assert min(longer.size.minus(link.size)) >= 0
+    for prefix, longer in pairwise(prompt.prefixes):
+        assert min(longer.size.minus(prefix.size)) >= 0
 
 
 def test_sizes_add_up() -> None:
@@ -92,8 +92,10 @@ def test_short_messages_share_a_prefix_name_exactly_when_equal_up_to_there(
     first = read(*(message(*each) for each in [*begin, *one, (b"end", "user")]))
     second = read(*(message(*each) for each in [*begin, *other, (b"end", "user")]))
     same = len(list(takewhile(lambda pair: pair[0] == pair[1], zip([*begin, *one], [*begin, *other], strict=False))))
-    names = {link.digest: number for number, link in enumerate(first.prefixes)}
-    in_common = [(names[link.digest], number) for number, link in enumerate(second.prefixes) if link.digest in names]
+    names = {prefix.digest: number for number, prefix in enumerate(first.prefixes)}
+    in_common = [
+        (names[prefix.digest], number) for number, prefix in enumerate(second.prefixes) if prefix.digest in names
+    ]
     if one == other:
         same += 1
     assert in_common == [(number, number) for number in range(same)]
@@ -157,7 +159,7 @@ def test_an_empty_prompt_is_accepted() -> None:
 def test_the_number_of_prefix_names_is_bounded() -> None:
     chain = text(b"x" * (64 << 20)).prefixes
     assert STRIDES_BEFORE_GROWTH < len(chain) < 8 * STRIDES_BEFORE_GROWTH
-    assert all(len(link.digest) == len(chain[0].digest) for link in chain)
+    assert all(len(prefix.digest) == len(chain[0].digest) for prefix in chain)
 
 
 def test_prefix_names_contain_no_text() -> None:
