@@ -183,8 +183,8 @@ def test_options_are_read() -> None:
 
 def test_a_prompt_that_the_engine_may_truncate_is_marked() -> None:
     for ask in (chat, text):
-        cut = [ask("a", truncate_prompt_tokens=tokens).truncatable for tokens in (None, 5, -1)]
-        assert cut == [False, True, True]
+        truncatable = [ask("a", truncate_prompt_tokens=tokens).truncatable for tokens in (None, 5, -1)]
+        assert truncatable == [False, True, True]
         assert not ask("a").truncatable
 
 

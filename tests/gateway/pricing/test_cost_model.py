@@ -150,7 +150,7 @@ def test_learning_changes_the_next_prediction() -> None:
     assert cost_model.price(prompts).tokens == pytest.approx(1000, rel=0.02)  # of tokens a profile says nothing
 
 
-def test_another_profile_starts_the_curves_again_and_keeps_what_is_known_of_tokens() -> None:
+def test_another_profile_resets_the_curves_and_keeps_the_token_estimates() -> None:
     cost_model, prompts = model(), [text(500)]
     for _ in range(40):
         price = cost_model.price(prompts)
@@ -165,7 +165,7 @@ def test_another_profile_starts_the_curves_again_and_keeps_what_is_known_of_toke
     assert cost_model.profile == slower
 
 
-def test_the_same_profile_keeps_what_was_learned() -> None:
+def test_the_same_profile_keeps_the_curves() -> None:
     cost_model, prompts = model(), [text(1000)]
     for _ in range(40):
         cost_model.learn(
@@ -179,8 +179,8 @@ def test_the_same_profile_keeps_what_was_learned() -> None:
 @pytest.mark.parametrize(
     ("step_tokens", "threshold", "steps"), [(8192, 0, 1), (1000, 0, 4), (8192, 1000, 4), (2000, 8192, 2)]
 )
-def test_step_sizes_hold_for_the_samples_that_come_after_a_change(step_tokens: int, threshold: int, steps: int) -> None:
-    """A prefill beside a sequence that decodes takes as many steps as the engine cuts it into."""
+def test_new_step_sizes_apply_to_later_samples(step_tokens: int, threshold: int, steps: int) -> None:
+    """The regression counts one decoding sequence in each of the steps that the engine cuts the prefill into."""
     cost_model = model()
     cost_model.reconfigure(ROUND, step_tokens, threshold)
     assert cost_model.learn_slice(4000, 0, PrefillObservation(6.0, 1), queue_s=0.0)
