@@ -44,11 +44,11 @@ class GatewayError(Exception):
         return self.outcome.status
 
     @property
-    def told(self) -> dict[str, str | None]:
+    def content(self) -> dict[str, str | None]:
         return {"message": self.message, "type": self.outcome.type, "param": self.param, "code": self.outcome}
 
     def body(self) -> bytes:
-        return json.dumps({"error": self.told}).encode()
+        return json.dumps({"error": self.content}).encode()
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         if self.retry_after is None:

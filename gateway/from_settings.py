@@ -1,7 +1,7 @@
 """What the settings say, in the terms of the rooms that go by it. So the settings know no room, and no room them."""
 
 from gateway.config.settings import BackgroundSettings, Settings
-from gateway.identity.background import Background, Rule
+from gateway.identity.background import BackgroundRule, BackgroundRules
 from gateway.identity.keys import Key, key_digest
 from gateway.pricing.profile import Profile
 from gateway.scheduling.limits import Limits
@@ -43,13 +43,13 @@ def api_keys(settings: Settings) -> list[Key]:
     ]
 
 
-def background_rules(settings: Settings) -> Background:
-    return Background(tuple(map(_rule, settings.background)), settings.background_webui)
+def background_rules(settings: Settings) -> BackgroundRules:
+    return BackgroundRules(tuple(map(_rule, settings.background)), settings.background_webui)
 
 
-def _rule(settings: BackgroundSettings) -> Rule:
+def _rule(settings: BackgroundSettings) -> BackgroundRule:
     name, _, value = (settings.header or "").partition(":")
-    return Rule(
+    return BackgroundRule(
         owner=settings.owner,
         user=settings.user,
         model=settings.model,

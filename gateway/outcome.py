@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 
-class _Told(NamedTuple):
+class _Meaning(NamedTuple):
     family: str  # served | refused | rejected (never queued) | evicted (queued, or begun, then ended by us) | failed
     status: int
     type: str  # OpenAI's error type
@@ -44,39 +44,39 @@ class Outcome(StrEnum):
 
     @property
     def family(self) -> str:
-        return _TOLD[self].family
+        return _MEANINGS[self].family
 
     @property
     def status(self) -> int:
-        return _TOLD[self].status
+        return _MEANINGS[self].status
 
     @property
     def type(self) -> str:
-        return _TOLD[self].type
+        return _MEANINGS[self].type
 
 
-_TOLD = {
-    Outcome.COMPLETED: _Told("served", 200, ""),
-    Outcome.ENGINE_ERROR: _Told("served", 200, ""),
-    Outcome.INTERRUPTED: _Told("failed", 503, "server_error"),
-    Outcome.BAD_REQUEST: _Told("refused", 400, "invalid_request_error"),
-    Outcome.INVALID_API_KEY: _Told("refused", 401, "authentication_error"),
-    Outcome.NOT_FOUND: _Told("refused", 404, "invalid_request_error"),
-    Outcome.METHOD_NOT_ALLOWED: _Told("refused", 405, "invalid_request_error"),
-    Outcome.REQUEST_TIMEOUT: _Told("refused", 408, "invalid_request_error"),
-    Outcome.BODY_TOO_LARGE: _Told("refused", 413, "invalid_request_error"),
-    Outcome.HEADERS_TOO_LARGE: _Told("refused", 431, "invalid_request_error"),
-    Outcome.TOO_MANY_CONNECTIONS: _Told("rejected", 503, "server_error"),
-    Outcome.QUEUE_FULL: _Told("rejected", 429, "rate_limit_error"),
-    Outcome.USER_LIMIT: _Told("rejected", 429, "rate_limit_error"),
-    Outcome.DEADLINE_UNREACHABLE: _Told("rejected", 429, "rate_limit_error"),
-    Outcome.TOO_LONG: _Told("rejected", 400, "invalid_request_error"),
-    Outcome.QUEUE_TIMEOUT: _Told("evicted", 429, "rate_limit_error"),
-    Outcome.CLIENT_LEFT: _Told("evicted", 499, "client_error"),
-    Outcome.CLIENT_STALLED: _Told("evicted", 499, "client_error"),
-    Outcome.DRAINING: _Told("evicted", 503, "server_error"),
-    Outcome.ENGINE_DOWN: _Told("evicted", 503, "server_error"),
-    Outcome.BAD_UPSTREAM: _Told("failed", 502, "server_error"),
-    Outcome.UPSTREAM_TIMEOUT: _Told("failed", 504, "server_error"),
-    Outcome.INTERNAL_ERROR: _Told("failed", 500, "server_error"),
+_MEANINGS = {
+    Outcome.COMPLETED: _Meaning("served", 200, ""),
+    Outcome.ENGINE_ERROR: _Meaning("served", 200, ""),
+    Outcome.INTERRUPTED: _Meaning("failed", 503, "server_error"),
+    Outcome.BAD_REQUEST: _Meaning("refused", 400, "invalid_request_error"),
+    Outcome.INVALID_API_KEY: _Meaning("refused", 401, "authentication_error"),
+    Outcome.NOT_FOUND: _Meaning("refused", 404, "invalid_request_error"),
+    Outcome.METHOD_NOT_ALLOWED: _Meaning("refused", 405, "invalid_request_error"),
+    Outcome.REQUEST_TIMEOUT: _Meaning("refused", 408, "invalid_request_error"),
+    Outcome.BODY_TOO_LARGE: _Meaning("refused", 413, "invalid_request_error"),
+    Outcome.HEADERS_TOO_LARGE: _Meaning("refused", 431, "invalid_request_error"),
+    Outcome.TOO_MANY_CONNECTIONS: _Meaning("rejected", 503, "server_error"),
+    Outcome.QUEUE_FULL: _Meaning("rejected", 429, "rate_limit_error"),
+    Outcome.USER_LIMIT: _Meaning("rejected", 429, "rate_limit_error"),
+    Outcome.DEADLINE_UNREACHABLE: _Meaning("rejected", 429, "rate_limit_error"),
+    Outcome.TOO_LONG: _Meaning("rejected", 400, "invalid_request_error"),
+    Outcome.QUEUE_TIMEOUT: _Meaning("evicted", 429, "rate_limit_error"),
+    Outcome.CLIENT_LEFT: _Meaning("evicted", 499, "client_error"),
+    Outcome.CLIENT_STALLED: _Meaning("evicted", 499, "client_error"),
+    Outcome.DRAINING: _Meaning("evicted", 503, "server_error"),
+    Outcome.ENGINE_DOWN: _Meaning("evicted", 503, "server_error"),
+    Outcome.BAD_UPSTREAM: _Meaning("failed", 502, "server_error"),
+    Outcome.UPSTREAM_TIMEOUT: _Meaning("failed", 504, "server_error"),
+    Outcome.INTERNAL_ERROR: _Meaning("failed", 500, "server_error"),
 }

@@ -1,4 +1,4 @@
-"""A party whose jobs wait in an order of their own, by a key that never changes; among equal keys the first pushed."""
+"""An account whose jobs wait in an order of their own, by a key that never changes; of equal keys the first pushed."""
 
 from bisect import bisect_left, insort
 from typing import Self

@@ -44,7 +44,7 @@ class Drr(Policy):
         self._count = count()
 
     def push(self, job: Job) -> None:
-        flow = self._flows.party(job.flow) or self._flows.join(job.flow, Backlog())
+        flow = self._flows.account(job.flow) or self._flows.join(job.flow, Backlog())
         order = self._pushed[job] = next(self._count)
         if not flow.backlogged:
             flow.turn = order
@@ -67,19 +67,19 @@ class Drr(Policy):
         return job
 
     def remove(self, job: Job) -> None:
-        flow = self._flows.parties[job.flow]
+        flow = self._flows.accounts[job.flow]
         flow.drop(job, _key(job), self._pushed.pop(job))
         self._flows.rank(flow, job.lane)
 
     def charge(self, job: Job, cost: float) -> None:
         more = cost - self._charged[job]
         self._charged[job] = cost
-        self._flows.charge(self._flows.parties[job.flow], more / job.weight)
+        self._flows.charge(self._flows.accounts[job.flow], more / job.weight)
 
     def settle(self, job: Job, cost: float) -> None:
         self.charge(job, cost)
         del self._charged[job]
-        self._flows.parties[job.flow].in_flight -= 1
+        self._flows.accounts[job.flow].in_flight -= 1
 
     def copy(self) -> Self:
         clone = type(self)()

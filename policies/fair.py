@@ -40,8 +40,8 @@ class Fair(Policy):
         self._count = count()
 
     def push(self, job: Job) -> None:
-        user = self._users.party(job.flow) or self._users.join(job.flow, _User())
-        session = user.sessions.party(job.session) or user.sessions.join(job.session, Backlog())
+        user = self._users.account(job.flow) or self._users.join(job.flow, _User())
+        session = user.sessions.account(job.session) or user.sessions.join(job.session, Backlog())
         self._users.lift(user)
         user.sessions.lift(session)
         order = self._pushed[job] = next(self._count)
@@ -68,14 +68,14 @@ class Fair(Policy):
         return job
 
     def remove(self, job: Job) -> None:
-        user, session = self._parties(job)
+        user, session = self._accounts(job)
         session.drop(job, aged(job), self._pushed.pop(job))
         user.sessions.rank(session, job.lane)
         self._users.rank(user, job.lane)
         user.rest()
 
     def charge(self, job: Job, cost: float) -> None:
-        user, session = self._parties(job)
+        user, session = self._accounts(job)
         more = cost - self._charged[job]
         self._charged[job] = cost
         user.sessions.charge(session, more)
@@ -84,7 +84,7 @@ class Fair(Policy):
     def settle(self, job: Job, cost: float) -> None:
         self.charge(job, cost)
         del self._charged[job]
-        user, session = self._parties(job)
+        user, session = self._accounts(job)
         session.in_flight -= 1
         user.in_flight -= 1
         user.rest()
@@ -97,9 +97,9 @@ class Fair(Policy):
         clone._count = count(next(self._count))
         return clone
 
-    def _parties(self, job: Job) -> "tuple[_User, Backlog]":
-        user = self._users.parties[job.flow]
-        return user, user.sessions.parties[job.session]
+    def _accounts(self, job: Job) -> "tuple[_User, Backlog]":
+        user = self._users.accounts[job.flow]
+        return user, user.sessions.accounts[job.session]
 
 
 class _User(Account):
@@ -121,5 +121,5 @@ class _User(Account):
         return clone
 
 
-def _start(party: Account, head: Job) -> float:
-    return party.tag - head.head_start
+def _start(account: Account, head: Job) -> float:
+    return account.tag - head.head_start

@@ -1,11 +1,11 @@
-"""Whose turn it is: parties (flows, users, sessions of a user) by what they were charged, a heap a lane.
+"""Whose turn it is: accounts (flows, users, sessions of a user) by what they were charged, a heap a lane.
 
-    tag of a party  += amount            when it is charged; less, when a charge was too high
+    tag of an account  += amount            when it is charged; less, when a charge was too high
     tag on return    = max(tag, v)       v = the least tag among the backlogged; when none is, the last start tag
 
-Time spent away earns no credit: that is the lift (VTC, Sheng et al., OSDI 2024). A policy says where a party stands by
-its tag and its next job, and among equals the smallest `turn` goes first. O(log n) an operation, amortised: an entry
-of a heap that no longer holds stays until it comes to the top, or until half of the heap is such.
+Time spent away earns no credit: that is the lift (VTC, Sheng et al., OSDI 2024). A policy says where an account stands
+by its tag and its next job, and among equals the smallest `turn` goes first. O(log n) an operation, amortised: an
+entry of a heap that no longer holds stays until it comes to the top, or until half of the heap is such.
 """
 
 from abc import ABC, abstractmethod
@@ -60,7 +60,7 @@ P = TypeVar("P", bound=Account)
 
 class FairQueue(Generic[P]):
     def __init__(self, standing: Callable[[Account, Job], float]) -> None:
-        self.parties: dict[str, P] = {}
+        self.accounts: dict[str, P] = {}
         self._standing = standing
         self._heaps: dict[Lane, list[tuple[float, int, int, int, P]]] = {lane: [] for lane in LANES}
         # Of the backlogged. An entry's tag may be too low, never too high.
@@ -70,16 +70,16 @@ class FairQueue(Generic[P]):
         self._entries = count()
         self._joined = 0
 
-    def party(self, name: str) -> P | None:
-        return self.parties.get(name)
+    def account(self, name: str) -> P | None:
+        return self.accounts.get(name)
 
-    def join(self, name: str, party: P) -> P:
-        if len(self.parties) >= self._forget_at:
+    def join(self, name: str, account: P) -> P:
+        if len(self.accounts) >= self._forget_at:
             self._forget_idle()
-        self.parties[name] = party
-        party.joined = self._joined
+        self.accounts[name] = account
+        account.joined = self._joined
         self._joined += 1
-        return party
+        return account
 
     def first(self, lane: Lane) -> P | None:
         heap = self._heaps[lane]
@@ -87,45 +87,45 @@ class FairQueue(Generic[P]):
             heappop(heap)
         return heap[0][-1] if heap else None
 
-    def lift(self, party: P) -> None:
-        """A party is about to get a job. If it had none, it starts where the others are."""
-        if not party.backlogged:
-            party.tag = max(party.tag, self.virtual_time())
-            self._note(party)
+    def lift(self, account: P) -> None:
+        """An account is about to get a job. If it had none, it starts where the others are."""
+        if not account.backlogged:
+            account.tag = max(account.tag, self.virtual_time())
+            self._note(account)
 
-    def rank(self, party: P, lane: Lane) -> None:
-        """Put the party where it belongs now."""
-        head = party.head(lane)
-        entry = party.entries[lane] = next(self._entries)
+    def rank(self, account: P, lane: Lane) -> None:
+        """Put the account where it belongs now."""
+        head = account.head(lane)
+        entry = account.entries[lane] = next(self._entries)
         if head is None:
             return
         heap = self._heaps[lane]
-        heappush(heap, (self._standing(party, head), party.turn, party.joined, entry, party))
-        if len(heap) > 2 * len(self.parties) + 16:
+        heappush(heap, (self._standing(account, head), account.turn, account.joined, entry, account))
+        if len(heap) > 2 * len(self.accounts) + 16:
             heap[:] = [each for each in heap if _holds(each, lane)]
             heapify(heap)
 
-    def serve(self, party: P, amount: float) -> None:
-        self._last_start = max(self._last_start, party.tag)
-        party.in_flight += 1
-        self.charge(party, amount)
+    def serve(self, account: P, amount: float) -> None:
+        self._last_start = max(self._last_start, account.tag)
+        account.in_flight += 1
+        self.charge(account, amount)
 
-    def charge(self, party: P, amount: float) -> None:
-        party.tag += amount
+    def charge(self, account: P, amount: float) -> None:
+        account.tag += amount
         if amount < 0:
-            self._note(party)
+            self._note(account)
         for lane in LANES:
-            self.rank(party, lane)
+            self.rank(account, lane)
 
     def virtual_time(self) -> float:
         tags = self._tags
         while tags:
-            tag, entry, party = tags[0]
-            if entry != party.tag_entry or not party.backlogged:
+            tag, entry, account = tags[0]
+            if entry != account.tag_entry or not account.backlogged:
                 heappop(tags)
-            elif tag < party.tag:
-                party.tag_entry = next(self._entries)
-                heapreplace(tags, (party.tag, party.tag_entry, party))
+            elif tag < account.tag:
+                account.tag_entry = next(self._entries)
+                heapreplace(tags, (account.tag, account.tag_entry, account))
             else:
                 return tag
         return self._last_start
@@ -135,27 +135,27 @@ class FairQueue(Generic[P]):
         clone._last_start = self._last_start
         clone._forget_at = self._forget_at
         clone._joined = self._joined
-        for name, original in self.parties.items():
-            party = clone.parties[name] = original.copy()
-            clone._note(party)
+        for name, original in self.accounts.items():
+            account = clone.accounts[name] = original.copy()
+            clone._note(account)
             for lane in LANES:
-                clone.rank(party, lane)
+                clone.rank(account, lane)
         return clone
 
-    def _note(self, party: P) -> None:
+    def _note(self, account: P) -> None:
         tags = self._tags
-        party.tag_entry = next(self._entries)
-        heappush(tags, (party.tag, party.tag_entry, party))
-        if len(tags) > 2 * len(self.parties) + 16:
+        account.tag_entry = next(self._entries)
+        heappush(tags, (account.tag, account.tag_entry, account))
+        if len(tags) > 2 * len(self.accounts) + 16:
             tags[:] = [each for each in tags if each[1] == each[2].tag_entry]
             heapify(tags)
 
     def _forget_idle(self) -> None:
-        idle = sorted((party.tag, name) for name, party in self.parties.items() if party.idle)
+        idle = sorted((account.tag, name) for name, account in self.accounts.items() if account.idle)
         for _, name in idle[: max(0, len(idle) - MAX_IDLE)]:
-            del self.parties[name]
+            del self.accounts[name]
         # Where most are busy, not to look again at every newcomer.
-        self._forget_at = 2 * max(MAX_IDLE, len(self.parties))
+        self._forget_at = 2 * max(MAX_IDLE, len(self.accounts))
 
 
 def _holds(entry: tuple[float, int, int, int, Account], lane: Lane) -> bool:

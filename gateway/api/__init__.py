@@ -7,7 +7,7 @@
     pooling        embeddings, scores, classes: a prompt, and no words for an answer
     audio          /v1/audio/..., whose body is a form
 
-    base           what they have in common: InferenceRequest, Said, Api
+    base           what they have in common: InferenceRequest, AnswerEvent, Api
     conversation   messages into a prompt
     openai         options, events and usage as both of OpenAI's older APIs write them
     errors         our own errors, in the shape of each

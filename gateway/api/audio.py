@@ -13,7 +13,7 @@ from math import ceil
 from gateway.api.base import Api, InferenceRequest
 from gateway.api.conversation import text_prompt
 from gateway.api.openai import read
-from gateway.pricing.prompt import Prompt, Size
+from gateway.pricing.prompt import Prompt, PromptSize
 
 # As Whisper has it: 1500 positions of its encoder for each window of 30 s.
 WINDOW = 30.0
@@ -23,7 +23,7 @@ TOKENS_PER_SECOND = 50.0
 BYTES_PER_SECOND = 8000
 
 # 48 kHz, two channels, 32 bits. A file that says more is not believed.
-MOST_BYTES_PER_SECOND = 384_000
+MAX_BYTES_PER_SECOND = 384_000
 
 _BOUNDARY = re.compile(rb'boundary="?([^";]+)"?', re.IGNORECASE)
 _NAME = re.compile(rb'\bname="?([^";\r\n]*)"?', re.IGNORECASE)
@@ -33,7 +33,7 @@ def parse(body: bytes, content_type: bytes = b"") -> InferenceRequest:
     fields = _form(body, content_type)
     seconds = _seconds(fields.get(b"file", b""))
     prompt = text_prompt(fields.get(b"prompt", b"") + fields.get(b"hotwords", b""))
-    size = prompt.size.plus(Size(tokens=ceil(seconds * TOKENS_PER_SECOND)))
+    size = prompt.size.plus(PromptSize(tokens=ceil(seconds * TOKENS_PER_SECOND)))
     limit = fields.get(b"max_completion_tokens", b"")
     return InferenceRequest(
         api="audio",
@@ -44,7 +44,7 @@ def parse(body: bytes, content_type: bytes = b"") -> InferenceRequest:
         stream=fields.get(b"stream", b"").strip().lower() in (b"true", b"1", b"on", b"yes", b"t", b"y"),
         max_tokens=int(limit) if limit.isdigit() else None,
         user=_text(fields.get(b"user")),
-        cut=True,
+        truncatable=True,
     )
 
 
@@ -64,7 +64,7 @@ def _form(body: bytes, content_type: bytes) -> dict[bytes, bytes]:
 
 def _seconds(file: bytes) -> float:
     rate = int.from_bytes(file[28:32], "little") if file[:4] == b"RIFF" and file[8:16] == b"WAVEfmt " else 0
-    return len(file) / (rate if 0 < rate <= MOST_BYTES_PER_SECOND else BYTES_PER_SECOND)
+    return len(file) / (rate if 0 < rate <= MAX_BYTES_PER_SECOND else BYTES_PER_SECOND)
 
 
 def _text(field: bytes | None) -> str | None:

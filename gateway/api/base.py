@@ -1,4 +1,4 @@
-"""What the gateway must know of an API: how to read a request, and what its answer says on the way through."""
+"""What the gateway must know of an API: how to read a request, and the events of an answer as they pass through."""
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
@@ -15,21 +15,21 @@ ApiName = Literal["chat", "completions", "responses", "messages", "pooling", "au
 
 T = TypeVar("T")
 
-# What an engine, a client or a stranger can write that is not what it should be.
-UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+# What decoding raises for bytes that are not what they should be, whoever wrote them.
+DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 @dataclass(frozen=True, slots=True)
 class InferenceRequest:
     """A request, as much of it as the gateway reads.
 
-    body        what goes to the engine: the client's own bytes, but for `include_usage`
-    n           sequences to each prompt
-    max_tokens  of each answer
-    drop_usage  the client did not ask for the usage chunk, so it must be taken out again
-    cut         the engine cuts prompts that are too long, or takes them in pieces
-    session     names the conversation, from its first message: the same at each turn; "" if it has none
-    opening     how the last message begins; like `body` it is the client's own, and goes nowhere but to the rules
+    body         what goes to the engine: the client's own bytes, but for `include_usage`
+    n            sequences to each prompt
+    max_tokens   of each answer
+    drop_usage   the client did not ask for the usage chunk, so it must be taken out again
+    truncatable  the engine truncates a prompt that is too long, or takes it in pieces
+    session      names the conversation, from its first message: the same at each turn; "" if it has none
+    opening      how the last message begins; like `body` it is the client's own, and goes nowhere but to the rules
     """
 
     api: ApiName
@@ -41,7 +41,7 @@ class InferenceRequest:
     drop_usage: bool = False
     max_tokens: int | None = None
     user: str | None = None
-    cut: bool = False
+    truncatable: bool = False
     session: str = ""
     opening: str = field(default="", repr=False)
 
@@ -55,8 +55,8 @@ class InferenceRequest:
         return self.api != "audio"
 
 
-class Said(NamedTuple):
-    """What one event of a stream, or an answer in one piece, has to say.
+class AnswerEvent(NamedTuple):
+    """What the gateway reads of one event of a stream, or of an answer in one piece.
 
     begun       the choices that have a token by now
     failed      it is an error
@@ -70,7 +70,7 @@ class Said(NamedTuple):
     usage_only: bool = False
 
 
-NOTHING = Said()
+NO_EVENT = AnswerEvent()
 
 
 class Parse(Protocol):
@@ -83,7 +83,7 @@ class Api:
     """
     operation   its name in traces (gen_ai.operation.name)
     parse       a body into a request; only a form needs its content type
-    read        the data of an event, or a whole answer, into what it says; raises nothing
+    read        the data of an event, or a whole answer; raises nothing
     errors      how it writes errors
     decodes     its answers are written token by token
     tokenized   the engine's /tokenize makes its prompts too, so that they can be counted
@@ -91,7 +91,7 @@ class Api:
 
     operation: str
     parse: Parse
-    read: Callable[[bytes], Said]
+    read: Callable[[bytes], AnswerEvent]
     errors: ErrorFormat = OPENAI
     decodes: bool = True
     tokenized: bool = False
@@ -104,15 +104,15 @@ def decode(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:
     except msgspec.ValidationError as error:
         message, _, path = str(error).partition(" - at `$")
         raise BadRequest(message, param=path.strip("`.") or None) from error
-    except UNREADABLE as error:
+    except DECODE_ERRORS as error:
         raise BadRequest(f"The body is not valid JSON: {error}") from error
 
 
-def read_part(decoder: msgspec.json.Decoder[T | None], raw: msgspec.Raw) -> T | None:
-    """A part of an event that may be missing or odd; one that is does not take the others with it."""
+def decode_optional(decoder: msgspec.json.Decoder[T | None], raw: msgspec.Raw) -> T | None:
+    """A field of an event; None if it is missing or cannot be read, which does not spoil the other fields."""
     try:
         return decoder.decode(raw) if raw else None
-    except UNREADABLE:
+    except DECODE_ERRORS:
         return None
 
 

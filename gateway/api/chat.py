@@ -44,7 +44,7 @@ def parse(body: bytes, content_type: bytes = b"") -> InferenceRequest:
         drop_usage=chat.lacks_usage,
         max_tokens=chat.max_completion_tokens or chat.max_tokens,
         user=chat.user,
-        cut=chat.cut,
+        truncatable=chat.truncatable,
         session=session([(message.role, message.content) for message in chat.messages]),
         opening=opening(chat.messages[-1].content),
     )
@@ -55,14 +55,14 @@ def _prompt(chat: _Chat) -> Prompt:
     reader = PromptReader(seed(chat.model, chat.cache_salt, chat.chat_template_kwargs))
     if chat.tools:
         reader.text(bytes(chat.tools))
-        reader.link()
+        reader.mark_prefix()
     for message in chat.messages:
         reader.role(message.role if isinstance(message.role, str) else "")
         for text in (message.reasoning, message.reasoning_content):
             reader.text(utf8(text or ""))
         read_content(reader, message.content)
         reader.text(bytes(message.tool_calls))
-        reader.link()
+        reader.mark_prefix()
     return reader.prompt()
 
 

@@ -32,7 +32,7 @@ def parse(body: bytes, content_type: bytes = b"") -> InferenceRequest:
         drop_usage=text.lacks_usage,
         max_tokens=text.max_completion_tokens or text.max_tokens,
         user=text.user,
-        cut=text.cut,
+        truncatable=text.truncatable,
         opening=opening(text.prompt) if isinstance(text.prompt, str) else "",
     )
 

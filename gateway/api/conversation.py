@@ -11,8 +11,8 @@ from gateway.api.base import utf8
 from gateway.pricing.prompt import Prompt, PromptReader
 from gateway.types import OPENING_CHARS
 
-# What a part that is no text (an image, a sound) costs in prompt tokens, whatever its size: Gemma's encoder makes 256
-# of an image. Its base64 is never counted, and what is behind its URL never fetched.
+# What a content part that is no text (an image, a sound) costs in prompt tokens, whatever its size: Gemma's encoder
+# makes 256 of an image. Its base64 is never counted, and what is behind its URL never fetched.
 MEDIA_TOKENS = 256
 
 # So many characters at either end of a first message tell conversations apart; a pasted novel need not be hashed whole.
@@ -33,10 +33,10 @@ def seed(model: str | None, *more: msgspec.Raw) -> tuple[bytes, ...]:
 def read_content(reader: PromptReader, content: Any) -> None:
     """A text, or parts of one."""
     for part in content if isinstance(content, list) else () if content is None else (content,):
-        _read_part(reader, part)
+        _read_content_part(reader, part)
 
 
-def _read_part(reader: PromptReader, part: Any, within: bool = False) -> None:
+def _read_content_part(reader: PromptReader, part: Any, within: bool = False) -> None:
     """What a tool was called with, and what it answered, is text to the model too. Results are not in results."""
     match part:
         case str(text) | {"text": str(text)} | {"refusal": str(text)} | {"thinking": str(text)}:
@@ -45,7 +45,7 @@ def _read_part(reader: PromptReader, part: Any, within: bool = False) -> None:
             reader.text(utf8(text))
         case {"type": "tool_result", "content": list(parts)} if not within:
             for each in parts:
-                _read_part(reader, each, within=True)
+                _read_content_part(reader, each, within=True)
         case {"type": "tool_use" | "tool_reference" | "tool_addition" | "tool_removal" | "redacted_thinking"}:
             reader.text(msgspec.json.encode(part))
         case _:
@@ -61,7 +61,7 @@ def read_messages(reader: PromptReader, messages: Iterable[Any]) -> None:
         else:
             reader.role("")
             reader.text(msgspec.json.encode(message))
-        reader.link()
+        reader.mark_prefix()
 
 
 def session(turns: Sequence[Turn]) -> str:

@@ -1,7 +1,4 @@
-"""Errors as each API writes them, so that its SDK raises its own classes.
-
-`content` is that of a response to our own error; `framed`, of any content, the last event of a stream that has begun.
-"""
+"""Errors as each API writes them, so that its SDK raises its own classes."""
 
 import json
 from collections.abc import Callable
@@ -15,18 +12,25 @@ Content = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class ErrorFormat:
-    content: Callable[[GatewayError], Content]
-    framed: Callable[[Content], bytes]
+    """
+    content  the JSON object for one of our own errors
+    frame    any such object as the last event of a stream that has begun
+    """
 
-    def whole(self, error: GatewayError) -> bytes:
+    content: Callable[[GatewayError], Content]
+    frame: Callable[[Content], bytes]
+
+    def body(self, error: GatewayError) -> bytes:
+        """Of a response."""
         return json.dumps(self.content(error)).encode()
 
     def event(self, error: GatewayError) -> bytes:
-        return self.framed(self.content(error))
+        """The last of a stream."""
+        return self.frame(self.content(error))
 
 
 def _openai(error: GatewayError) -> Content:
-    return {"error": error.told}
+    return {"error": error.content}
 
 
 def _openai_event(content: Content) -> bytes:
@@ -36,8 +40,8 @@ def _openai_event(content: Content) -> bytes:
 def _responses_event(content: Content) -> bytes:
     """The API's own error event; `error` beside it is what OpenAI's SDK looks for."""
     error = content["error"] if isinstance(content.get("error"), dict) else {"message": str(content.get("error"))}
-    told = {"type": "error", **{name: error.get(name) for name in ("code", "message", "param")}}
-    return _named_event({**told, "error": error})
+    event = {"type": "error", **{name: error.get(name) for name in ("code", "message", "param")}}
+    return _named_event({**event, "error": error})
 
 
 # https://docs.anthropic.com/en/api/errors
@@ -54,8 +58,8 @@ _ANTHROPIC_TYPES = {
 
 
 def _anthropic(error: GatewayError) -> Content:
-    told = {"type": _ANTHROPIC_TYPES.get(error.status, "api_error"), "message": error.message, "code": error.outcome}
-    return {"type": "error", "error": told}
+    content = {"type": _ANTHROPIC_TYPES.get(error.status, "api_error"), "message": error.message, "code": error.outcome}
+    return {"type": "error", "error": content}
 
 
 def _named_event(content: Content) -> bytes:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from gateway.api.base import NOTHING, UNREADABLE, Api, InferenceRequest, Said, decode, read_part
+from gateway.api.base import DECODE_ERRORS, NO_EVENT, AnswerEvent, Api, InferenceRequest, decode, decode_optional
 from gateway.api.conversation import opening, read_messages, seed, session
 from gateway.api.errors import ANTHROPIC
 from gateway.pricing.prompt import Prompt, PromptReader
@@ -52,7 +52,7 @@ def _prompt(ask: _Ask) -> Prompt:
     reader = PromptReader(seed(ask.model, ask.cache_salt, ask.chat_template_kwargs))
     if ask.tools:
         reader.text(bytes(ask.tools))
-        reader.link()
+        reader.mark_prefix()
     if ask.system is not None:
         read_messages(reader, [{"role": "system", "content": ask.system}])
     read_messages(reader, ask.messages)
@@ -83,18 +83,20 @@ _USAGE = msgspec.json.Decoder(_Usage | None)
 _BEGUN = {"message_start", "content_block_start", "content_block_delta"}
 
 
-def read(data: bytes) -> Said:
+def read(data: bytes) -> AnswerEvent:
     """An event, or a whole message, which has its usage itself. `message_delta` states the usage of all."""
     try:
         event = _EVENT.decode(data)
-    except UNREADABLE:
-        return NOTHING
-    return Said((0,) if event.type in _BEGUN else (), _usage(event.message or event), failed=event.type == "error")
+    except DECODE_ERRORS:
+        return NO_EVENT
+    return AnswerEvent(
+        (0,) if event.type in _BEGUN else (), _usage(event.message or event), failed=event.type == "error"
+    )
 
 
 def _usage(message: _Message) -> Usage | None:
     """What Anthropic calls input is what was neither read from a cache nor written into one."""
-    usage = read_part(_USAGE, message.usage)
+    usage = decode_optional(_USAGE, message.usage)
     if usage is None:
         return None
     cached, written = usage.cache_read_input_tokens, usage.cache_creation_input_tokens

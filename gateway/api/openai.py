@@ -7,7 +7,7 @@ from typing import Annotated
 
 import msgspec
 
-from gateway.api.base import NOTHING, UNREADABLE, Said, read_part
+from gateway.api.base import DECODE_ERRORS, NO_EVENT, AnswerEvent, decode_optional
 from gateway.errors import BadRequest
 from gateway.pricing.usage import EngineTimes, Usage
 
@@ -36,7 +36,7 @@ class Options(msgspec.Struct, kw_only=True):
         return bool(self.stream) and not (self.stream_options and self.stream_options.include_usage)
 
     @property
-    def cut(self) -> bool:
+    def truncatable(self) -> bool:
         return bytes(self.truncate_prompt_tokens) not in (b"", b"null")
 
 
@@ -56,15 +56,17 @@ _USAGE = msgspec.json.Decoder(Usage | None)
 _TIMES = msgspec.json.Decoder(EngineTimes | None)
 
 
-def read(data: bytes) -> Said:
+def read(data: bytes) -> AnswerEvent:
     """A choice has begun with its first chunk, the one with the role: vLLM writes it when it has the first token."""
     try:
         event = _EVENT.decode(data)
-    except UNREADABLE:
-        return NOTHING
+    except DECODE_ERRORS:
+        return NO_EVENT
     failed = bool(event.error)
     begun = [] if failed else [choice.index or 0 for choice in event.choices or ()]
-    return Said(begun, read_part(_USAGE, event.usage), read_part(_TIMES, event.metrics), failed, not event.choices)
+    return AnswerEvent(
+        begun, decode_optional(_USAGE, event.usage), decode_optional(_TIMES, event.metrics), failed, not event.choices
+    )
 
 
 def ask_for_usage(body: bytes) -> bytes:
@@ -80,7 +82,7 @@ def ask_for_usage(body: bytes) -> bytes:
     try:
         request = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
         options = msgspec.json.decode(request.get("stream_options", b"null")) or {}
-    except UNREADABLE as error:
+    except DECODE_ERRORS as error:
         raise BadRequest(f"The body is not valid JSON: {error}") from error
     # Without `include_usage` vLLM ignores this one; with it every chunk would carry usage.
     options.pop("continuous_usage_stats", None)

@@ -14,7 +14,7 @@ from gateway.api.base import Api, InferenceRequest, decode
 from gateway.api.conversation import read_content, read_messages
 from gateway.api.openai import read
 from gateway.errors import BadRequest
-from gateway.pricing.prompt import Prompt, PromptReader, Size
+from gateway.pricing.prompt import Prompt, PromptReader, PromptSize
 
 
 class _Ask(msgspec.Struct):
@@ -55,7 +55,7 @@ def parse(body: bytes, content_type: bytes = b"") -> InferenceRequest:
         prompts=tuple(map(Prompt, sizes)),
         max_tokens=1,  # the least that an answer is reckoned with
         user=ask.user,
-        cut=True,
+        truncatable=True,
     )
 
 
@@ -63,29 +63,29 @@ def _given(*fields: Any) -> Any:
     return next((field for field in fields if field is not None), None)
 
 
-def _prompts(value: Any) -> list[Size]:
+def _prompts(value: Any) -> list[PromptSize]:
     """A text, token ids or a conversation is one prompt; a list of such is many."""
     if not isinstance(value, list) or _is(int, value) or _is(dict, value):
         return [_size(value)]
     return list(map(_size, value))
 
 
-def _pairs(ask: _Ask) -> list[Size]:
+def _pairs(ask: _Ask) -> list[PromptSize]:
     """Each of the ones with each of the others, as they stand; or one with all."""
     ones = _list(_given(ask.query, ask.queries, ask.text_1, ask.data_1))
     others = _list(_given(ask.documents, ask.items, ask.text_2, ask.data_2))
     if not ones or not others:
         return []
-    told = _size(ask.instruction)
+    instruction = _size(ask.instruction)
     pairs = zip(ones, cycle(others)) if len(ones) > len(others) else zip(cycle(ones), others)
-    return [one.plus(other).plus(told) for one, other in pairs]
+    return [one.plus(other).plus(instruction) for one, other in pairs]
 
 
-def _list(value: Any) -> list[Size]:
+def _list(value: Any) -> list[PromptSize]:
     return [_size(each) for each in (value if isinstance(value, list) else [] if value is None else [value])]
 
 
-def _size(value: Any) -> Size:
+def _size(value: Any) -> PromptSize:
     reader = PromptReader()
     match value:
         case list() if value and _is(int, value):

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from gateway.api.base import NOTHING, UNREADABLE, Api, InferenceRequest, Said, decode, read_part
+from gateway.api.base import DECODE_ERRORS, NO_EVENT, AnswerEvent, Api, InferenceRequest, decode, decode_optional
 from gateway.api.conversation import Turn, opening, read_messages, seed, session
 from gateway.api.errors import RESPONSES as RESPONSES_ERRORS
 from gateway.errors import BadRequest
@@ -48,7 +48,7 @@ def parse(body: bytes, content_type: bytes = b"") -> InferenceRequest:
         stream=bool(ask.stream),
         max_tokens=ask.max_output_tokens,
         user=ask.user,
-        cut=ask.truncation not in (None, "disabled"),
+        truncatable=ask.truncation not in (None, "disabled"),
         session=session(turns),
         opening=opening(turns[-1][1]) if turns else "",
     )
@@ -65,7 +65,7 @@ def _prompt(ask: _Ask) -> Prompt:
     for raw in (ask.tools, ask.previous_input_messages):
         if raw:
             reader.text(bytes(raw))
-            reader.link()
+            reader.mark_prefix()
     if ask.instructions:
         read_messages(reader, [{"role": "system", "content": ask.instructions}])
     read_messages(reader, [{"role": "user", "content": ask.input}] if isinstance(ask.input, str) else ask.input)
@@ -102,22 +102,22 @@ _NULL = msgspec.Raw(b"null")
 _BEFORE = {"response.created", "response.queued", "response.in_progress"}
 
 
-def read(data: bytes) -> Said:
+def read(data: bytes) -> AnswerEvent:
     """An event; or a response object, whose own usage is where the last event has the response's."""
     try:
         event = _EVENT.decode(data)
-    except UNREADABLE:
-        return NOTHING
+    except DECODE_ERRORS:
+        return NO_EVENT
     stated = event.response or event
     failed = event.type in ("error", "response.failed") or any(
         each.error and each.error != _NULL for each in (event, stated)
     )
     begun = bool(event.type) and event.type not in _BEFORE and not failed
-    return Said((0,) if begun else (), _usage(stated), read_part(_TIMES, stated.metrics), failed)
+    return AnswerEvent((0,) if begun else (), _usage(stated), decode_optional(_TIMES, stated.metrics), failed)
 
 
 def _usage(response: _Response) -> Usage | None:
-    usage = read_part(_USAGE, response.usage)
+    usage = decode_optional(_USAGE, response.usage)
     if usage is None:
         return None
     details = usage.input_tokens_details

@@ -66,8 +66,8 @@ REFUSED = {
 }
 
 
-def shape(path: str) -> ErrorFormat:
-    """How errors at this path are written."""
+def error_format(path: str) -> ErrorFormat:
+    """Of errors at this path."""
     if path.startswith("/v1/messages"):
         return ANTHROPIC
     return RESPONSES_ERRORS if path.startswith("/v1/responses") else OPENAI

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from gateway.api.base import Said
+from gateway.api.base import AnswerEvent
 from gateway.pricing.usage import EngineTimes, Usage
 
 # An event that has not ended by then is passed on as it is: memory stays bounded, whatever the engine sends.
@@ -22,13 +22,13 @@ _BLANK_LINE = re.compile(rb"(\r\n\r\n|\n\n)")
 class EventStream:
     """Told each chunk that the engine sends; answers what the client is to get.
 
-    read        what the data of an event says
+    read        the data of an event
     prompts     how many prompts the request has; the first token has come when each has had one
     n           answers to each: choice i belongs to prompt i // n
     drop_usage  take out the chunk that carries only usage: the gateway asked for it, the client did not
     """
 
-    read: Callable[[bytes], Said]
+    read: Callable[[bytes], AnswerEvent]
     prompts: int = 1
     n: int = 1
     drop_usage: bool = False

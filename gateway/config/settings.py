@@ -252,9 +252,9 @@ class Settings(BaseSettings):
     @field_validator("keys")
     @classmethod
     def _each_key_once(cls, keys: tuple[KeySettings, ...]) -> tuple[KeySettings, ...]:
-        seen: dict[str, str] = {}
+        owners: dict[str, str] = {}
         for key in keys:
-            if (owner := seen.setdefault(key.key.get_secret_value(), key.owner)) != key.owner:
+            if (owner := owners.setdefault(key.key.get_secret_value(), key.owner)) != key.owner:
                 raise ValueError(f"{owner} and {key.owner} have the same key")
         return keys
 

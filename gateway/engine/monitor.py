@@ -128,7 +128,7 @@ class EngineMonitor:
     def _observed(self) -> int:
         """Samples so far."""
         model = self._core.cost_model
-        return model.prefill.regression.seen + model.step.regression.seen + model.estimator.regression.seen
+        return sum(each.regression.observations for each in (model.prefill, model.step, model.estimator))
 
     async def _find(self) -> None:
         """Say which engine and model were found; wait politely for one that is not up yet."""
@@ -173,7 +173,7 @@ class EngineMonitor:
         model, kept = self._core.cost_model, await anyio.to_thread.run_sync(state_file.read)
         if kept is None or kept.engine != self._engine:
             return
-        model.use(model.start)
+        model.reset_curves()
         kept.apply_to(model)
         self._kept = self._observed
         logger.info("engine: %s was written anew: its %d samples tell what it costs", state_file.path, kept.samples)
@@ -210,7 +210,7 @@ class EngineMonitor:
     async def _look_again(self, state: EngineState) -> None:
         """Its process has started since, or it was away: it may be another one."""
         if self._engine is not None and (self._started is not None or state.started is None):
-            self._core.cost_model.prefixes.forget()
+            self._core.cost_model.prefixes.clear()
             self._core.circuit_breaker.reset()
             await self._find()
         self._started = state.started
@@ -222,7 +222,7 @@ class EngineMonitor:
         if state.caches is not None:
             prefixes.enabled = state.caches
         if state.cache_hits is not None:
-            prefixes.counted(state.cache_hits)
+            prefixes.compare_hits(state.cache_hits)
 
     async def _keep_on(self) -> None:
         while True:

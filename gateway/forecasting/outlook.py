@@ -104,7 +104,7 @@ def retry_after(admission: Admission, now: float, speed: EngineSpeed, job: Job) 
     while seconds < MAX_RETRY_S:
         future.until(now + seconds)
         again = replace(job, arrival=future.now, deadline=future.now + patience)
-        if not future.admission.refuses(again) and (patience == inf or _in_time(future.copy(), again)):
+        if not future.admission.rejects(again) and (patience == inf or _in_time(future.copy(), again)):
             return seconds
         # What it is late by is no guide: who comes later may be served before who came sooner.
         seconds += max(MIN_RETRY_S, seconds / 3)

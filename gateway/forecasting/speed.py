@@ -3,12 +3,12 @@
 The driver keeps an `EngineSpeed` and tells it of what it tells admission, with the time; it has no clock of its own.
 All that is learned is a handful of sums and two bounded windows. Recent samples weigh most; no one sample does harm.
 
-    slowdown[lane]   wall seconds that a predicted second of prefill takes: a wrong profile, and decode beside it
+    slowdown[lane]  wall seconds that a predicted second of prefill takes: a wrong profile, and decode beside it
     share           of the engine that short prefill gets while long prefill runs beside it, where they share steps
     step            seconds a token while so many sequences decode and nobody prefills: `gateway.pricing.curves`
     tokens[mode]    tokens a second that each sequence still gets while prompts are prefilled
-    answer          how many tokens an answer has: the last few hundred answers
-    errors          how much later than forecast things came: see `Errors`
+    answers         how many tokens an answer has: the last few hundred answers
+    errors          how much later than forecast things came: see `ForecastErrors`
 """
 
 from collections import deque
@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 
 from gateway.forecasting.progress import INSTANTS, Instant, JobProgress, Medians
 from gateway.pricing.curves import StepCurve
-from gateway.pricing.estimators import Errors, Lengths, Ratio
+from gateway.pricing.estimators import AnswerLengths, ForecastErrors, Ratio
 from gateway.scheduling import events
 from gateway.scheduling.events import Event
 from gateway.scheduling.ticket import Slice
@@ -80,13 +80,13 @@ class EngineSpeed:
         self.prefill_cost = prefill_cost
         self.shares_steps = shares_steps
         self.step = step or StepCurve()
-        self.slowdown = {lane: Ratio(1.0, belief=1.0) for lane in LANES}
-        self.share = Ratio(0.5, belief=1.0, low=0.1, high=0.9)
+        self.slowdown = {lane: Ratio(1.0, prior_weight=1.0) for lane in LANES}
+        self.share = Ratio(0.5, prior_weight=1.0, low=0.1, high=0.9)
         self.tokens: dict[Mode, Ratio] = {
-            mode: Ratio(rate, belief=1.0, low=0.01, high=1000.0) for mode, rate in PRIOR_TOKENS.items()
+            mode: Ratio(rate, prior_weight=1.0, low=0.01, high=1000.0) for mode, rate in PRIOR_TOKENS.items()
         }
-        self.answers = Lengths()
-        self.errors: dict[Instant, Errors] = {name: Errors(ratio) for name, ratio in PRIOR_RATIO.items()}
+        self.answers = AnswerLengths()
+        self.errors = {name: ForecastErrors(ratio) for name, ratio in PRIOR_RATIO.items()}
         self.progress: dict[Job, JobProgress] = {}
         self.dispatches = 0
         self.prefilling: dict[Lane, dict[Job, int]] = {lane: {} for lane in LANES}
@@ -173,7 +173,7 @@ class EngineSpeed:
             self._sequences -= job.seats
         if output_tokens is not None and progress.first_token_at is not None:
             self._came(progress, "end", now)
-            self.answers.saw(output_tokens)
+            self.answers.observe(output_tokens)
 
     def promise(self, job: Job, now: float, medians: Medians) -> None:
         """It was told to expect these, in seconds from now. What comes is compared with the first forecast alone."""
@@ -217,7 +217,7 @@ class EngineSpeed:
     def _came(self, progress: JobProgress, instant: Instant, now: float) -> None:
         if progress.promise:
             at, medians = progress.promise
-            self.errors[instant].saw(medians[instant], now - at)
+            self.errors[instant].observe(medians[instant], now - at)
 
     def _firsts(self) -> dict[Lane, int]:
         return {lane: next(iter(jobs.values())) for lane, jobs in self.prefilling.items() if jobs}
@@ -248,13 +248,13 @@ class EngineSpeed:
         tokens = self.progress[job].tokens - before
         self._pulse = job, before + tokens
         if mode is not None:
-            self.tokens[mode].saw(tokens, seconds)
+            self.tokens[mode].observe(tokens, seconds)
             return
         self._free_s += seconds
         self._free_tokens += tokens
         self._free_n += seconds * self._sequences
         if self._free_tokens >= STEP_SAMPLE_TOKENS:
-            self.step.saw(self._free_n / self._free_s, self._free_s / self._free_tokens)
+            self.step.observe(self._free_n / self._free_s, self._free_s / self._free_tokens)
             self._free_s = self._free_tokens = self._free_n = 0.0
 
     def _price(self, job: Job, piece: Slice | None) -> float:
@@ -270,9 +270,9 @@ class EngineSpeed:
         self._probe = probe
         for lane, samples in self._samples.items():
             if samples:
-                self.slowdown[lane] = Ratio(1.0, belief=1.0)
+                self.slowdown[lane] = Ratio(1.0, prior_weight=1.0)
                 for sample in samples:
-                    self.slowdown[lane].saw(sample.seconds, sample.cost * self._better(sample.tokens, sample.price))
+                    self.slowdown[lane].observe(sample.seconds, sample.cost * self._better(sample.tokens, sample.price))
 
     def _better(self, tokens: int, then: float) -> float:
         return self.prefill_cost(tokens) / then if then > 0 else 1.0
@@ -281,9 +281,9 @@ class EngineSpeed:
         self._reprice()
         predicted = self._price(job, progress.slice)
         if job.lane == "short" and self._beside > 0:
-            self.share.saw(predicted * self.slowdown["short"].value, self._beside)
+            self.share.observe(predicted * self.slowdown["short"].value, self._beside)
         else:
-            self.slowdown[job.lane].saw(self.served[job.lane], predicted)
+            self.slowdown[job.lane].observe(self.served[job.lane], predicted)
             sample = _Sample(self.served[job.lane], predicted, job.tokens, self.prefill_cost(job.tokens))
             self._samples[job.lane].append(sample)
         self._leave_prefill(job)

@@ -1,6 +1,6 @@
 """What is served last: requests that nobody waits for.
 
-A rule's conditions must all be met. Open WebUI's own tasks need no rule: after an answer it asks for a title, tags and
+All conditions of a rule must be met. Open WebUI's own tasks need no rule: after an answer it asks for a title, tags and
 follow-up questions, each a request whose one message is a prompt of its own. It strips the task's name before it sends;
 a connection that is given the header `X-OpenWebUI-Task: {{TASK}}` tells it all the same, also where the prompts are
 changed. Search queries and image prompts are tasks of the same kind, but somebody waits for what comes of them.
@@ -46,7 +46,7 @@ class Request(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class BackgroundRule:
     """Empty is any.
 
     owner   a key's owner, else the client's address
@@ -62,7 +62,7 @@ class Rule:
     value: bytes = b""
     text: str = ""
 
-    def takes(self, caller: Caller, request: Request, headers: Mapping[bytes, bytes]) -> bool:
+    def matches(self, caller: Caller, request: Request, headers: Mapping[bytes, bytes]) -> bool:
         sent = headers.get(self.header, b"").strip()
         return (
             self.owner in (None, caller.name.partition(":")[2])
@@ -74,15 +74,15 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True)
-class Background:
-    rules: tuple[Rule, ...] = ()
+class BackgroundRules:
+    rules: tuple[BackgroundRule, ...] = ()
     open_webui: bool = True
 
-    def takes(self, caller: Caller, request: Request, headers: Mapping[bytes, bytes]) -> bool:
+    def matches(self, caller: Caller, request: Request, headers: Mapping[bytes, bytes]) -> bool:
         """Whether the request is served last."""
         if self.open_webui and (
             request.opening.startswith(OPEN_WEBUI_TEXTS)
             or headers.get(b"x-openwebui-task", b"").strip() in OPEN_WEBUI_TASKS
         ):
             return True
-        return any(rule.takes(caller, request, headers) for rule in self.rules)
+        return any(rule.matches(caller, request, headers) for rule in self.rules)

@@ -1,8 +1,8 @@
 """Who is asking: whose turn a request takes.
 
 A key's owner, else the client's address. A front end (a chat page that serves many people) may name its users by
-header or by the body's `user`. From anybody else such a name only tells apart the parts of the caller's own share, so
-that nobody mints a second share of the machine by inventing users.
+header or by the body's `user`. From anybody else such a name only subdivides the caller's own share, so that nobody
+mints a second share of the machine by inventing users.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ def hashed(flow: str) -> str:
 class Caller:
     """Who holds the other end of the connection.
 
-    named_user  whom its headers name; whether that counts, `flow` and `part` say
+    named_user  whom its headers name; whether that counts, `flow` and `subdivision` say
     rights      a key's; of an address, a front end's if its network is one, an admin's if it is this host
     """
 
@@ -42,8 +42,8 @@ class Caller:
         named = self.user(user)
         return f"user:{_bounded(named)}" if named and self.rights.front_end else self.name
 
-    def part(self, user: str | None = None) -> str:
-        """Which part of the caller's own share a request belongs to, if it is no front end and names a user."""
+    def subdivision(self, user: str | None = None) -> str:
+        """Of the caller's own share, the part that a request belongs to; "" for a front end, or if no user is named."""
         named = self.user(user)
         return f"user:{_bounded(named)}" if named and not self.rights.front_end else ""
 

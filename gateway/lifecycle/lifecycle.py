@@ -52,7 +52,7 @@ class PricedRequest:
     streamed: bool = True
 
 
-class Learned(NamedTuple):
+class LearnResult(NamedTuple):
     """`curve`: the prefill was a sample of the curve. The others as in `SliceResult`."""
 
     curve: bool = False
@@ -166,7 +166,7 @@ class Lifecycle:
         if self.first_token_at is None:
             self.first_token_at = now
             self._apply(FirstToken(self.job, observed=not self.retried))
-            self._core.cost_model.prefilled(self.request.prompts, self.request.price)
+            self._core.cost_model.insert_prefixes(self.request.prompts, self.request.price)
 
     def predict_first_token(self, now: float) -> None:
         """Nothing shows when it comes, and it is taken to have come now."""
@@ -215,11 +215,11 @@ class Lifecycle:
             self._apply(Left(self.job))
         self._ended = True
 
-    def learn(self, answer: Answer) -> Learned:
+    def learn(self, answer: Answer) -> LearnResult:
         """From an answer that came to its end. `answer` is what `settle` was told."""
         model, request, usage = self._core.cost_model, self.request, self.settlement.usage
         if usage is None or answer.usage is None:
-            return Learned()
+            return LearnResult()
         observation, last = self.settlement.observation, SliceResult()
         if self.slices:
             # The request itself was the last slice.
@@ -228,7 +228,7 @@ class Lifecycle:
                 last = review.judge(answer.usage.prompt_tokens, answer, observation, self._ended_at, first=False)
             observation = None
         curve = model.learn(request.prompts, request.price, usage, observation, answer.queue_s)
-        return Learned(curve, last.tripped, last.reuse)
+        return LearnResult(curve, last.tripped, last.reuse)
 
     # How it is worked out.
 

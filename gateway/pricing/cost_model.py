@@ -4,19 +4,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
-from gateway.pricing.curves import Prefill, PrefillCurve, PrefillObservation, StepCurve, learned
+from gateway.pricing.curves import PrefillCurve, PrefillObservation, PrefillSample, StepCurve, refined
 from gateway.pricing.estimators import Accuracy
 from gateway.pricing.prefix_index import Match, PrefixIndex
 from gateway.pricing.profile import Profile
-from gateway.pricing.prompt import Prompt, Size
-from gateway.pricing.token_estimator import Estimator
+from gateway.pricing.prompt import Prompt, PromptSize
+from gateway.pricing.token_estimator import TokenEstimator
 from gateway.pricing.usage import Usage
 
-# How often a stream's growth is told to admission, in chunks, which are about a token each.
+# Admission is told of a stream's growth every so many chunks, which are about a token each.
 PROGRESS_CHUNKS = 64
 
-# Longer answers no model gives; such a count is broken.
-MOST_OUTPUT = 1 << 18
+# No model gives longer answers: such a count is broken.
+MAX_OUTPUT_TOKENS = 1 << 18
 
 
 # What is predicted of a request and compared with what came: tokens, those not cached, and seconds of prefill.
@@ -39,14 +39,14 @@ class Price:
     tokens   of its prompts
     cached   of them, those that the engine is expected to have
     seconds  of prefill
-    each     of each prompt, its tokens and the beginning that is known
+    matches  of each prompt, its tokens and its known prefix
     counted  the tokens were counted, not estimated
     """
 
     tokens: int
     cached: int
     seconds: float
-    each: tuple[tuple[int, Match], ...] = ()
+    matches: tuple[tuple[int, Match], ...] = ()
     counted: bool = False
 
     @property
@@ -57,37 +57,45 @@ class Price:
 
 class CostModel:
     def __init__(
-        self, start: Profile, estimator: Estimator | None = None, *, step_tokens: int = 8192, threshold: int = 0
+        self, prior: Profile, estimator: TokenEstimator | None = None, *, step_tokens: int = 8192, threshold: int = 0
     ) -> None:
-        """`start` is what is believed before there are samples. `step_tokens` and `threshold` are vLLM's
+        """`prior` is what is believed before there are samples. `step_tokens` and `threshold` are vLLM's
         --max-num-batched-tokens and --long-prefill-token-threshold."""
-        self.estimator = estimator or Estimator()
+        self.estimator = estimator or TokenEstimator()
         self.prefixes = PrefixIndex()
         self.accuracy: dict[Predicted, Accuracy] = {what: Accuracy() for what in PREDICTED}
-        self.start = self._profile = start
-        self.step = StepCurve(start)
-        self.prefill = PrefillCurve(start, self.step, step_tokens, threshold)
-        self._samples = 0, 0
+        self.prior = self._profile = prior
+        self.step = StepCurve(prior)
+        self.prefill = PrefillCurve(prior, self.step, step_tokens, threshold)
+        self._observations = 0, 0  # that `_profile` takes into account
 
-    def use(self, start: Profile) -> None:
-        """Start anew from this profile: what was learned of seconds is forgotten."""
-        self.start = self._profile = start
-        self.step.use(start)
-        self.prefill.use(start)
-        self._samples = 0, 0
+    def reconfigure(self, profile: Profile, step_tokens: int, threshold: int) -> None:
+        """Another profile is a new prior: what was learned of seconds is forgotten. Steps are of these sizes from now
+        on; what was learned of those before is kept."""
+        self.prefill.set_steps(step_tokens, threshold)
+        if profile != self.prior:
+            self.prior = profile
+            self.reset_curves()
+
+    def reset_curves(self) -> None:
+        """Forget what was learned of seconds."""
+        self._profile = self.prior
+        self.step.reset(self.prior)
+        self.prefill.reset(self.prior)
+        self._observations = 0, 0
 
     def reset(self) -> None:
         """Another engine: forget all that was learned of the last one."""
         self.estimator.reset()
         self.prefixes.reset()
-        self.use(self.start)
+        self.reset_curves()
 
     @property
     def profile(self) -> Profile:
         """As it is known by now."""
-        samples = self.prefill.regression.seen, self.step.regression.seen
-        if samples != self._samples:
-            self._profile, self._samples = learned(self.start, self.prefill, self.step), samples
+        observations = self.prefill.regression.observations, self.step.regression.observations
+        if observations != self._observations:
+            self._profile, self._observations = refined(self.prior, self.prefill, self.step), observations
         return self._profile
 
     def price(self, prompts: Sequence[Prompt], counted: int | None = None) -> Price:
@@ -101,19 +109,18 @@ class CostModel:
         tokens = [max(1, round(scale * guess)) for guess in guesses]
         cached = [max(0, min(match.cached, each - 1)) for match, each in zip(matches, tokens, strict=True)]
         seconds = sum(map(self.profile.prefill, tokens, cached))
-        each = tuple(zip(tokens, matches, strict=True))
-        return Price(sum(tokens), sum(cached), seconds, each, counted is not None)
+        return Price(sum(tokens), sum(cached), seconds, tuple(zip(tokens, matches, strict=True)), counted is not None)
 
-    def prefilled(self, prompts: Sequence[Prompt], price: Price) -> None:
-        """The engine has them in its cache by now."""
-        for prompt, (tokens, match) in zip(prompts, price.each, strict=True):
-            self.prefixes.prefilled(prompt, tokens, match)
+    def insert_prefixes(self, prompts: Sequence[Prompt], price: Price) -> None:
+        """The prompts are prefilled: the engine has them in its cache by now."""
+        for prompt, (tokens, match) in zip(prompts, price.matches, strict=True):
+            self.prefixes.insert(prompt, tokens, match)
 
     def counts(self, prompts: Sequence[Prompt], price: Price, usage: Usage) -> Counts:
         """As the engine states them, where that can be true; as predicted, where it cannot, or is not stated."""
         tokens = usage.prompt_tokens if self._plausible(prompts, usage.prompt_tokens) else price.tokens
-        cached = usage.cached if _told(usage, tokens) else min(price.cached, tokens)
-        return Counts(tokens, cached or 0, min(max(0, usage.output_tokens), MOST_OUTPUT))
+        cached = usage.cached if _states_cached(usage, tokens) else min(price.cached, tokens)
+        return Counts(tokens, cached or 0, min(max(0, usage.output_tokens), MAX_OUTPUT_TOKENS))
 
     def true_prefill(self, counts: Counts, prompts: int = 1) -> float:
         """The curve at true token counts, in seconds."""
@@ -131,7 +138,7 @@ class CostModel:
         """What a job is charged that ended without counts: its client left, or the engine broke off.
 
         predicted  prefill, in seconds
-        elapsed    seconds since it was let go: the most that can have been prefilled, if no token came
+        elapsed    seconds since it was dispatched: the most that can have been prefilled, if no token came
         began      whether one came
         chunks     of the answer that came: about a token each
         """
@@ -142,47 +149,49 @@ class CostModel:
         prompts: Sequence[Prompt],
         price: Price,
         usage: Usage,
-        seen: PrefillObservation | None = None,
+        observed: PrefillObservation | None = None,
         queue_s: float | None = None,
     ) -> bool:
         """From an answer that came to its end; whether the curve has learned from it, too.
 
-        seen     its prefill, if no other prefill shared it
-        queue_s  of it, in the engine's own line; None where the engine does not tell
+        observed  its prefill, if no other prefill shared it
+        queue_s   of it, in the engine's own queue; None where the engine does not tell
         """
         tokens = usage.prompt_tokens
         if not self._plausible(prompts, tokens):
             return False
-        self.accuracy["tokens"].saw(price.tokens, tokens)
+        self.accuracy["tokens"].observe(price.tokens, tokens)
         self.estimator.learn(_size(prompts), tokens)
         if len(prompts) != 1:
             return False
-        cached = usage.cached if _told(usage, tokens) else None
+        cached = usage.cached if _states_cached(usage, tokens) else None
         if cached is not None:
-            self.accuracy["uncached"].saw(price.uncached, max(1, tokens - cached))
+            self.accuracy["uncached"].observe(price.uncached, max(1, tokens - cached))
         counts = self.counts(prompts, price, usage)
-        self.prefixes.settled(prompts[0], price.each[0][1], tokens, counts.output, cached)
-        if seen is None or (cached is None and price.cached):
+        self.prefixes.settle(prompts[0], price.matches[0][1], tokens, counts.output, cached)
+        if observed is None or (cached is None and price.cached):
             return False
-        if not self.learn_slice(tokens, cached or 0, seen, queue_s):
+        if not self.learn_slice(tokens, cached or 0, observed, queue_s):
             return False
-        if not seen.beside and not seen.others:
-            self.accuracy["prefill"].saw(price.seconds, seen.seconds - (queue_s or 0.0))
+        if not observed.beside and not observed.others:
+            self.accuracy["prefill"].observe(price.seconds, observed.seconds - (queue_s or 0.0))
         return True
 
     def learn_slice(
-        self, tokens: int, cached: int | None, seen: PrefillObservation | None, queue_s: float | None
+        self, tokens: int, cached: int | None, observed: PrefillObservation | None, queue_s: float | None
     ) -> bool:
         """From one prefill of a prompt in slices, the last one included; whether the curve has learned from it.
 
-        tokens   up to the slice's end
-        cached   of them, those that the engine had: above all the slices before
-        seen     if no other prefill shared its time
-        queue_s  of that, in the engine's own line; None where the engine does not tell
+        tokens    up to the slice's end
+        cached    of them, those that the engine had: above all the slices before
+        observed  if no other prefill shared its time
+        queue_s   of that, in the engine's own queue; None where the engine does not tell
         """
-        if seen is None or cached is None:
+        if observed is None or cached is None:
             return False
-        return self.prefill.saw(Prefill(tokens, cached, seen.seconds, queue_s, seen.beside, seen.others))
+        return self.prefill.observe(
+            PrefillSample(tokens, cached, observed.seconds, queue_s, observed.beside, observed.others)
+        )
 
     def learn_tokens(self, prompts: Sequence[Prompt], tokens: int) -> None:
         """From a count that somebody made before the engine did."""
@@ -197,12 +206,12 @@ class CostModel:
         return self.estimator.plausible(_size(prompts), tokens)
 
 
-def _size(prompts: Sequence[Prompt]) -> Size:
+def _size(prompts: Sequence[Prompt]) -> PromptSize:
     total = prompts[0].size
     for prompt in prompts[1:]:
         total = total.plus(prompt.size)
     return total
 
 
-def _told(usage: Usage, tokens: int) -> bool:
+def _states_cached(usage: Usage, tokens: int) -> bool:
     return usage.cached is not None and 0 <= usage.cached <= tokens

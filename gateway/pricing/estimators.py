@@ -1,40 +1,43 @@
-"""Learners: each takes samples one by one, keeps a few sums or a bounded window, and no one sample does it harm."""
+"""Online estimators: each takes samples one by one, keeps sums or a bounded window, and withstands a wrong sample."""
 
 from bisect import bisect_right, insort
 from collections import deque
 from math import ceil
 
-MEMORY = 0.97  # of the sums so far, after one more sample
-WINDOW = 256
-ANSWER_TOKENS = 256  # before any answer was seen
-MARK = 0.9  # the percentile that `Errors` states
-A_WAIT_S = 2.0  # what is shorter, nobody asks about
+DECAY = 0.97  # of the sums so far, at each later sample
+WINDOW_SIZE = 256
+PRIOR_ANSWER_TOKENS = 256  # of an answer, before there was any
+STATED_QUANTILE = 0.9  # of the errors, as `ForecastErrors` states it
+MIN_WAIT_S = 2.0  # nobody asks about a shorter wait
 HORIZONS_S = (4.0, 16.0)  # between near and middling, and that and far
-FEW = 9  # errors, with which a 90th percentile cannot be told from the largest
+MIN_ERRORS = 9  # of fewer, the 90th percentile is no other than the largest
 
 
 class Ratio:
-    """Sums of two quantities, the recent weighing most, and `belief` in the value at the start."""
+    """The ratio of two sums, in which recent samples weigh most.
 
-    def __init__(self, start: float, *, belief: float, low: float = 0.1, high: float = 10.0) -> None:
+    prior_weight  of `prior`, in units of what is below the line
+    """
+
+    def __init__(self, prior: float, *, prior_weight: float, low: float = 0.1, high: float = 10.0) -> None:
         self._low, self._high = low, high
-        self._above, self._below = start * belief, belief
+        self._above, self._below = prior * prior_weight, prior_weight
 
     @property
     def value(self) -> float:
         return min(self._high, max(self._low, self._above / self._below))
 
-    def saw(self, above: float, below: float) -> None:
+    def observe(self, above: float, below: float) -> None:
         if not below > 0:
             return
         # A sample far off is believed only so far: it may be right, and then more of its kind will come.
         above = min(max(0.0, above), 4 * self.value * below)
-        self._above = self._above * MEMORY + above
-        self._below = self._below * MEMORY + below
+        self._above = self._above * DECAY + above
+        self._below = self._below * DECAY + below
 
 
 class Window:
-    """The last `WINDOW` values, in order of size."""
+    """The last `WINDOW_SIZE` values, in order of size."""
 
     def __init__(self) -> None:
         self._recent: deque[float] = deque()
@@ -46,7 +49,7 @@ class Window:
     def add(self, value: float) -> None:
         self._recent.append(value)
         insort(self.ordered, value)
-        if len(self._recent) > WINDOW:
+        if len(self._recent) > WINDOW_SIZE:
             del self.ordered[bisect_right(self.ordered, self._recent.popleft()) - 1]
 
 
@@ -56,7 +59,7 @@ class Accuracy:
     def __init__(self) -> None:
         self._off = Window()
 
-    def saw(self, predicted: float, true: float) -> None:
+    def observe(self, predicted: float, true: float) -> None:
         if true > 0:
             self._off.add(max(-1.0, min(10.0, predicted / true - 1)))
 
@@ -70,29 +73,29 @@ class Accuracy:
         return _quantile(sorted(map(abs, self._off.ordered)), quantile)
 
 
-class Lengths:
+class AnswerLengths:
     """How many tokens answers have."""
 
     def __init__(self) -> None:
-        self._seen = Window()
+        self._lengths = Window()
 
-    def saw(self, tokens: int) -> None:
+    def observe(self, tokens: int) -> None:
         if tokens > 0:
-            self._seen.add(tokens)
+            self._lengths.add(tokens)
 
     def expect(self, so_far: int, max_tokens: int | None = None, quantile: float = 0.5) -> int:
         """Of an answer in the end: a quantile of those that were longer than this one is so far."""
-        seen = self._seen.ordered
-        longer = bisect_right(seen, so_far)
-        if longer < len(seen):
-            tokens = int(seen[longer + int(quantile * (len(seen) - longer))])
+        lengths = self._lengths.ordered
+        longer = bisect_right(lengths, so_far)
+        if longer < len(lengths):
+            tokens = int(lengths[longer + int(quantile * (len(lengths) - longer))])
         else:
-            tokens = max(0 if seen else ANSWER_TOKENS, so_far + so_far // 2)
+            tokens = max(0 if lengths else PRIOR_ANSWER_TOKENS, so_far + so_far // 2)
         return max(so_far + 1, min(tokens, max_tokens) if max_tokens else tokens)
 
 
-class Errors:
-    """The ratio of what came to what was said, near and far apart: what makes a median a 90th percentile.
+class ForecastErrors:
+    """The ratio of actual waits to forecast ones, by horizon: what makes a 90th percentile of a median.
 
     It is read off the last errors as split conformal prediction does, (n + 1)·0.9 from below, so it holds whatever the
     forecast's own faults are, as long as the next errors are like the last ones. Later arrivals are in it. Waits too
@@ -101,21 +104,21 @@ class Errors:
 
     def __init__(self, prior: float) -> None:
         self._prior = prior
-        self._seen = [Window() for _ in range(len(HORIZONS_S) + 1)]
+        self._ratios = [Window() for _ in range(len(HORIZONS_S) + 1)]
 
-    def saw(self, said_s: float, took_s: float) -> None:
-        if max(said_s, took_s) >= A_WAIT_S:
-            self._of(said_s).add(min(100.0, max(0.0, took_s) / max(said_s, 0.1)))
+    def observe(self, forecast_s: float, actual_s: float) -> None:
+        if max(forecast_s, actual_s) >= MIN_WAIT_S:
+            self._at(forecast_s).add(min(100.0, max(0.0, actual_s) / max(forecast_s, 0.1)))
 
-    def factor(self, said_s: float) -> float:
-        seen = self._of(said_s)
-        rank = ceil((len(seen) + 1) * MARK)
-        if len(seen) < FEW:
-            return max(self._prior, *seen.ordered, self._prior)
-        return seen.ordered[rank - 1]
+    def factor(self, forecast_s: float) -> float:
+        ratios = self._at(forecast_s)
+        rank = ceil((len(ratios) + 1) * STATED_QUANTILE)
+        if len(ratios) < MIN_ERRORS:
+            return max(self._prior, *ratios.ordered, self._prior)
+        return ratios.ordered[rank - 1]
 
-    def _of(self, said_s: float) -> Window:
-        return self._seen[bisect_right(HORIZONS_S, said_s)]
+    def _at(self, forecast_s: float) -> Window:
+        return self._ratios[bisect_right(HORIZONS_S, forecast_s)]
 
 
 def _quantile(ordered: list[float], quantile: float) -> float | None:

@@ -1,9 +1,8 @@
-"""A prompt as the cost model sees it: how much text of which kind, and a chain of names for its beginnings. Never
-the text itself.
+"""A prompt as the cost model sees it: how much text of which kind, and hashes of its prefixes. Never the text itself.
 
-A chain names the beginnings of a prompt: at the end of each message, and every so many bytes inside of one. A name is
-a hash of all that comes before it, so two prompts that have one in common begin alike up to there. vLLM's prefix cache
-is keyed by blocks of tokens in the same manner; tokens are not known here before somebody has counted them.
+A prefix ends where a message ends, and every so many bytes inside of one. Its hash covers all that comes before, so two
+prompts that have a hash in common begin alike up to there. vLLM's prefix cache is keyed by blocks of tokens in the same
+manner; tokens are not known here before somebody has counted them.
 """
 
 from array import array
@@ -13,18 +12,19 @@ from hashlib import blake2b
 from string import ascii_letters, whitespace
 from typing import NamedTuple
 
-# Bytes between two names at a prompt's begin; every FEW of them the distance grows, so that 64 MiB have hundreds.
+# Bytes from one prefix to the next inside of a message. The stride grows with the prompt, whenever so many of them have
+# been read, so that 64 MiB have hundreds of prefixes.
 STRIDE = 512
-FEW = 128
-GROWTH = 4
+STRIDES_BEFORE_GROWTH = 128
+STRIDE_GROWTH = 4
 
-_NAME = 12  # bytes of a hash: two prompts in a lifetime will not share one by chance
+_DIGEST_BYTES = 12  # enough that no two prompts in a lifetime share a digest by chance
 
 _WORDS = (ascii_letters + whitespace).encode()
 _WIDE = bytes(range(128, 256))
 
 
-class Size(NamedTuple):
+class PromptSize(NamedTuple):
     """Bytes of UTF-8 text, by how many of them a token has; and what else counts.
 
     words     ASCII letters and spaces: prose
@@ -44,36 +44,36 @@ class Size(NamedTuple):
     def text_bytes(self) -> int:
         return self.words + self.marks + self.wide
 
-    def plus(self, other: "Size") -> "Size":
-        return Size(*(a + b for a, b in zip(self, other, strict=True)))
+    def plus(self, other: "PromptSize") -> "PromptSize":
+        return PromptSize(*(a + b for a, b in zip(self, other, strict=True)))
 
-    def minus(self, other: "Size") -> "Size":
-        return Size(*(a - b for a, b in zip(self, other, strict=True)))
+    def minus(self, other: "PromptSize") -> "PromptSize":
+        return PromptSize(*(a - b for a, b in zip(self, other, strict=True)))
 
 
 class PrefixHash(NamedTuple):
-    """A beginning of a prompt: its name, its size, and whether a message of the assistant comes next."""
+    """A prefix of a prompt: its hash, its size, and whether a message of the assistant comes next."""
 
-    name: bytes
-    size: Size
+    digest: bytes
+    size: PromptSize
     answered: bool = False
 
 
-EMPTY = Size()
+EMPTY_SIZE = PromptSize()
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """`chain` has the shortest beginning first and the whole prompt last; it is empty where nothing is known."""
+    """`prefixes` has the shortest first and the whole prompt last; it is empty where nothing is known."""
 
-    size: Size = EMPTY
-    chain: tuple[PrefixHash, ...] = ()
+    size: PromptSize = EMPTY_SIZE
+    prefixes: tuple[PrefixHash, ...] = ()
 
 
-def text_size(data: bytes) -> Size:
+def text_size(data: bytes) -> PromptSize:
     rest = data.translate(None, _WORDS)
     marks = len(rest.translate(None, _WIDE))
-    return Size(len(data) - len(rest), marks, len(rest) - marks)
+    return PromptSize(len(data) - len(rest), marks, len(rest) - marks)
 
 
 class PromptReader:
@@ -83,11 +83,11 @@ class PromptReader:
     """
 
     def __init__(self, seed: Iterable[bytes] = ()) -> None:
-        self._hash = blake2b(digest_size=_NAME)
+        self._hash = blake2b(digest_size=_DIGEST_BYTES)
         for each in seed:
             self._hash.update(len(each).to_bytes(8, "big") + each)
-        self._size = Size()
-        self._chain: list[PrefixHash] = []
+        self._size = PromptSize()
+        self._prefixes: list[PrefixHash] = []
         self._read = 0
         self._stride = STRIDE
         self._next = STRIDE
@@ -103,28 +103,28 @@ class PromptReader:
             self._size = self._size._replace(tokens=self._size.tokens + len(piece) // numbers.itemsize)
 
     def media(self, data: bytes, tokens: int) -> None:
-        """What is no text: it is part of the name, and counts as so many tokens."""
+        """What is no text: it goes into the hash, and counts as so many tokens."""
         self._hash.update(data)
         self._size = self._size._replace(tokens=self._size.tokens + tokens)
 
     def role(self, role: str) -> None:
         """A message begins."""
-        if role == "assistant" and self._chain:
-            self._chain[-1] = self._chain[-1]._replace(answered=True)
+        if role == "assistant" and self._prefixes:
+            self._prefixes[-1] = self._prefixes[-1]._replace(answered=True)
         self._hash.update(b"\x00" + role.encode("utf-8", "surrogatepass") + b"\x00")
         self._size = self._size._replace(messages=self._size.messages + 1)
 
-    def link(self) -> None:
-        """What was told ends here, as a message does."""
-        self._chain.append(PrefixHash(self._hash.copy().digest(), self._size))
+    def mark_prefix(self) -> None:
+        """A prefix ends here, as a message does."""
+        self._prefixes.append(PrefixHash(self._hash.copy().digest(), self._size))
 
     def prompt(self) -> Prompt:
-        if not self._chain or self._chain[-1].size != self._size:
-            self.link()
-        return Prompt(self._size, tuple(self._chain))
+        if not self._prefixes or self._prefixes[-1].size != self._size:
+            self.mark_prefix()
+        return Prompt(self._size, tuple(self._prefixes))
 
     def _pieces(self, data: bytes) -> Iterable[bytes]:
-        """Cut where a name is due, which depends on nothing but how far it is from the prompt's begin."""
+        """Cut where a prefix ends, which depends on nothing but how far it is from the beginning of the prompt."""
         at = 0
         while at < len(data):
             end = min(len(data), at + self._next - self._read)
@@ -134,7 +134,7 @@ class PromptReader:
             at = end
             yield piece
             if self._read == self._next:
-                self.link()
-                if self._read >= self._stride * FEW:
-                    self._stride *= GROWTH
+                self.mark_prefix()
+                if self._read >= self._stride * STRIDES_BEFORE_GROWTH:
+                    self._stride *= STRIDE_GROWTH
                 self._next += self._stride

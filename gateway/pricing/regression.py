@@ -4,9 +4,9 @@
 
 Least squares of the relative error, reweighted after Huber and then Tukey (Holland and Welsch, 1977), so that a sample
 far off counts for little or nothing: an engine that compiles at its first prompt, or preempts, does not spoil a price.
-The last few samples of each magnitude are kept, each worth a little less than a later one. So a run of short prompts
-does not wash out what is known of long ones, as recursive least squares with forgetting would; what is kept is bounded,
-and is all that there is to save, to draw and to explain.
+The last few samples of each magnitude are kept, each weighing a little less than a later one. So a run of short
+prompts does not wash out what is known of long ones, as recursive least squares with forgetting would; what is kept is
+bounded, and is all that there is to save, to draw and to explain.
 """
 
 from collections import deque
@@ -14,18 +14,18 @@ from collections.abc import Iterable, Sequence
 from math import log2, sqrt
 from typing import NamedTuple
 
-KEPT = 16  # samples of a magnitude, which is a power of two
-MEMORY = 0.985  # what a sample is worth after one more
-LEAST_WORTH = 0.2
-# Of each coefficient at the start, relative to it; the whole formula's scale is in greater doubt. If the samples of a
-# magnitude contradict it, the start is of another kind of machine, and the next one holds.
-DOUBTS = (0.3, 1.0, 3.0, 10.0)
-CONTRADICTION = 0.12  # relative error, all to one side,
-AGREEING = 0.8, 3  # of such a share of a magnitude's samples, and of so many at the least
-MINOR = 0.3  # a coefficient that starts at 0 is given room for such a share of y
-LEAST_SPREAD = 0.03  # relative error that is not told from noise
-USUAL_SPREAD = 0.1  # of a sample, against which the doubt of the start is weighed
-BOUNDS = 1e-9, 1e18  # of all that can be a sample's x or y: in between, sums of squares are neither 0 nor infinite
+KEPT_PER_MAGNITUDE = 16  # samples of a magnitude, which is a power of two
+DECAY = 0.985  # of a sample's weight, at each later sample
+MIN_WEIGHT = 0.2
+# How far each coefficient of the prior may be off, relative to it; the scale of the whole formula is in greater doubt.
+# If the samples of a magnitude contradict the fit, the prior is of another kind of machine, and the next doubt holds.
+PRIOR_DOUBTS = (0.3, 1.0, 3.0, 10.0)
+CONTRADICTION_ERROR = 0.12  # relative error, all to one side,
+CONTRADICTING = 0.8, 3  # of this share of a magnitude's samples, and of at least so many
+ZERO_PRIOR_SHARE = 0.3  # of y: the room of a coefficient whose prior is 0
+MIN_SPREAD = 0.03  # a smaller relative error cannot be told from noise
+USUAL_SPREAD = 0.1  # relative error of a sample, against which the doubt of the prior is weighed
+SAMPLE_BOUNDS = 1e-9, 1e18  # of a sample's x and y: within them, sums of squares are neither 0 nor infinite
 
 _HUBER, _TUKEY = 1.345, 4.685
 _ROUNDS = (_HUBER,) * 5 + (_TUKEY,) * 2
@@ -36,27 +36,27 @@ Row = tuple[float, ...]
 class Sample(NamedTuple):
     x: Row
     y: float
-    number: int  # of those that were seen
+    number: int  # in the order of observation, from 1
 
 
 class Regression:
-    def __init__(self, start: Sequence[float]) -> None:
-        """`start` is what the coefficients are taken to be before there are samples. Not all of them may be 0."""
-        self.start: Row = tuple(start)
+    def __init__(self, prior: Sequence[float]) -> None:
+        """`prior` is what the coefficients are taken to be before there are samples. Not all of them may be 0."""
+        self.prior: Row = tuple(prior)
+        self.observations = 0  # that were samples, whether or not they are still kept
         self._samples: dict[int, deque[Sample]] = {}
-        self.seen = 0
-        self._theta: Row | None = self.start
+        self._theta: Row | None = self.prior
 
-    def saw(self, x: Sequence[float], y: float) -> bool:
+    def observe(self, x: Sequence[float], y: float) -> bool:
         """Whether it is a sample at all: y must be above 0, no x below it, and x must say something about y."""
         row = tuple(x)
         if not (_bounded(y) and all(each == 0 or _bounded(each) for each in row)):
             return False
-        if not _bounded(expected := _dot(self.start, row)):
+        if not _bounded(expected := _dot(self.prior, row)):
             return False
-        self.seen += 1
-        kept = self._samples.setdefault(round(log2(expected)), deque(maxlen=KEPT))
-        kept.append(Sample(row, y, self.seen))
+        self.observations += 1
+        kept = self._samples.setdefault(round(log2(expected)), deque(maxlen=KEPT_PER_MAGNITUDE))
+        kept.append(Sample(row, y, self.observations))
         self._theta = None
         return True
 
@@ -69,7 +69,7 @@ class Regression:
     def at(self, x: Sequence[float]) -> float:
         return _dot(self.theta, x)
 
-    def most(self, k: int) -> float:
+    def largest(self, k: int) -> float:
         """The largest x of that number among the samples that are kept; 0 if there are none."""
         return max((sample.x[k] for kept in self._samples.values() for sample in kept), default=0.0)
 
@@ -79,60 +79,61 @@ class Regression:
         return sorted((sample for kept in self._samples.values() for sample in kept), key=lambda each: each.number)
 
     def errors(self) -> list[float]:
-        """Of the kept samples, how far the formula is off, relative to what was seen."""
+        """Of the kept samples, how far the formula is off, relative to what was observed."""
         return [self.at(sample.x) / sample.y - 1 for sample in self.samples]
 
     def _fit(self) -> Row:
         samples = self.samples
-        worth = [max(LEAST_WORTH, MEMORY ** (self.seen - sample.number)) for sample in samples]
-        scale = self._scale(samples, worth)
-        start = tuple(scale * each for each in self.start)
-        doubted = tuple(scale * max(theta, self._minor(samples, k)) for k, theta in enumerate(self.start))
-        theta = start
-        for doubt in DOUBTS:
-            prior = [(t, (USUAL_SPREAD / doubt / p) ** 2) for t, p in zip(start, doubted, strict=True)]
-            theta = _reweighted(samples, worth, start, prior)
+        ages = [max(MIN_WEIGHT, DECAY ** (self.observations - sample.number)) for sample in samples]
+        scale = self._scale(samples, ages)
+        scaled = tuple(scale * each for each in self.prior)
+        rooms = tuple(scale * max(theta, self._room_of_zero(samples, k)) for k, theta in enumerate(self.prior))
+        theta = scaled
+        for doubt in PRIOR_DOUBTS:
+            prior = [(t, (USUAL_SPREAD / doubt / room) ** 2) for t, room in zip(scaled, rooms, strict=True)]
+            theta = _reweighted(samples, ages, scaled, prior)
             if not self._contradicts(theta):
                 break
         return theta
 
     def _contradicts(self, theta: Row) -> bool:
         """Whether nearly all samples of a magnitude are off to one side. Single ones go wrong, but not most of them;
-        were it not for this, those that a wrong start is farthest from would be taken for such."""
-        share, least = AGREEING
+        were it not for this, those that a wrong prior is farthest from would be taken for such."""
+        share, least = CONTRADICTING
         for kept in self._samples.values():
             if len(kept) >= least:
                 off = sorted(sample.y / max(_dot(theta, sample.x), 1e-12) for sample in kept)
                 others = int((1 - share) * len(off))
-                if off[others] > 1 + CONTRADICTION or off[-1 - others] < 1 / (1 + CONTRADICTION):
+                if off[others] > 1 + CONTRADICTION_ERROR or off[-1 - others] < 1 / (1 + CONTRADICTION_ERROR):
                     return True
         return False
 
-    def _scale(self, samples: list[Sample], worth: list[float]) -> float:
-        """How much slower than at the start, by the lower median: what goes wrong goes slow. The start itself has a
-        voice, here and in the spread, so that one sample alone, which may be the one that went wrong, moves little."""
-        ratios = [1.0, *(sample.y / _dot(self.start, sample.x) for sample in samples)]
-        return _lower_median(ratios, [1.0, *worth])
+    def _scale(self, samples: list[Sample], weights: list[float]) -> float:
+        """How much slower than the prior, by the lower median: what goes wrong goes slow. The prior itself has a vote,
+        here and in the spread, so that one sample alone, which may be the one that went wrong, moves little."""
+        ratios = [1.0, *(sample.y / _dot(self.prior, sample.x) for sample in samples)]
+        return _lower_median(ratios, [1.0, *weights])
 
-    def _minor(self, samples: list[Sample], k: int) -> float:
+    def _room_of_zero(self, samples: list[Sample], k: int) -> float:
+        """The coefficient k that would explain ZERO_PRIOR_SHARE of what the prior expects of the samples."""
         total = sum(sample.x[k] for sample in samples)
-        return MINOR * sum(_dot(self.start, sample.x) for sample in samples) / total if total > 0 else 1e-12
+        return ZERO_PRIOR_SHARE * sum(_dot(self.prior, sample.x) for sample in samples) / total if total > 0 else 1e-12
 
 
 def _bounded(value: float) -> bool:
-    least, most = BOUNDS
+    least, most = SAMPLE_BOUNDS
     return least <= value <= most
 
 
-def _reweighted(samples: list[Sample], worth: list[float], theta: Row, prior: list[tuple[float, float]]) -> Row:
-    """From `theta` on. Of `prior`, each coefficient's value and weight."""
+def _reweighted(samples: list[Sample], ages: list[float], theta: Row, prior: list[tuple[float, float]]) -> Row:
+    """From `theta` on. `ages` weigh each sample by its age; `prior` has each coefficient's value and weight."""
     for bound in _ROUNDS:
         expected = [max(_dot(theta, sample.x), 1e-12) for sample in samples]
         off = [sample.y / y - 1 for sample, y in zip(samples, expected, strict=True)]
-        spread = max(LEAST_SPREAD, 1.4826 * _lower_median([0.0, *map(abs, off)], [1.0, *worth]))
+        spread = max(MIN_SPREAD, 1.4826 * _lower_median([0.0, *map(abs, off)], [1.0, *ages]))
         weights = [
             each * _weight(r / (bound * spread), bound) / (y * y)
-            for each, r, y in zip(worth, off, expected, strict=True)
+            for each, r, y in zip(ages, off, expected, strict=True)
         ]
         theta = _solve(samples, weights, prior)
     return theta
@@ -192,9 +193,9 @@ def _dot(theta: Sequence[float], x: Sequence[float]) -> float:
     return sum(t * each for t, each in zip(theta, x, strict=True))
 
 
-def _lower_median(values: Iterable[float], worth: Sequence[float]) -> float:
-    ordered = sorted(zip(values, worth, strict=True))
-    half = sum(worth) / 2
+def _lower_median(values: Iterable[float], weights: Sequence[float]) -> float:
+    ordered = sorted(zip(values, weights, strict=True))
+    half = sum(weights) / 2
     for value, weight in ordered:
         half -= weight
         if half <= 0:

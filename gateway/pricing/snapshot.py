@@ -1,4 +1,4 @@
-"""What a gateway has learned of its engine, as it is kept from one start to the next: samples, never a word of text.
+"""What a gateway has learned of its engine, as it outlasts a restart: samples, never a word of text.
 
 One JSON object. Samples are kept, not coefficients, so that whatever reads them can draw them, and a better way to fit
 them applies to old ones too.
@@ -7,7 +7,7 @@ them applies to old ones too.
      "prefill": [[1.0, 1810, 3276100, 0, 0.44], ...],   as `gateway.pricing.curves` has them, seconds last
      "step": [[4, 0.063], ...],                         sequences, seconds
      "tokens": [[5120, 80, 0, 2, 1303], ...],           bytes by kind, messages, tokens
-     "answers": [1.0, ...]}                             shares of answers that were found in the prefix cache again
+     "answers": [1.0, ...]}                             of answers that were sent back, the cached shares
 """
 
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ from gateway.pricing.regression import Regression
 VERSION = 1
 
 # A file that is larger was not written by us.
-MOST_BYTES = 1 << 20
+MAX_BYTES = 1 << 20
 
 Rows = list[list[float]]
 
@@ -43,7 +43,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
 @dataclass(frozen=True)
 class CostSnapshot:
     """engine   the model and the version of its server: samples of another say nothing about this one
-    profile  what was believed before there were samples
+    profile  the prior: what was believed before there were samples
     """
 
     engine: str
@@ -59,11 +59,11 @@ class CostSnapshot:
         return cls(
             engine,
             name,
-            model.start,
+            model.prior,
             list(_rows(model.prefill.regression)),
             [[sample.x[-1], sample.y] for sample in model.step.regression.samples],
             list(_rows(model.estimator.regression)),
-            model.prefixes.answers(),
+            model.prefixes.answer_shares(),
         )
 
     @classmethod
@@ -93,14 +93,14 @@ class CostSnapshot:
         return msgspec.json.encode(kept)
 
     def apply_to(self, model: CostModel) -> None:
-        """As if it had seen all that itself."""
+        """As if the model had observed all that itself."""
         for *x, y in self.prefill:
-            model.prefill.regression.saw(x, y)
+            model.prefill.regression.observe(x, y)
         for sequences, seconds in self.step:
-            model.step.saw(sequences, seconds)
+            model.step.observe(sequences, seconds)
         for *x, y in self.tokens:
-            model.estimator.regression.saw(x, y)
-        model.prefixes.found_again(self.answers)
+            model.estimator.regression.observe(x, y)
+        model.prefixes.restore_answer_shares(self.answers)
 
     @property
     def samples(self) -> int:
@@ -112,4 +112,4 @@ def _rows(regression: Regression) -> Iterator[list[float]]:
         yield [*sample.x, sample.y]
 
 
-__all__ = ["MOST_BYTES", "CostSnapshot"]
+__all__ = ["MAX_BYTES", "CostSnapshot"]

@@ -7,7 +7,7 @@ import anyio
 from gateway import from_settings
 from gateway.api.base import InferenceRequest
 from gateway.config.settings import Settings
-from gateway.identity.background import Background
+from gateway.identity.background import BackgroundRules
 from gateway.identity.callers import Caller, Callers, hashed
 from gateway.identity.keys import KeysError
 from gateway.identity.missing_users import HINT, MissingUserDetector
@@ -35,12 +35,12 @@ class Access:
 
     def is_background(self, caller: Caller, request: InferenceRequest, headers: dict[bytes, bytes]) -> bool:
         """Whether the request is served last."""
-        return self._background.takes(caller, request, headers)
+        return self._background.matches(caller, request, headers)
 
     def check_user(self, caller: Caller, request: InferenceRequest) -> None:
         """Fairness between users needs to know who they are: say so where a front end seems not to tell."""
         named = caller.user(request.user) is not None
-        if caller.rights.front_end and self._missing_users.seen(caller.name, named):
+        if caller.rights.front_end and self._missing_users.observe(caller.name, named):
             logger.warning(HINT, hashed(caller.name), ", ".join(self._user_headers))
 
     async def watch_keys(self) -> None:
@@ -59,7 +59,7 @@ class Access:
         self._settings = settings
         self._keys_file = keys_file
         self._user_headers = settings.user_headers
-        self._background: Background = from_settings.background_rules(settings)
+        self._background: BackgroundRules = from_settings.background_rules(settings)
         self._callers = Callers(
             [*from_settings.api_keys(settings), *keys_file.keys],
             settings.front_end_networks,

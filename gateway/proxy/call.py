@@ -106,7 +106,7 @@ class Call:
             await client.write(errors.event(error), more=False)
         else:
             headers = [(b"content-type", b"application/json"), *error.headers(), *self.headers]
-            await client.respond(error.status, headers, errors.whole(error))
+            await client.respond(error.status, headers, errors.body(error))
 
     def record(self) -> RequestRecord:
         """All that telemetry is told, filled in here and nowhere else."""

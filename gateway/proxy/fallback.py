@@ -5,14 +5,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ExceptionHandler
 
-from gateway.api.routes import PASSED, QUEUED, REFUSED, shape
+from gateway.api.routes import PASSED, QUEUED, REFUSED, error_format
 from gateway.errors import GatewayError, InternalError, MethodNotAllowed, NotFound
 from gateway.proxy import status
 
 
 async def _gateway_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, GatewayError)
-    response = Response(shape(request.url.path).whole(error), error.status, media_type="application/json")
+    response = Response(error_format(request.url.path).body(error), error.status, media_type="application/json")
     response.raw_headers.extend(error.headers())
     return response
 

@@ -6,8 +6,8 @@ import re
 import anyio
 from starlette.types import Receive, Scope, Send
 
-from gateway.api.base import NOTHING
-from gateway.api.routes import Passed, shape
+from gateway.api.base import NO_EVENT
+from gateway.api.routes import Passed, error_format
 from gateway.api.sse import EventStream
 from gateway.engine.client import EngineClient, EngineRequest
 from gateway.errors import GatewayError, InternalError, NotFound
@@ -60,7 +60,7 @@ class Passthrough:
         async with self._engine.send(wanted) as response:
             if response.streams:
                 await client.start(response.status, response.headers)
-                events = EventStream(lambda data: NOTHING)
+                events = EventStream(lambda data: NO_EVENT)
                 async for chunk in response.chunks():
                     if whole := events.feed(chunk):
                         await client.write(whole)
@@ -70,9 +70,9 @@ class Passthrough:
 
     async def _fail(self, client: ClientConnection, error: GatewayError) -> None:
         """As a response; or, once a stream has begun, as its last event."""
-        errors = shape(self._route.path)
+        errors = error_format(self._route.path)
         if client.started:
             await client.write(errors.event(error), more=False)
         else:
             headers = [(b"content-type", b"application/json"), *error.headers()]
-            await client.respond(error.status, headers, errors.whole(error))
+            await client.respond(error.status, headers, errors.body(error))

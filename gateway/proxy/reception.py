@@ -96,7 +96,7 @@ class Reception:
     def _check_length(self, request: InferenceRequest, min_tokens: int) -> None:
         """What can never fit need not wait to be told so. What might fit is the engine's to judge."""
         limit = self._core.max_model_len
-        if limit is not None and min_tokens > limit and not request.cut:
+        if limit is not None and min_tokens > limit and not request.truncatable:
             raise Rejected(
                 Outcome.TOO_LONG,
                 f"This model's maximum context length is {limit} tokens. "
@@ -121,7 +121,7 @@ class Reception:
             seats=request.seats,
             id=call.id,
             kv_tokens=self._core.kv_tokens(price, request.seats, request.max_tokens),
-            session=hints.session or caller.part(request.user) or request.session,
+            session=hints.session or caller.subdivision(request.user) or request.session,
             weight=self.weights.get(flow.partition(":")[2], rights.weight),
             head_start=head_start,
             deadline=call.arrived_at + hints.deadline,

@@ -69,7 +69,7 @@ async def relay_whole(call: Call, life: Lifecycle, response: EngineResponse) -> 
     times = said.times
     call.answer = Answer(said.usage, times.queue_s, times.generation_s) if times else Answer(said.usage)
     if client.started:
-        await client.write(api.errors.framed(_engine_error(body)), more=False)
+        await client.write(api.errors.frame(_engine_error(body)), more=False)
     else:
         await client.respond(response.status, response.headers + call.headers, body)
 

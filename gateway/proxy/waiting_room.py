@@ -134,7 +134,7 @@ class WaitingRoom:
         if self.draining:
             raise Draining(_DRAINING)
         now, limits = perf_counter(), self.admission.limits
-        match self.admission.refuses(job):
+        match self.admission.rejects(job):
             case None if not self.forecaster.meets(job, now):
                 outcome, why = Outcome.DEADLINE_UNREACHABLE, "its first token cannot be there by x-fairlane-deadline"
             case None:

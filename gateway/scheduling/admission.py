@@ -80,10 +80,10 @@ class Admission:
             case events.Left(job):
                 return self.leave(job)
 
-    def refuses(self, job: Job) -> Outcome | None:
+    def rejects(self, job: Job) -> Outcome | None:
         """Why this job may not wait, if it may not. Asked before `arrive`; changes nothing. Limits that are not set
         refuse nothing."""
-        return self.queue.refuses(job)
+        return self.queue.rejects(job)
 
     def arrive(self, job: Job, first_slice: Slice | None = None) -> list[Job]:
         if job in self._tickets:

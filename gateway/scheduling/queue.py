@@ -46,7 +46,7 @@ class JobQueue:
     def waiting(self, lane: Lane) -> int:
         return self._queued_in[lane] + len(self._requeued[lane])
 
-    def refuses(self, job: Job) -> Outcome | None:
+    def rejects(self, job: Job) -> Outcome | None:
         limits, flow = self.limits, self._flows.get(job.flow, _Flow())
         cap = limits.queued(job)
         if cap is not None and flow.queued >= cap:

@@ -26,11 +26,11 @@ class KeysFile:
         """
         if self.path is None:
             return False
-        # Looked at before it is read: what changes in between is seen the next time.
-        seen = _state(self.path)
-        if seen == self._read:
+        # Looked at before it is read: what changes in between is read the next time.
+        state = _state(self.path)
+        if state == self._read:
             return False
-        self._read = seen
+        self._read = state
         self.keys = read_keys_file(self.path)
         return True
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from gateway.pricing.snapshot import MOST_BYTES, CostSnapshot
+from gateway.pricing.snapshot import MAX_BYTES, CostSnapshot
 
 logger = logging.getLogger("fairlane")
 
@@ -46,9 +46,9 @@ class StateFile:
         self._known = self._there()
         try:
             with self.path.open("rb") as file:
-                data = file.read(MOST_BYTES + 1)
-            if len(data) > MOST_BYTES:
-                raise ValueError(f"it is larger than {MOST_BYTES} bytes")
+                data = file.read(MAX_BYTES + 1)
+            if len(data) > MAX_BYTES:
+                raise ValueError(f"it is larger than {MAX_BYTES} bytes")
             return CostSnapshot.read(data)
         except FileNotFoundError:
             return None

@@ -20,14 +20,14 @@ from gateway.tokenizers.fields import Fields, Uncountable, read_fields, read_pro
 logger = logging.getLogger("fairlane")
 
 # Bytes of a body that is counted. No context window takes more, and an encoder cannot be stopped half-way.
-MOST_BYTES = 4 << 20
+MAX_BODY_BYTES = 4 << 20
 
-# Counts in a row that may be further off than this part of the engine's own, before nothing is counted any more.
-MOST_WRONG = 3
-MOST_OFF = 0.02
+# After so many counts in a row that are further off than this share of the engine's own, nothing is counted any more.
+MAX_WRONG_COUNTS = 3
+MAX_RELATIVE_ERROR = 0.02
 
 # Seconds until a server that has no /tokenize is asked again: it may have been replaced by one that has.
-ASK_AGAIN = 300.0
+RETRY_MISSING_S = 300.0
 
 _OF_A_CHAT = [
     *("model", "messages", "tools", "chat_template"),
@@ -76,7 +76,7 @@ class BoundedTokenizer:
     async def _bounded(
         self, ask: Callable[[InferenceRequest], Awaitable[T | None]], request: InferenceRequest
     ) -> T | None:
-        if len(request.body) > MOST_BYTES or self._wrong >= MOST_WRONG:
+        if len(request.body) > MAX_BODY_BYTES or self._wrong >= MAX_WRONG_COUNTS:
             return None
         with anyio.move_on_after(self._patience):
             async with self._places:
@@ -86,11 +86,11 @@ class BoundedTokenizer:
     def compare(self, counted: int, true: int) -> None:
         """Told of a count, and of the engine's own. One that is wrong again and again, as for a template
         that the engine has otherwise, is worse than an estimate, which learns."""
-        if abs(counted - true) <= MOST_OFF * true:
+        if abs(counted - true) <= MAX_RELATIVE_ERROR * true:
             self._wrong = 0
             return
         self._wrong += 1
-        if self._wrong == MOST_WRONG:
+        if self._wrong == MAX_WRONG_COUNTS:
             logger.warning(
                 "prompts have other tokens than were counted (%d instead of %d): they are estimated from now on",
                 counted,
@@ -164,7 +164,7 @@ class EngineTokenizer:
         if answer.status_code in (404, 405, 501) and b"model" not in answer.content:
             if self._missing_until is None:
                 logger.warning("the engine has no /tokenize: prompt tokens are estimated (HTTP %d)", answer.status_code)
-            self._missing_until = self._clock() + ASK_AGAIN
+            self._missing_until = self._clock() + RETRY_MISSING_S
         if answer.status_code != 200:
             raise Uncountable
         self._missing_until = None

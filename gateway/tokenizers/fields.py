@@ -22,7 +22,7 @@ from gateway.api.base import InferenceRequest
 Fields = dict[str, msgspec.Raw]
 
 # Texts of one request that are counted. More are a batch job, which no count makes fairer.
-MOST_TEXTS = 8
+MAX_TEXTS = 8
 
 _UNCOUNTED = {"suffix", "prompt_embeds", "truncate_prompt_tokens", "kv_transfer_params"}
 _NULL = msgspec.Raw(b"null")
@@ -107,7 +107,7 @@ def read_prompts(fields: Fields) -> tuple[list[str], int]:
     prompt = _PROMPT.decode(fields["prompt"])
     prompts = [prompt] if isinstance(prompt, str) else prompt
     texts = [each for each in prompts if isinstance(each, str)]
-    if len(texts) > MOST_TEXTS:
+    if len(texts) > MAX_TEXTS:
         raise Uncountable
     return texts, sum(len(each) if isinstance(each, list) else 1 for each in prompts if not isinstance(each, str))
 

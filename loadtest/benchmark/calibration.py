@@ -85,12 +85,12 @@ class Calibration:
         # All in one sample: several may come at the same instant, where something on the way was busy; or all of them.
         if tokens >= MIN_TOKENS and (seconds := (instants[-1] - instants[0]) / tokens) > PLAUSIBLE_S[0]:
             for _ in range(max(1, round(tokens / TOKENS_PER_SAMPLE))):
-                self.model.step.saw(len(records), seconds)
+                self.model.step.observe(len(records), seconds)
             self._steps.setdefault(len(records), []).append(seconds)
 
     @property
     def sizes(self) -> list[Size]:
-        start, learned = self.model.start, self.model.profile
+        start, learned = self.model.prior, self.model.profile
         found = []
         for asked in sorted({trial.asked for trial in self.trials}):
             trials = [trial for trial in self.trials if trial.asked == asked]
@@ -108,7 +108,7 @@ class Calibration:
 
     @property
     def steps(self) -> list[Step]:
-        start, learned = self.model.start, self.model.step
+        start, learned = self.model.prior, self.model.step
         return [
             Step(sequences, median(seconds), start.step(sequences), learned.at(sequences))
             for sequences, seconds in sorted(self._steps.items())

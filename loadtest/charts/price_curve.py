@@ -51,9 +51,9 @@ class PriceCurve:
         """`name` is its start's."""
         regression = model.prefill.regression
         if not regression.samples and not model.step.regression.samples:
-            return cls(name, model.start)
+            return cls(name, model.prior)
         dots = tuple(each for sample in regression.samples if (each := _dot(sample, regression.theta)) is not None)
-        return cls(name, model.start, model.profile, dots)
+        return cls(name, model.prior, model.profile, dots)
 
     @property
     def best(self) -> Profile:

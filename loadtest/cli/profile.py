@@ -18,7 +18,7 @@ from gateway.config.settings import Settings
 from gateway.pricing.cost_model import CostModel
 from gateway.pricing.profile import Profile
 from gateway.pricing.snapshot import CostSnapshot
-from gateway.pricing.token_estimator import Estimator
+from gateway.pricing.token_estimator import TokenEstimator
 from gateway.storage.config_file import load as load_settings
 from gateway.storage.profile_file import load as load_profile
 from gateway.storage.profile_file import shipped
@@ -233,7 +233,7 @@ def _tell_samples(console: Console, model: CostModel) -> None:
     console.print(f"bytes per token   {_bytes_per_token(model.estimator)}")
 
 
-def _bytes_per_token(estimator: Estimator) -> str:
+def _bytes_per_token(estimator: TokenEstimator) -> str:
     words, marks, wide, message = estimator.regression.theta
     each = [
         f"{number(1 / share, 2) if share else NOTHING} of {what}"

@@ -29,7 +29,7 @@ class Fixed(CostModel):
 
     @property
     def profile(self) -> Profile:
-        return self.start
+        return self.prior
 
 
 def check_pricing(pricing: str) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from math import ceil
 
-from gateway.pricing.prompt import PrefixHash, Prompt, Size
+from gateway.pricing.prompt import PrefixHash, Prompt, PromptSize
 from loadtest.workloads.plan import Plan, Segment
 
 
@@ -24,7 +24,7 @@ class Prompts:
         segments = self._plan.segments[number]
         for (name, tokens), (following, _) in zip(segments, (*segments[1:], ("", 0)), strict=True):
             names, end = (*names, name), end + tokens
-            size = Size(words=ceil(end * self._bytes_per_token))
+            size = PromptSize(words=ceil(end * self._bytes_per_token))
             chain.append(PrefixHash("\n".join(names).encode(), size, following.startswith("answer ")))
         return Prompt(chain[-1].size, tuple(chain))
 

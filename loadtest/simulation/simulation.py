@@ -136,7 +136,7 @@ class Simulation:
             kv_tokens=core.kv_tokens(price, 1, request.asks_for),
             session=request.session,
         )
-        if refused := core.admission.refuses(job):
+        if refused := core.admission.rejects(job):
             self._end(client.record, Outcome.REJECTED, refused.value)
             return
         self._by_job[job] = client

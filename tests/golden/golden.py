@@ -1,10 +1,10 @@
 """Golden results: what simulations and their decisions came to before the code was moved and renamed.
 
-Every case is one workload under one front, on the virtual clock, with a fixed seed and no noise. A case's entry has
+Every case is one workload on one deployment, on the virtual clock, with a fixed seed and no noise. A case's entry has
 digests, which say whether anything changed at all, and figures, which say what kind of change it was:
 
     records_sha256    every instant and count of every request
-    decisions_sha256  who was let go at each event, and what the budgets had given out; independent of field names
+    decisions_sha256  who was dispatched at each event, and what the budgets had given out; independent of field names
     log_sha256        the text of the decision log, which also changes when its format does
 
 `record.py` writes the entries and compares against them. `decision_logs_v1` has whole logs in the first format, from
@@ -22,8 +22,10 @@ from unittest.mock import patch
 from gateway.scheduling.admission import Admission
 from gateway.scheduling.events import Event
 from gateway.telemetry.decision_log import DecisionLog
-from loadtest.cli.load import read_load
+from loadtest.cli.load import GatewayOptions, LoadOptions, deployment, read_load
 from loadtest.results.records import Record
+from loadtest.storage.engine_profiles import load_profile
+from loadtest.workloads.catalogue import WORKLOADS
 from policies.base import Job
 
 Entry = dict[str, int | float | str]
@@ -53,12 +55,12 @@ MODES: dict[str, tuple[bool, list[str]]] = {
 class Case:
     workload: str
     profile: str
-    front: str
+    deployment: str
     mode: str
 
     @property
     def name(self) -> str:
-        return f"{self.workload} {self.profile} {self.front} {self.mode}"
+        return f"{self.workload} {self.profile} {self.deployment} {self.mode}"
 
 
 def cases() -> list[Case]:
@@ -77,7 +79,7 @@ def _everywhere() -> Iterator[Case]:
 
 
 def _elsewhere() -> Iterator[Case]:
-    """The other fronts, and requests that are refused or wait too long, with the workloads that are quick."""
+    """The other deployments, and requests that are refused or wait too long, with the workloads that are quick."""
     for workload in ("office-mix", "starvation", "office-minute"):
         for other in ("drr", "deadline", "semaphore", "priority"):
             yield Case(workload, PROFILES[0], other, "plain")
@@ -109,12 +111,13 @@ def recorded() -> dict[str, Entry]:
 
 
 def _simulate(case: Case) -> tuple[list[Record], list[str]]:
-    """The records and the decision log, which is empty where nobody stands before the engine."""
+    """The records and the decision log, which is empty where nothing stands before the engine."""
     cache, settings = MODES[case.mode]
     machine = load_profile(case.profile).with_flags(enable_prefix_caching=cache)
-    load = read_load(case.workload, SEED, None, None, FIRST_REQUESTS.get(case.workload), None, None, DEFAULT_SLO)
-    with _logging(case.front) as log:
-        records = front(case.front, machine, settings).simulate(load.plan, machine, seed=load.options.seed)
+    load = read_load(LoadOptions(case.workload, SEED, requests=FIRST_REQUESTS.get(case.workload)))
+    deployed = deployment(case.deployment, machine, GatewayOptions(settings))
+    with _logging(case.deployment) as log:
+        records = deployed.simulate(load.plan, machine, seed=load.options.seed)
     return records, log
 
 
@@ -145,7 +148,7 @@ def _row(record: Record) -> str:
 
 
 def _decision(line: str) -> str:
-    """A line's event number, job, those who were let go, and the budgets."""
+    """A line's event number, job, those who were dispatched, and the budgets."""
     event = json.loads(line)
     return repr((event["n"], event.get("job"), event["dispatched"], list(event["held"].values()))) + "\n"
 
@@ -167,9 +170,9 @@ def _figures(records: list[Record]) -> Entry:
 # No names from here on.
 
 
-def _quantile(ordered: list[float], part: float) -> float:
+def _quantile(ordered: list[float], share: float) -> float:
     """The nearest value, to the millisecond."""
-    return round(ordered[round(part * (len(ordered) - 1))], 3)
+    return round(ordered[round(share * (len(ordered) - 1))], 3)
 
 
 def _digest(lines: Iterable[str]) -> str:

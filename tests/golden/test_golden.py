@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from loadtest.replay import replay
 
+from loadtest.simulation.replay import replay
 from tests.golden.golden import FILE, LOGS, Case, cases, entry, recorded
 
 BF16, NVFP4 = "gemma-4-26b-bf16", "gemma-4-26b-nvfp4"

@@ -250,7 +250,7 @@ def test_the_number_of_remembered_flows_is_bounded() -> None:
     fair = Fair()
     for i in range(5 * MAX_IDLE):
         visit(fair, f"visitor {i}")
-        assert len(fair._users.parties) <= 2 * MAX_IDLE
+        assert len(fair._users.accounts) <= 2 * MAX_IDLE
 
 
 def test_the_number_of_remembered_sessions_is_bounded() -> None:
@@ -258,14 +258,14 @@ def test_the_number_of_remembered_sessions_is_bounded() -> None:
     running = job("a", lane="long")
     pushed(fair, running)
     assert fair.pop("long") is running
-    user = fair._users.parties["a"]
+    user = fair._users.accounts["a"]
     for i in range(5 * MAX_IDLE):
         visitor = job("a", session=f"chat {i}")
         fair.push(visitor)
         fair.settle(fair.pop("short"), 1.0)
-        assert len(user.sessions.parties) <= 2 * (MAX_IDLE + 1)  # one of them is busy
+        assert len(user.sessions.accounts) <= 2 * (MAX_IDLE + 1)  # one of them is busy
     fair.settle(running, 1.0)
-    assert not user.sessions.parties
+    assert not user.sessions.accounts
 
 
 def test_the_heaps_hold_no_stale_entries() -> None:
@@ -276,7 +276,7 @@ def test_the_heaps_hold_no_stale_entries() -> None:
     assert fair.pop("short") is running
     for i in range(1000):
         fair.charge(running, float(i % 7))
-    for turns in (fair._users, fair._users.parties["a"].sessions):
+    for turns in (fair._users, fair._users.accounts["a"].sessions):
         assert max(len(turns._tags), *(len(turns._heaps[lane]) for lane in LANES)) <= 2 * 2 + 16
 
 

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from gateway.scheduling.admission import Admission
 from gateway.scheduling.limits import Limits
+from gateway.scheduling.ticket import Slice
 from policies import POLICIES
 from policies.base import AGING, LANES, Job, Lane, Policy
 from policies.deadline import SLACK
@@ -214,13 +215,13 @@ KEYS: dict[str, Callable[[Job], float]] = {
 
 @dataclass(frozen=True)
 class Fate:
-    """A job, and what becomes of it. `truth` is its cost, prefill and answer; parts of its prefill are slices."""
+    """A job, and what becomes of it. `truth` is its cost, prefill and answer; its prefill comes in so many slices."""
 
     job: Job
     truth: float
     prefill: float
     decode: float
-    parts: int = 1
+    slices: int = 1
     leaves_after: float = inf  # if it still waits then
 
 
@@ -232,7 +233,7 @@ class World:
     waits: dict[Job, float] = field(default_factory=dict)
     _events: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
     _count: "count[int]" = field(default_factory=count)
-    _parts_left: dict[Job, int] = field(default_factory=dict)
+    _slices_left: dict[Job, int] = field(default_factory=dict)
     _fates: dict[Job, Fate] = field(default_factory=dict)
 
     def run(self, fates: Iterable[Fate]) -> "World":
@@ -249,40 +250,40 @@ class World:
     def _at(self, when: float, act: Callable[[], None]) -> None:
         heappush(self._events, (when, next(self._count), act))
 
-    def _let_go(self, jobs: list[Job]) -> None:
+    def _dispatched(self, jobs: list[Job]) -> None:
         for job in jobs:
             self.waits.setdefault(job, self.now - job.arrival)
             fate = self._fates[job]
-            self._at(self.now + fate.prefill / fate.parts, lambda job=job: self._prefilled(job))  # type: ignore[misc]
+            self._at(self.now + fate.prefill / fate.slices, lambda job=job: self._prefilled(job))  # type: ignore[misc]
 
     def _arrive(self, fate: Fate) -> None:
         job = fate.job
         self._fates[job] = fate
-        self._parts_left[job] = fate.parts
+        self._slices_left[job] = fate.slices
         self.witness.truth[job] = fate.truth
         if fate.leaves_after < inf:
             self._at(self.now + fate.leaves_after, lambda: self._leave(job))
-        self._let_go(self.admission.arrive(job, self._part(fate) if fate.parts > 1 else None))
+        self._dispatched(self.admission.arrive(job, self._slice(fate) if fate.slices > 1 else None))
 
-    def _part(self, fate: Fate) -> Slice:
-        return Slice(fate.job.tokens // fate.parts, fate.job.cost / fate.parts)
+    def _slice(self, fate: Fate) -> Slice:
+        return Slice(fate.job.tokens // fate.slices, fate.job.cost / fate.slices)
 
     def _leave(self, job: Job) -> None:
         if job not in self.waits:
-            self._let_go(self.admission.leave(job))
+            self._dispatched(self.admission.leave(job))
 
     def _prefilled(self, job: Job) -> None:
         fate = self._fates[job]
-        self._parts_left[job] -= 1
-        if self._parts_left[job]:
-            self._let_go(self.admission.slice_done(job, self._part(fate)))
+        self._slices_left[job] -= 1
+        if self._slices_left[job]:
+            self._dispatched(self.admission.slice_done(job, self._slice(fate)))
             return
         self._at(self.now + fate.decode / 2, lambda: self._half_way(fate))
-        self._let_go(self.admission.first_token(job))
+        self._dispatched(self.admission.first_token(job))
 
     def _half_way(self, fate: Fate) -> None:
-        self._at(self.now + fate.decode / 2, lambda: self._let_go(self.admission.finish(fate.job, fate.truth)))
-        self._let_go(self.admission.progress(fate.job, (fate.job.cost + fate.truth) / 2, 0))
+        self._at(self.now + fate.decode / 2, lambda: self._dispatched(self.admission.finish(fate.job, fate.truth)))
+        self._dispatched(self.admission.progress(fate.job, (fate.job.cost + fate.truth) / 2, 0))
 
 
 def office(seed: int, n: int, flows: int, lanes: Iterable[Lane], wrong: float = 3.0) -> list[Fate]:
@@ -314,9 +315,9 @@ def office(seed: int, n: int, flows: int, lanes: Iterable[Lane], wrong: float = 
             deadline=random.choice([inf, now + random.uniform(0, 60)]),
         )
         prefill = truth * random.uniform(0.3, 1.0)
-        parts = random.choice([1, 1, 3]) if lane == "long" else 1
+        slices = random.choice([1, 1, 3]) if lane == "long" else 1
         leaves = random.uniform(0, 20) if random.random() < 0.15 else inf
-        fates.append(Fate(job, truth, prefill, truth - prefill, parts, leaves))
+        fates.append(Fate(job, truth, prefill, truth - prefill, slices, leaves))
     return fates
 
 
@@ -434,7 +435,7 @@ def test_absence_earns_and_costs_nothing(name: str, away: float) -> None:
 class NoLift(Fair):
     def __init__(self) -> None:
         super().__init__()
-        self._users.lift = lambda party: None  # type: ignore[method-assign]
+        self._users.lift = lambda account: None  # type: ignore[method-assign]
 
 
 class Forgiving(Fair):

@@ -1,4 +1,4 @@
-"""A whole gateway on a real socket, in a thread: its URL, its parts, and its metrics as any outsider reads them."""
+"""A whole gateway on a real socket, in a thread: its URL, its jobs, and its metrics as any outsider reads them."""
 
 import asyncio
 import json
@@ -16,6 +16,7 @@ from gateway.app import Gateway, create_gateway
 from gateway.config.settings import Settings
 from gateway.pricing.profile import Profile
 from gateway.server.server import Server
+from policies.base import Job
 from tests.support.client import PendingRequest
 from tests.support.servers import run_in_thread
 from tests.support.waiting import DEADLINE, wait_until
@@ -112,6 +113,10 @@ class RunningGateway:
     def connections(self) -> set[Any]:
         """uvicorn's open connections."""
         return self._server.server_state.connections
+
+    def jobs(self) -> list[Job]:
+        """Those that wait or run, in the order of their arrival."""
+        return self.call(lambda: list(self.gateway.core.speed.progress))
 
     def queued(self, lane: str | None = None) -> int:
         return int(self.metric("fairlane_queue_jobs", **({} if lane is None else {"lane": lane})))

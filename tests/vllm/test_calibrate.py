@@ -108,7 +108,7 @@ def test_what_is_cached_of_a_chat_is_predicted(gateway: RunningGateway, vllm: Vl
     gateway.wait_ended("completed", TURNS * CHATS)
     turns = [(span[semconv.PREDICTED_CACHED], span[semconv.CACHED_TOKENS]) for span in served(gateway, tmp_path)]
     prefixes = gateway.gateway.core.cost_model.prefixes
-    print(f"block {block}, answers found again {prefixes.answers()}, trust {prefixes.trust.value:.3f}")
+    print(f"block {block}, answers found again {prefixes.answer_shares()}, trust {prefixes.trust.value:.3f}")
     print("predicted and cached:", turns)
     assert block == 128
     assert sum(cached for _, cached in turns) > 1000 * CHATS

@@ -8,7 +8,7 @@ import pytest
 
 from gateway.api.audio import BYTES_PER_SECOND, TRANSCRIPTION, TRANSLATION
 from gateway.api.base import InferenceRequest
-from gateway.pricing.prompt import Size
+from gateway.pricing.prompt import PromptSize
 
 
 def recording(seconds: float, rate: int = 16000) -> bytes:
@@ -38,7 +38,7 @@ def test_a_wav_file_says_how_long_it_is() -> None:
 @pytest.mark.parametrize("head", [b"", b"RIFF", b"RIFF----WAVEfmt " + bytes(12) + b"\xff\xff\xff\xff", b"ID3"])
 def test_duration_of_other_formats_is_estimated_from_bytes(head: bytes) -> None:
     (prompt,) = parse(head + bytes(10 * BYTES_PER_SECOND - len(head)), "a.mp3").prompts
-    assert prompt.size == Size(tokens=500)
+    assert prompt.size == PromptSize(tokens=500)
 
 
 def test_each_30_second_window_takes_a_seat() -> None:
@@ -49,7 +49,7 @@ def test_form_fields_are_read() -> None:
     request = parse(b"x\r\n--x", model="m", stream="true", prompt="abc", max_completion_tokens="5", user="ann")
     assert (request.model, request.stream, request.max_tokens, request.user) == ("m", True, 5, "ann")
     (prompt,) = request.prompts
-    assert prompt.size == Size(words=3, tokens=1)
+    assert prompt.size == PromptSize(words=3, tokens=1)
     assert [parse(b"", stream=each).stream for each in ("True", "1", "false", "0", "")] == [
         True,
         True,
@@ -63,13 +63,13 @@ def test_a_file_named_like_a_field_is_not_taken_for_the_field() -> None:
     body = b'--x\r\ncontent-disposition: form-data; filename="model"; name="file"\r\n\r\n' + bytes(8) + b"\r\n--x--"
     request = TRANSCRIPTION.parse(body, b"multipart/form-data; boundary=x")
     assert request.model is None
-    assert request.prompts[0].size == Size(tokens=1)
+    assert request.prompts[0].size == PromptSize(tokens=1)
 
 
 @pytest.mark.parametrize("content_type", [b"", b"application/json", b"multipart/form-data"])
 def test_a_body_that_is_not_a_form_is_priced_as_a_recording(content_type: bytes) -> None:
     (prompt,) = TRANSLATION.parse(bytes(BYTES_PER_SECOND), content_type).prompts
-    assert prompt.size == Size(tokens=50)
+    assert prompt.size == PromptSize(tokens=50)
 
 
 @pytest.mark.parametrize("body", [b"", b"--x", b"--x--", b"--x\r\n--x--", b"\xff", b'--x\r\nname="file"\r\n--x--'])

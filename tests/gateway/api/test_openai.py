@@ -17,7 +17,7 @@ from gateway.api.chat import CHAT
 from gateway.api.completions import COMPLETIONS as TEXT
 from gateway.api.conversation import MEDIA_TOKENS
 from gateway.errors import BadRequest
-from gateway.pricing.prompt import STRIDE, Size
+from gateway.pricing.prompt import STRIDE, PromptSize
 from gateway.types import OPENING_CHARS
 
 
@@ -34,7 +34,7 @@ def text(prompt: Any, **options: Any) -> InferenceRequest:
     return parse(TEXT, json.dumps({"prompt": prompt, **options}).encode())
 
 
-def sizes(completion: InferenceRequest) -> list[Size]:
+def sizes(completion: InferenceRequest) -> list[PromptSize]:
     return [prompt.size for prompt in completion.prompts]
 
 
@@ -42,35 +42,35 @@ def sizes(completion: InferenceRequest) -> list[Size]:
 
 
 def test_a_chat_is_one_prompt_of_all_its_texts() -> None:
-    assert sizes(chat("abcde", "678")) == [Size(words=5, marks=3, messages=2)]
+    assert sizes(chat("abcde", "678")) == [PromptSize(words=5, marks=3, messages=2)]
 
 
 @pytest.mark.parametrize(
     ("content", "size"),
     [
-        ("naïve", Size(words=4, wide=2)),
-        ("日本", Size(wide=6)),
-        ("🙂", Size(wide=4)),
-        ("f(x)\n\t=", Size(words=4, marks=3)),
-        ("", Size()),
-        (None, Size()),
+        ("naïve", PromptSize(words=4, wide=2)),
+        ("日本", PromptSize(wide=6)),
+        ("🙂", PromptSize(wide=4)),
+        ("f(x)\n\t=", PromptSize(words=4, marks=3)),
+        ("", PromptSize()),
+        (None, PromptSize()),
     ],
 )
-def test_text_counts_in_bytes_of_utf8(content: str | None, size: Size) -> None:
-    size = size.plus(Size(messages=1))
+def test_text_counts_in_bytes_of_utf8(content: str | None, size: PromptSize) -> None:
+    size = size.plus(PromptSize(messages=1))
     assert sizes(chat(content)) == [size]
     escaped = parse(CHAT, json.dumps({"messages": [{"content": content}]}, ensure_ascii=True).encode())
     assert sizes(escaped) == [size]
 
 
 def test_a_list_of_parts_counts_its_texts() -> None:
-    assert sizes(chat([{"type": "text", "text": "abc"}, "de"])) == [Size(words=5, messages=1)]
+    assert sizes(chat([{"type": "text", "text": "abc"}, "de"])) == [PromptSize(words=5, messages=1)]
 
 
 def test_an_image_counts_a_constant_whatever_its_size() -> None:
     image = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 100_000}}
     prompt = chat([{"type": "text", "text": "abc"}, image, image])
-    assert sizes(prompt) == [Size(words=3, messages=1, tokens=2 * MEDIA_TOKENS)]
+    assert sizes(prompt) == [PromptSize(words=3, messages=1, tokens=2 * MEDIA_TOKENS)]
 
 
 def test_tools_count_as_they_are_written() -> None:
@@ -90,13 +90,13 @@ def test_tool_calls_and_reasoning_in_the_history_count() -> None:
 @pytest.mark.parametrize(
     ("prompt", "prompts"),
     [
-        ("four", [Size(words=4)]),
-        (["one", "three"], [Size(words=3), Size(words=5)]),
-        ([1, 2, 3], [Size(tokens=3)]),
-        ([[1, 2], [3]], [Size(tokens=2), Size(tokens=1)]),
+        ("four", [PromptSize(words=4)]),
+        (["one", "three"], [PromptSize(words=3), PromptSize(words=5)]),
+        ([1, 2, 3], [PromptSize(tokens=3)]),
+        ([[1, 2], [3]], [PromptSize(tokens=2), PromptSize(tokens=1)]),
     ],
 )
-def test_all_four_forms_of_a_prompt_are_read(prompt: Any, prompts: list[Size]) -> None:
+def test_all_four_forms_of_a_prompt_are_read(prompt: Any, prompts: list[PromptSize]) -> None:
     assert sizes(text(prompt)) == prompts
 
 
@@ -105,8 +105,8 @@ def test_all_four_forms_of_a_prompt_are_read(prompt: Any, prompts: list[Size]) -
 
 def shared(one: InferenceRequest, other: InferenceRequest) -> int:
     """How many messages at the begin are one text to the engine, for short ones; tools count as one."""
-    names = zip(one.prompts[0].chain, other.prompts[0].chain, strict=False)
-    return len(list(takewhile(lambda links: links[0].name == links[1].name, names)))
+    names = zip(one.prompts[0].prefixes, other.prompts[0].prefixes, strict=False)
+    return len(list(takewhile(lambda pair: pair[0].digest == pair[1].digest, names)))
 
 
 def turns(*turns: tuple[str, Any], **options: Any) -> InferenceRequest:
@@ -120,8 +120,8 @@ SYSTEM, ASKED, ANSWERED = ("system", "Be brief."), ("user", "Why?"), ("assistant
 def test_each_turn_shares_its_prefix_names_with_the_previous_turn() -> None:
     before = turns(SYSTEM, ASKED)
     after = turns(SYSTEM, ASKED, ANSWERED, ("user", "And then?"))
-    assert shared(before, after) == len(before.prompts[0].chain) == 2
-    assert [link.answered for link in after.prompts[0].chain] == [False, True, False, False]
+    assert shared(before, after) == len(before.prompts[0].prefixes) == 2
+    assert [prefix.answered for prefix in after.prompts[0].prefixes] == [False, True, False, False]
     assert shared(turns(SYSTEM, ("user", "Who?")), after) == 1
     assert shared(turns(ASKED), after) == 0
 
@@ -183,9 +183,9 @@ def test_options_are_read() -> None:
 
 def test_a_prompt_that_the_engine_may_truncate_is_marked() -> None:
     for ask in (chat, text):
-        cut = [ask("a", truncate_prompt_tokens=tokens).cut for tokens in (None, 5, -1)]
+        cut = [ask("a", truncate_prompt_tokens=tokens).truncatable for tokens in (None, 5, -1)]
         assert cut == [False, True, True]
-        assert not ask("a").cut
+        assert not ask("a").truncatable
 
 
 def test_max_completion_tokens_takes_precedence_over_max_tokens() -> None:

@@ -8,54 +8,54 @@ import pytest
 from gateway.api.conversation import MEDIA_TOKENS
 from gateway.api.pooling import EMBEDDINGS, SCORE
 from gateway.errors import BadRequest
-from gateway.pricing.prompt import Size
+from gateway.pricing.prompt import PromptSize
 from gateway.pricing.usage import Usage
 
 HELLO = [{"role": "user", "content": "abc"}]
-ABC = Size(words=3, messages=1)
+ABC = PromptSize(words=3, messages=1)
 IMAGE = {"type": "image_url", "image_url": {"url": "data:,a"}}
 
 
-def sizes(**fields: Any) -> list[Size]:
+def sizes(**fields: Any) -> list[PromptSize]:
     return [prompt.size for prompt in EMBEDDINGS.parse(json.dumps(fields).encode()).prompts]
 
 
 @pytest.mark.parametrize(
     ("given", "prompts"),
     [
-        ("abc", [Size(3)]),
-        (["abc", "de"], [Size(3), Size(2)]),
-        ([1, 2, 3], [Size(tokens=3)]),
-        ([[1, 2], [3]], [Size(tokens=2), Size(tokens=1)]),
+        ("abc", [PromptSize(3)]),
+        (["abc", "de"], [PromptSize(3), PromptSize(2)]),
+        ([1, 2, 3], [PromptSize(tokens=3)]),
+        ([[1, 2], [3]], [PromptSize(tokens=2), PromptSize(tokens=1)]),
         (HELLO, [ABC]),
         ([HELLO, HELLO + HELLO], [ABC, ABC.plus(ABC)]),
-        ([], [Size()]),
-        (None, [Size()]),
+        ([], [PromptSize()]),
+        (None, [PromptSize()]),
     ],
 )
-def test_all_forms_of_an_input_are_read(given: Any, prompts: list[Size]) -> None:
+def test_all_forms_of_an_input_are_read(given: Any, prompts: list[PromptSize]) -> None:
     assert sizes(input=given) == prompts
 
 
 def test_messages_are_read_as_an_input() -> None:
     assert sizes(messages=HELLO) == [ABC]
     assert sizes(messages=[HELLO, HELLO]) == [ABC, ABC]
-    assert sizes(messages=[{"role": "user", "content": [IMAGE]}]) == [Size(messages=1, tokens=MEDIA_TOKENS)]
+    assert sizes(messages=[{"role": "user", "content": [IMAGE]}]) == [PromptSize(messages=1, tokens=MEDIA_TOKENS)]
 
 
 def test_input_for_a_plugin_counts_as_its_json_text() -> None:
     (size,) = sizes(data={"content": "abc"})
-    assert size == Size(3)
+    assert size == PromptSize(3)
 
 
 def test_each_scored_pair_is_a_prompt() -> None:
-    assert sizes(query="ab", documents=["c", "def"]) == [Size(3), Size(5)]
-    assert sizes(queries="ab", items="c") == [Size(3)]
-    assert sizes(text_1=["a", "bc"], text_2=["d", "ef"]) == [Size(2), Size(4)]
-    assert sizes(data_1=["a", "bc"], data_2="d") == [Size(2), Size(3)]
-    assert sizes(query="ab", documents=["c"], instruction="de") == [Size(5)]
+    assert sizes(query="ab", documents=["c", "def"]) == [PromptSize(3), PromptSize(5)]
+    assert sizes(queries="ab", items="c") == [PromptSize(3)]
+    assert sizes(text_1=["a", "bc"], text_2=["d", "ef"]) == [PromptSize(2), PromptSize(4)]
+    assert sizes(data_1=["a", "bc"], data_2="d") == [PromptSize(2), PromptSize(3)]
+    assert sizes(query="ab", documents=["c"], instruction="de") == [PromptSize(5)]
     document = {"content": [{"type": "text", "text": "c"}, IMAGE]}
-    assert sizes(query="ab", documents=[document]) == [Size(3, tokens=MEDIA_TOKENS)]
+    assert sizes(query="ab", documents=[document]) == [PromptSize(3, tokens=MEDIA_TOKENS)]
 
 
 def test_each_prompt_takes_a_seat_and_reserves_no_output() -> None:
@@ -65,12 +65,12 @@ def test_each_prompt_takes_a_seat_and_reserves_no_output() -> None:
 
 
 def test_pooled_prompts_have_no_prefix_names() -> None:
-    assert all(prompt.chain == () for prompt in EMBEDDINGS.parse(b'{"input": ["a", "b"]}').prompts)
+    assert all(prompt.prefixes == () for prompt in EMBEDDINGS.parse(b'{"input": ["a", "b"]}').prompts)
 
 
 def test_a_missing_input_is_left_for_the_engine_to_refuse() -> None:
-    assert sizes() == [Size()]
-    assert sizes(query="a") == [Size()]
+    assert sizes() == [PromptSize()]
+    assert sizes(query="a") == [PromptSize()]
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"hello", b'{"model": []}', b'{"input": [9223372036854775808]}'])

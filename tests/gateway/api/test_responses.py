@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from gateway.api.base import InferenceRequest, Said
+from gateway.api.base import AnswerEvent, InferenceRequest
 from gateway.api.conversation import MEDIA_TOKENS
 from gateway.api.responses import RESPONSES
 from gateway.errors import BadRequest
-from gateway.pricing.prompt import Size
+from gateway.pricing.prompt import PromptSize
 from gateway.pricing.usage import EngineTimes, PromptDetails, Usage
 
 
@@ -17,21 +17,23 @@ def parse(given: Any, **fields: Any) -> InferenceRequest:
     return RESPONSES.parse(json.dumps({"input": given, **fields}).encode())
 
 
-def size(given: Any, **fields: Any) -> Size:
+def size(given: Any, **fields: Any) -> PromptSize:
     (prompt,) = parse(given, **fields).prompts
     return prompt.size
 
 
-def said(**event: Any) -> Said:
+def said(**event: Any) -> AnswerEvent:
     return RESPONSES.read(json.dumps(event).encode())
 
 
 def test_text_and_items_are_read_as_the_prompt() -> None:
-    assert size("abc") == Size(words=3, messages=1)
-    assert size("abc", instructions="de") == Size(words=5, messages=2)
-    assert size([{"role": "user", "content": "abc"}]) == Size(words=3, messages=1)
+    assert size("abc") == PromptSize(words=3, messages=1)
+    assert size("abc", instructions="de") == PromptSize(words=5, messages=2)
+    assert size([{"role": "user", "content": "abc"}]) == PromptSize(words=3, messages=1)
     parts = [{"type": "input_text", "text": "abc"}, {"type": "input_image", "image_url": "data:,a"}]
-    assert size([{"type": "message", "role": "user", "content": parts}]) == Size(3, messages=1, tokens=MEDIA_TOKENS)
+    assert size([{"type": "message", "role": "user", "content": parts}]) == PromptSize(
+        3, messages=1, tokens=MEDIA_TOKENS
+    )
 
 
 def test_tools_and_function_items_count_as_their_json_text() -> None:
@@ -45,8 +47,8 @@ def test_tools_and_function_items_count_as_their_json_text() -> None:
 def test_other_fields_are_read() -> None:
     request = parse("a", stream=True, model="m", user="ann", max_output_tokens=5)
     assert (request.seats, request.stream, request.drop_usage, request.model) == (1, True, False, "m")
-    assert (request.max_tokens, request.user, request.cut) == (5, "ann", False)
-    assert [parse("a", truncation=each).cut for each in (None, "disabled", "auto")] == [False, False, True]
+    assert (request.max_tokens, request.user, request.truncatable) == (5, "ann", False)
+    assert [parse("a", truncation=each).truncatable for each in (None, "disabled", "auto")] == [False, False, True]
 
 
 def test_the_body_is_forwarded_unchanged() -> None:
@@ -96,19 +98,19 @@ def test_usage_and_times_are_read_from_the_response() -> None:
     usage = {"input_tokens": 9, "output_tokens": 4, "input_tokens_details": {"cached_tokens": 3}}
     response = {"object": "response", "error": None, "usage": usage, "metrics": {"queue_time_ms": 5}}
     expected = Usage(9, 4, PromptDetails(3))
-    assert said(type="response.completed", response=response) == Said((0,), expected, EngineTimes(5))
-    assert said(**response) == Said((), expected, EngineTimes(5))
+    assert said(type="response.completed", response=response) == AnswerEvent((0,), expected, EngineTimes(5))
+    assert said(**response) == AnswerEvent((), expected, EngineTimes(5))
     assert said(usage={"input_tokens": 9, "input_tokens_details": None}).usage == Usage(9)
 
 
 def test_an_error_event_is_recognised() -> None:
     assert said(type="error", code="x", message="y").failed
     assert said(error={"message": "x"}).failed
-    assert said(type="response.completed", response={"error": {"code": "server_error"}}) == Said(failed=True)
+    assert said(type="response.completed", response={"error": {"code": "server_error"}}) == AnswerEvent(failed=True)
 
 
 @pytest.mark.parametrize(
     "data", [b"", b"[]", b"\xff", b'{"type": 5}', b'{"usage": 5}', b'{"usage": {"input_tokens": "a"}}']
 )
 def test_unknown_events_are_ignored(data: bytes) -> None:
-    assert RESPONSES.read(data) == Said()
+    assert RESPONSES.read(data) == AnswerEvent()

@@ -30,4 +30,4 @@ def test_the_charge_is_the_curve_at_the_engines_counts(
     gateway.wait_ended("completed")
     gateway.stop()
     events = [json.loads(line) for line in log.read_text().splitlines()]
-    assert [event["cost"] for event in events if event.get("event") == "finish"] == [1000 + 70 + 300]
+    assert [event["cost_s"] for event in events if event.get("event") == "finished"] == [1000 + 70 + 300]

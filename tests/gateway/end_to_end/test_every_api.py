@@ -114,7 +114,7 @@ def test_a_whole_answer_is_charged_at_its_true_counts(
     gateway.wait_ended("completed")
     gateway.stop()
     events = [json.loads(line) for line in log.read_text().splitlines()]
-    assert [event["cost"] for event in events if event.get("event") == "finish"] == [charged]
+    assert [event["cost_s"] for event in events if event.get("event") == "finished"] == [charged]
 
 
 @pytest.mark.parametrize("path", [MESSAGES, RESPONSES])
@@ -131,7 +131,7 @@ def test_a_stream_is_charged_at_its_true_counts(
     gateway.stop()
     events = [json.loads(line) for line in log.read_text().splitlines()]
     cached = 40 if path == MESSAGES else 0
-    assert [event["cost"] for event in events if event.get("event") == "finish"] == [1000 + 70 + 300 - cached]
+    assert [event["cost_s"] for event in events if event.get("event") == "finished"] == [1000 + 70 + 300 - cached]
 
 
 def test_an_embedding_holds_its_prefill_permit_until_its_answer(
@@ -157,7 +157,7 @@ def test_an_embedding_reserves_no_cache_for_output(engine: ScriptedEngine, start
     gateway = start_gateway(engine.url, TINY)
     asked = gateway.ask({"input": ["word " * 40] * 10}, EMBEDDINGS)
     call = engine.asked()
-    held = gateway.call(lambda: gateway.gateway.parts.waiting.admission.ledger.kv_tokens)
+    held = gateway.call(lambda: gateway.gateway.core.admission.ledger.kv_tokens)
     assert 10 * 40 <= held <= 10 * 60
     call.answer(200, {})
     asked.read()
@@ -184,30 +184,28 @@ def test_a_prompt_that_the_engine_may_truncate_is_never_too_long(
     assert asked.status == 200
 
 
-class NeverAsked(BoundedTokenizer):
-    async def count(self, request: InferenceRequest) -> int | None:
-        raise AssertionError(request.api)
+async def never(tokenizer: BoundedTokenizer, request: InferenceRequest) -> None:
+    raise AssertionError(f"{request.api} is not counted")
 
 
 def test_only_prompts_that_the_engine_tokenizes_the_same_way_are_counted(
-    engine: ScriptedEngine, start_gateway: StartGateway
+    engine: ScriptedEngine, start_gateway: StartGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gateway = start_gateway(engine.url, TINY, tokenizer="engine")
-    parts = gateway.gateway.parts
-    assert parts.tokenizer
-    asking, parts.tokenizer = parts.tokenizer, NeverAsked(parts.tokenizer)
-    for path, body in (
-        (MESSAGES, {"messages": [{"role": "user", "content": "word " * 20_000}]}),
-        (RESPONSES, {"input": "word " * 20_000}),
-        (EMBEDDINGS, {"input": "word " * 20_000}),
-    ):
-        asked = gateway.ask(body, path)
-        call = engine.asked()
-        assert call.path == path
-        call.answer(200, {})
-        asked.read()
-        assert asked.status == 200
-    parts.tokenizer = asking
+    with monkeypatch.context() as patched:
+        for method in ("count", "encode"):
+            patched.setattr(BoundedTokenizer, method, never)
+        for path, body in (
+            (MESSAGES, {"messages": [{"role": "user", "content": "word " * 20_000}]}),
+            (RESPONSES, {"input": "word " * 20_000}),
+            (EMBEDDINGS, {"input": "word " * 20_000}),
+        ):
+            asked = gateway.ask(body, path)
+            call = engine.asked()
+            assert call.path == path
+            call.answer(200, {})
+            asked.read()
+            assert asked.status == 200
     asked = gateway.ask(chat("word " * 20_000))
     assert engine.asked().path == "/tokenize"
     asked.leave()

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from gateway.engine.client import EngineClient
 from tests.support.running_gateway import RunningGateway, StartGateway
 from tests.support.scripted_engine import ReceivedRequest, ScriptedEngine
 from tests.support.servers import serve
@@ -139,14 +140,13 @@ def test_a_connection_lost_before_the_first_byte_is_retried_once(
 
 
 def test_a_retried_request_is_not_learned_from(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
-    """Its first token came late for a reason that has nothing to do with the engine's pace."""
+    """Its first token came late for a reason that has nothing to do with the engine's speed."""
     gateway = start_gateway(engine.url)
-
-    pace = gateway.gateway.parts.waiting.forecaster.pace
+    speed = gateway.gateway.core.speed
 
     def learned() -> tuple[float, float]:
         """Of the engine's curve, and of how long prefills take beside it."""
-        return gateway.metric("fairlane_samples", of="prefill"), gateway.call(lambda: pace.slowdown["short"].value)
+        return gateway.metric("fairlane_samples", of="prefill"), gateway.call(lambda: speed.slowdown["short"].value)
 
     for again in (False, True):
         before = learned()
@@ -293,10 +293,10 @@ def test_the_grace_restarts_after_the_engine_was_back(start_gateway: StartGatewa
     port = free_port()
     start = time.perf_counter()
     gateway = start_gateway(f"http://127.0.0.1:{port}", **SOON, engine_grace=2.0)
-    upstream = gateway.gateway.parts.upstream
-    wait_until(lambda: upstream.away_since is not None)
+    (client,) = (each for each in gateway.gateway.components if isinstance(each, EngineClient))
+    wait_until(lambda: client.away_since is not None)
     with serve(ScriptedEngine(), port):
-        wait_until(lambda: upstream.away_since is None)
+        wait_until(lambda: client.away_since is None)
         wait_until(lambda: time.perf_counter() - start > 2.0)
     asked = gateway.ask(chat(stream=True))
     assert asked.response.readline() == b": engine away\n"

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from gateway.api.chat import parse
+from gateway.engine.client import EngineClient
+from gateway.engine.monitor import Served
 from gateway.pricing.cost_model import CostModel
 from gateway.pricing.prompt import text_size
 from gateway.storage.profile_file import load
@@ -148,7 +150,7 @@ def test_counted_tokens_train_the_estimator(engine: ScriptedEngine, counting: Ru
 
 
 def test_a_prompt_counted_as_too_long_is_refused_at_once(engine: ScriptedEngine, counting: RunningGateway) -> None:
-    wait_until(lambda: counting.gateway.parts.max_model_len)
+    wait_until(lambda: counting.gateway.core.max_model_len)
     asked = counting.ask(chat(NOVEL * 3))
     engine.asked().answer(200, {"count": 32_769, "max_model_len": 32_768, "tokens": []})
     assert asked.status == 400
@@ -216,7 +218,7 @@ def test_pricing_a_long_prompt_takes_little_loop_time() -> None:
     def gone_through() -> None:
         model = CostModel(load("gemma-4-26b-bf16"))
         prompts = parse(body).prompts
-        model.prefilled(prompts, model.price(prompts))
+        model.insert_prefixes(prompts, model.price(prompts))
 
     assert fastest(gone_through) < 80 * fastest(lambda: json.loads(body))
 
@@ -271,7 +273,7 @@ def state(tmp_path: Path) -> Path:
 
 def learn(gateway: RunningGateway, engine: ScriptedEngine, times: int = 6) -> list[float]:
     """The gateway finds the engine, and that it has half as many bytes to a token; its coefficients then."""
-    wait_until(lambda: gateway.gateway.parts.engine)
+    wait_until(lambda: gateway.gateway.core.max_model_len)
     for number in range(times):
         text = f"{number} " + "x" * 400 * (number + 1)
         turn(gateway, engine, said(text), counts(text_size(text.encode()).text_bytes // 2, 2, cached=0))
@@ -325,21 +327,26 @@ def test_a_state_file_of_another_version_is_discarded(
     assert kept["engine"] == "scripted on vLLM scripted"
     state.write_text(json.dumps(kept | {"engine": "scripted on vLLM 0.1"}))
     second = start_gateway(engine.url, state_file=state)
-    wait_until(lambda: second.gateway.parts.engine)
+    wait_until(lambda: second.gateway.core.max_model_len)
     turn(second, engine, said("Hello"), counts(9))
     assert second.metric("fairlane_bytes_per_token") == pytest.approx(4.0, rel=0.1)
 
 
-def test_learning_restarts_when_another_engine_appears(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
+def test_learning_restarts_when_another_engine_appears(
+    engine: ScriptedEngine, start_gateway: StartGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def metrics(started: float) -> bytes:
         return b'vllm:num_requests_running{engine="0"} 0\nprocess_start_time_seconds %f\n' % started
+
+    async def another(client: EngineClient) -> Served:
+        return Served("another on vLLM 0.1", {"another": 32_768})
 
     engine.metrics = metrics(1e9)
     gateway = start_gateway(engine.url)
     wait_until(lambda: gateway.metric("fairlane_engine_metrics_up") == 1)
     learn(gateway, engine)
     assert gateway.metric("fairlane_bytes_per_token") == pytest.approx(2.0, rel=0.1)
-    gateway.gateway.parts.engine = "another on vLLM 0.1"
+    monkeypatch.setattr("gateway.engine.monitor.served", another)
     engine.metrics = metrics(2e9)
     wait_until(lambda: gateway.metric("fairlane_bytes_per_token") == 4.0)
     assert gateway.metric("fairlane_samples") == 0
@@ -351,10 +358,10 @@ def test_a_step_that_is_slower_than_the_profile_says_lowers_the_seats(
     monkeypatch.setattr("gateway.engine.monitor.RELIMIT", 0.05)
     gateway = start_gateway(engine.url, tpot_target=0.15)
     assert gateway.metric("fairlane_seats_limit") == 25
-    step = gateway.gateway.parts.cost_model.step
+    step = gateway.gateway.core.cost_model.step
     for sequences in (1, 2, 4, 8):
         for _ in range(5):
-            gateway.call(partial(step.saw, sequences, 0.12 * sequences**0.4))
+            gateway.call(partial(step.observe, sequences, 0.12 * sequences**0.4))
     wait_until(lambda: 1 <= gateway.metric("fairlane_seats_limit") <= 4)
 
 

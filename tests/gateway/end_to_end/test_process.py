@@ -254,7 +254,7 @@ def test_trace_and_decision_files_are_written(
     assert process.exit_code() == 0
     assert len(spans.read_text().splitlines()) == 5
     events = [json.loads(line)["event"] for line in decisions.read_text().splitlines()[1:]]
-    assert (events[0], events[-1]) == ("arrive", "finish")
+    assert (events[0], events[-1]) == ("arrived", "finished")
 
 
 # What is wrong is said plainly

@@ -11,7 +11,7 @@ from tests.support.wire import chat
 
 def reconfigure(gateway: RunningGateway, **settings: object) -> None:
     """As SIGHUP does, on the gateway's own loop."""
-    before = gateway.gateway.parts.settings
+    before = gateway.gateway.settings
     merged = {name: getattr(before, name) for name in Settings.model_fields} | settings
     gateway.call(lambda: gateway.gateway.reconfigure(Settings(**merged)))
 
@@ -69,25 +69,25 @@ def test_new_keys_and_weights_apply_at_once(engine: ScriptedEngine, start_gatewa
     asked = gateway.ask(chat(), headers={"authorization": "Bearer newcomer"})
     engine.asked().answer()
     assert asked.status == 200
-    assert gateway.gateway.parts.settings.weights == {"ann": 3.0}
+    assert gateway.gateway.settings.weights == {"ann": 3.0}
 
 
 def test_settings_that_need_a_restart_are_logged(gateway: RunningGateway, caplog: pytest.LogCaptureFixture) -> None:
     reconfigure(gateway, port=9, queue_timeout=5.0)
     assert any("port: a change takes a restart" in record.getMessage() for record in caplog.records)
-    assert gateway.gateway.parts.waiting.queue_timeout == 5.0
+    assert gateway.gateway.waiting.queue_timeout == 5.0
 
 
 def test_invalid_settings_change_nothing(gateway: RunningGateway) -> None:
     with pytest.raises(ValueError, match="no profile"):
         reconfigure(gateway, profile="nonsense", queue_timeout=7.0)
-    assert gateway.gateway.parts.waiting.queue_timeout != 7.0
-    assert gateway.gateway.parts.settings.profile != "nonsense"
+    assert gateway.gateway.waiting.queue_timeout != 7.0
+    assert gateway.gateway.settings.profile != "nonsense"
 
 
 def test_forecasts_follow_the_engines_settings(engine: ScriptedEngine, start_gateway: StartGateway) -> None:
     gateway = start_gateway(engine.url)
-    pace = gateway.gateway.parts.waiting.forecaster.pace
-    assert not pace.shares_steps
+    speed = gateway.gateway.core.speed
+    assert not speed.shares_steps
     reconfigure(gateway, engine={"long_prefill_threshold": 2560})
-    assert pace.shares_steps
+    assert speed.shares_steps

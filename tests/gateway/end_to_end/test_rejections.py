@@ -98,7 +98,7 @@ def test_a_job_that_can_never_fit_is_refused_at_once(
     engine: ScriptedEngine, gateway: RunningGateway, path: str, body: dict[str, Any]
 ) -> None:
     """The scripted engine says that its model takes 32768 tokens."""
-    wait_until(lambda: gateway.gateway.parts.max_model_len)
+    wait_until(lambda: gateway.gateway.core.max_model_len)
     refused = gateway.post(body, path)
     assert refused.status_code == 400
     assert refused.json()["error"]["code"] == "context_length_exceeded"
@@ -107,7 +107,7 @@ def test_a_job_that_can_never_fit_is_refused_at_once(
 
 
 def test_a_job_that_might_fit_is_left_to_the_engine(engine: ScriptedEngine, gateway: RunningGateway) -> None:
-    wait_until(lambda: gateway.gateway.parts.max_model_len)
+    wait_until(lambda: gateway.gateway.core.max_model_len)
     asked = gateway.ask({"messages": [{"content": "x" * 500_000}]})
     engine.asked().answer(400, {"error": {"message": "too long"}})
     assert asked.status == 400

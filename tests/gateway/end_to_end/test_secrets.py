@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.engine.client import forwarded
 from gateway.identity.keys import Key, key_digest, with_key
+from gateway.proxy.relay import forwarded
 from tests.support.running_gateway import StartGateway
 from tests.support.scripted_engine import ScriptedEngine
 from tests.support.waiting import wait_until

@@ -15,7 +15,7 @@ from gateway.forecasting.outlook import MAX_RETRY_S, MIN_RETRY_S, Outlook, forec
 from gateway.forecasting.simulation import Simulation
 from gateway.forecasting.speed import EngineSpeed
 from gateway.pricing.curves import PrefillObservation
-from gateway.pricing.estimators import FEW, WINDOW, Errors, Lengths, Ratio
+from gateway.pricing.estimators import MIN_ERRORS, WINDOW_SIZE, AnswerLengths, ForecastErrors, Ratio
 from gateway.scheduling.admission import Admission
 from gateway.scheduling.events import Arrived, Event, Finished, FirstToken, SliceDone
 from gateway.scheduling.limits import Limits
@@ -380,7 +380,7 @@ class TestRetryAfter:
 
     def test_retry_after_is_when_the_queue_has_room(self) -> None:
         scene = self.full()
-        assert scene.admission.refuses(scene.job()) is not None
+        assert scene.admission.rejects(scene.job()) is not None
         assert 4 <= retry_after(scene.admission, 0.0, scene.speed, scene.job()) <= 5.5
 
     def test_it_is_never_more_than_the_maximum(self) -> None:
@@ -422,7 +422,7 @@ class TestEngineSpeed:
         speed.first_token(another, 23.0, observed=False)
         assert speed.slowdown["short"].value == 1.0
         assert speed.tokens["short"].value == EngineSpeed().tokens["short"].value
-        assert speed.errors["first_token"].factor(10.0) == Errors(3.0).factor(10.0)
+        assert speed.errors["first_token"].factor(10.0) == ForecastErrors(3.0).factor(10.0)
         speed.ended(job, 30.0, 50)
         speed.ended(another, 30.0, 50)
         assert not speed.progress
@@ -536,7 +536,7 @@ class TestEngineSpeed:
         scene = Scene()
         for sequences in (1, 4, 16):
             for _ in range(30):
-                scene.speed.step.saw(sequences, 0.05 * sequences**0.3)
+                scene.speed.step.observe(sequences, 0.05 * sequences**0.3)
         assert scene.speed.step.at(8) == pytest.approx(0.05 * 8**0.3, rel=0.1)
 
     def test_nothing_is_kept_of_a_job_that_has_ended(self) -> None:
@@ -565,42 +565,42 @@ class TestEngineSpeed:
 
 class TestLearners:
     def test_one_absurd_sample_changes_a_ratio_little(self) -> None:
-        ratio = Ratio(1.0, belief=1.0)
+        ratio = Ratio(1.0, prior_weight=1.0)
         for _ in range(50):
-            ratio.saw(1.0, 1.0)
-        ratio.saw(1e9, 1.0)
+            ratio.observe(1.0, 1.0)
+        ratio.observe(1e9, 1.0)
         assert ratio.value < 1.2
         for absurd in ((-5.0, 1.0), (1.0, 0.0), (1.0, -1.0)):
-            ratio.saw(*absurd)
+            ratio.observe(*absurd)
         assert 0.8 < ratio.value < 1.2
 
     def test_the_expected_length_is_of_answers_that_were_longer_than_this_one_so_far(self) -> None:
-        lengths = Lengths()
+        lengths = AnswerLengths()
         for tokens in range(100, 400):
-            lengths.saw(tokens)
+            lengths.observe(tokens)
         assert 240 <= lengths.expect(0) <= 300
         assert 340 <= lengths.expect(300) <= 360
         assert lengths.expect(300, max_tokens=320) == 320
         assert lengths.expect(1000) > 1000
-        lengths.saw(-1)
-        assert lengths.expect(0, quantile=0.0) == 400 - WINDOW  # the last WINDOW samples; -1 is not one
+        lengths.observe(-1)
+        assert lengths.expect(0, quantile=0.0) == 400 - WINDOW_SIZE  # the last WINDOW_SIZE samples; -1 is not one
 
     def test_errors_start_wide_and_then_follow_what_was_observed(self) -> None:
-        errors = Errors(prior=3.0)
+        errors = ForecastErrors(prior=3.0)
         assert errors.factor(10.0) == 3.0
-        for _ in range(FEW - 1):
-            errors.saw(10.0, 10.0)
+        for _ in range(MIN_ERRORS - 1):
+            errors.observe(10.0, 10.0)
         assert errors.factor(10.0) == 3.0
         for number in range(100):
-            errors.saw(10.0, 10.0 * (1 + number / 100))
+            errors.observe(10.0, 10.0 * (1 + number / 100))
         assert 1.8 < errors.factor(10.0) < 2.0
         assert errors.factor(100.0) == 3.0  # distant forecasts are learned separately
 
     @pytest.mark.parametrize("took", [nan, inf, -1.0])
     def test_impossible_errors_leave_the_factor_finite(self, took: float) -> None:
-        errors = Errors(prior=3.0)
+        errors = ForecastErrors(prior=3.0)
         for _ in range(50):
-            errors.saw(10.0, took)
+            errors.observe(10.0, took)
         assert 0 <= errors.factor(10.0) < inf
 
 

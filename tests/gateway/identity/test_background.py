@@ -10,7 +10,7 @@ from gateway.api.base import InferenceRequest
 from gateway.api.chat import parse
 from gateway.config.layers import ConfigError
 from gateway.config.settings import Settings
-from gateway.identity.background import OPEN_WEBUI_TASKS, OPEN_WEBUI_TEXTS, Background, Rule
+from gateway.identity.background import OPEN_WEBUI_TASKS, OPEN_WEBUI_TEXTS, BackgroundRule, BackgroundRules
 from gateway.identity.callers import Caller
 from gateway.identity.keys import Rights
 from gateway.storage.config_file import load
@@ -50,9 +50,9 @@ def asked(text: str = "hello", **fields: Any) -> InferenceRequest:
 
 @pytest.mark.parametrize("text", TASKS)
 def test_open_webuis_tasks_are_known(text: str) -> None:
-    assert Background().takes(WEBUI, asked(text), {})
-    assert Background().takes(WEBUI, asked(f"\n{text}"), {})
-    assert not Background(open_webui=False).takes(WEBUI, asked(text), {})
+    assert BackgroundRules().matches(WEBUI, asked(text), {})
+    assert BackgroundRules().matches(WEBUI, asked(f"\n{text}"), {})
+    assert not BackgroundRules(open_webui=False).matches(WEBUI, asked(text), {})
 
 
 def test_each_open_webui_task_prompt_is_recognised() -> None:
@@ -62,18 +62,18 @@ def test_each_open_webui_task_prompt_is_recognised() -> None:
 
 @pytest.mark.parametrize("text", WAITED_FOR)
 def test_interactive_requests_are_not_background(text: str) -> None:
-    assert not Background().takes(WEBUI, asked(text), {})
+    assert not BackgroundRules().matches(WEBUI, asked(text), {})
 
 
 @pytest.mark.parametrize("task", sorted(OPEN_WEBUI_TASKS))
 def test_a_header_may_mark_an_open_webui_task(task: bytes) -> None:
-    assert Background().takes(WEBUI, asked(), {b"x-openwebui-task": task})
+    assert BackgroundRules().matches(WEBUI, asked(), {b"x-openwebui-task": task})
 
 
 @pytest.mark.parametrize("task", [b"", b"query_generation", b"image_prompt_generation", b"title"])
 def test_other_tasks_are_not_background(task: bytes) -> None:
     """Of a plain question the header is there, and empty."""
-    assert not Background().takes(WEBUI, asked(), {b"x-openwebui-task": task})
+    assert not BackgroundRules().matches(WEBUI, asked(), {b"x-openwebui-task": task})
 
 
 # Rules.
@@ -82,59 +82,59 @@ def test_other_tasks_are_not_background(task: bytes) -> None:
 @pytest.mark.parametrize(
     "rule",
     [
-        Rule(owner="ann"),
-        Rule(user="bob"),
-        Rule(model="small"),
-        Rule(header=b"x-batch"),
-        Rule(header=b"x-batch", value=b"1"),
-        Rule(text="Summarise"),
-        Rule(owner="ann", user="bob", model="small", header=b"x-batch", value=b"1", text="Summarise"),
+        BackgroundRule(owner="ann"),
+        BackgroundRule(user="bob"),
+        BackgroundRule(model="small"),
+        BackgroundRule(header=b"x-batch"),
+        BackgroundRule(header=b"x-batch", value=b"1"),
+        BackgroundRule(text="Summarise"),
+        BackgroundRule(owner="ann", user="bob", model="small", header=b"x-batch", value=b"1", text="Summarise"),
     ],
 )
-def test_a_rule_matches_requests_that_meet_all_its_conditions(rule: Rule) -> None:
+def test_a_rule_matches_requests_that_meet_all_its_conditions(rule: BackgroundRule) -> None:
     completion = asked("Summarise this", user="bob", model="small")
-    assert Background((rule,)).takes(ANN, completion, {b"x-batch": b" 1 "})
+    assert BackgroundRules((rule,)).matches(ANN, completion, {b"x-batch": b" 1 "})
 
 
 @pytest.mark.parametrize(
     "rule",
     [
-        Rule(owner="ben"),
-        Rule(user="ann"),
-        Rule(model="large"),
-        Rule(header=b"x-other"),
-        Rule(header=b"x-empty"),
-        Rule(header=b"x-batch", value=b"2"),
-        Rule(text="summarise"),
-        Rule(owner="ann", user="bob", model="large"),
+        BackgroundRule(owner="ben"),
+        BackgroundRule(user="ann"),
+        BackgroundRule(model="large"),
+        BackgroundRule(header=b"x-other"),
+        BackgroundRule(header=b"x-empty"),
+        BackgroundRule(header=b"x-batch", value=b"2"),
+        BackgroundRule(text="summarise"),
+        BackgroundRule(owner="ann", user="bob", model="large"),
     ],
 )
-def test_a_rule_does_not_match_other_requests(rule: Rule) -> None:
+def test_a_rule_does_not_match_other_requests(rule: BackgroundRule) -> None:
     completion = asked("Summarise this", user="bob", model="small")
-    assert not Background((rule,)).takes(ANN, completion, {b"x-batch": b"1", b"x-empty": b" "})
+    assert not BackgroundRules((rule,)).matches(ANN, completion, {b"x-batch": b"1", b"x-empty": b" "})
 
 
 def test_one_rule_is_enough() -> None:
-    assert Background((Rule(owner="ben"), Rule(owner="ann"))).takes(ANN, asked(), {})
+    assert BackgroundRules((BackgroundRule(owner="ben"), BackgroundRule(owner="ann"))).matches(ANN, asked(), {})
 
 
 def test_a_rule_matches_the_user_that_a_front_end_names() -> None:
-    assert Rule(user="bob").takes(WEBUI, asked(user="ann"), {})
-    assert Rule(owner="webui").takes(WEBUI, asked(), {})
+    assert BackgroundRule(user="bob").matches(WEBUI, asked(user="ann"), {})
+    assert BackgroundRule(owner="webui").matches(WEBUI, asked(), {})
 
 
 def test_a_rule_may_name_an_address() -> None:
-    assert Rule(owner="10.0.0.7").takes(Caller("address:10.0.0.7", None, Rights()), asked(), {})
+    assert BackgroundRule(owner="10.0.0.7").matches(Caller("address:10.0.0.7", None, Rights()), asked(), {})
 
 
 def test_rules_are_read_from_tables() -> None:
     rules = [{"header": "X-Batch: Nightly : 1"}, {"header": " X-Batch "}, {"owner": "ann", "text": "Summarise"}]
     background = from_settings.background_rules(load(None, {}, {"background": rules, "background_webui": False})[0])
-    assert background == Background(
+    assert background == BackgroundRules(
         (
-            Rule(header=b"x-batch", value=b"Nightly : 1"),
-            Rule(header=b"x-batch"),
-            Rule(owner="ann", text="Summarise"),
+            BackgroundRule(header=b"x-batch", value=b"Nightly : 1"),
+            BackgroundRule(header=b"x-batch"),
+            BackgroundRule(owner="ann", text="Summarise"),
         ),
         open_webui=False,
     )
@@ -204,7 +204,7 @@ def test_background_gives_no_advantage(engine: ScriptedEngine, start_gateway: St
     for n, (wish, head_start) in enumerate([("600", -30.0), ("0", -30.0), ("-90", -90.0)], start=1):
         gateway.ask(chat(TITLE), headers={"authorization": "Bearer k", "x-fairlane-priority": wish})
         call = engine.asked()
-        (job,) = gateway.gateway.parts.waiting.admission._prefill
+        (job,) = gateway.jobs()
         assert job.head_start == head_start
         call.answer()
         gateway.wait_ended("completed", n)
@@ -230,6 +230,6 @@ def test_changed_rules_apply_at_once(engine: ScriptedEngine, start_gateway: Star
     gateway.call(lambda: gateway.gateway.reconfigure(settings))
     gateway.ask(chat(user="ann"))
     engine.asked()
-    (job,) = gateway.gateway.parts.waiting.admission._prefill
+    (job,) = gateway.jobs()
     assert job.head_start == -settings.background_delay
     gateway.leave_all()

@@ -88,12 +88,19 @@ def test_the_first_configured_header_wins() -> None:
 def test_a_user_name_subdivides_the_clients_own_share(address: str) -> None:
     """A front end has none, for its users have shares of their own."""
     caller = callers(*KEYS).identify(address, bearer("k-alice"))
-    parts = {caller.part("ann"), caller.part("bob"), caller.part("x" * 1000), caller.part("x" * 1001)}
+    parts = {
+        caller.subdivision("ann"),
+        caller.subdivision("bob"),
+        caller.subdivision("x" * 1000),
+        caller.subdivision("x" * 1001),
+    }
     assert len(parts) == 4
-    assert all(0 < len(part) < 300 for part in parts)
-    assert callers(*KEYS).identify(address, bearer("k-alice", x_user_id="ann")).part("bob") == caller.part("ann")
-    assert caller.part() == caller.part("") == ""
-    assert callers(*KEYS).identify(address, bearer("k-webui")).part("ann") == ""
+    assert all(0 < len(subdivision) < 300 for subdivision in parts)
+    assert callers(*KEYS).identify(address, bearer("k-alice", x_user_id="ann")).subdivision(
+        "bob"
+    ) == caller.subdivision("ann")
+    assert caller.subdivision() == caller.subdivision("") == ""
+    assert callers(*KEYS).identify(address, bearer("k-webui")).subdivision("ann") == ""
 
 
 @given(header=st.binary(), user=st.none() | st.text())

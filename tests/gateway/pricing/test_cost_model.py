@@ -6,20 +6,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.pricing.cost_model import MOST_OUTPUT, CostModel, Counts
+from gateway.pricing.cost_model import MAX_OUTPUT_TOKENS, PROGRESS_CHUNKS, CostModel, Counts
 from gateway.pricing.curves import PrefillObservation
 from gateway.pricing.profile import Profile
-from gateway.pricing.prompt import Prompt, PromptReader, Size
-from gateway.pricing.token_estimator import TOKENS_PER_MESSAGE, Estimator
+from gateway.pricing.prompt import Prompt, PromptReader, PromptSize
+from gateway.pricing.token_estimator import TOKENS_PER_MESSAGE, TokenEstimator
 from gateway.pricing.usage import PromptDetails, Usage
-from policies.base import Job
 
 # Round numbers: 1 s a prompt, 1 s for 1000 tokens, 1 s for (1000 tokens) squared, 1 s for 100 tokens of answer.
 ROUND = Profile(c_s=1, a_s_per_token=1e-3, b_s_per_token2=1e-6, decode_s_per_token=1e-2)
 
 
 def model() -> CostModel:
-    return CostModel(ROUND, Estimator(4.0))
+    return CostModel(ROUND, TokenEstimator(4.0))
 
 
 def usage(prompt: int, output: int = 0, cached: int | None = None) -> Usage:
@@ -28,7 +27,7 @@ def usage(prompt: int, output: int = 0, cached: int | None = None) -> Usage:
 
 def text(tokens: int) -> Prompt:
     """So many tokens at four bytes each, of which the gateway knows nothing but the size."""
-    return Prompt(Size(words=4 * tokens))
+    return Prompt(PromptSize(words=4 * tokens))
 
 
 def written(data: str) -> Prompt:
@@ -47,7 +46,7 @@ def test_a_prompt_is_predicted_by_the_curve() -> None:
 
 
 def test_prompts_are_prefilled_one_by_one() -> None:
-    price = model().price([text(1000), Prompt(Size(tokens=1000))])
+    price = model().price([text(1000), Prompt(PromptSize(tokens=1000))])
     assert price.tokens == 2000
     assert price.seconds == pytest.approx(2 * (1 + 1 + 1))
 
@@ -56,7 +55,7 @@ def test_cached_tokens_are_not_priced() -> None:
     """All but its last block: one token at least is computed."""
     cost_model = model()
     prompts = [written("word " * 1600)]
-    cost_model.prefilled(prompts, cost_model.price(prompts))
+    cost_model.insert_prefixes(prompts, cost_model.price(prompts))
     again = cost_model.price(prompts)
     assert (again.tokens, again.cached) == (2000, 1984)
     assert again.seconds == pytest.approx(1 + 0.016 + (2000**2 - 1984**2) / 1e6)
@@ -65,7 +64,7 @@ def test_cached_tokens_are_not_priced() -> None:
 def test_a_count_takes_precedence_over_an_estimate() -> None:
     price = model().price([text(1000), text(3000)], counted=2000)
     assert price.tokens == 2000
-    assert [tokens for tokens, _ in price.each] == [500, 1500]
+    assert [tokens for tokens, _ in price.matches] == [500, 1500]
     assert price.seconds == pytest.approx(2 + 2 + 0.25 + 2.25)
 
 
@@ -102,7 +101,7 @@ def test_the_engines_counts_are_used() -> None:
 
 def test_missing_counts_fall_back_to_the_prediction() -> None:
     cost_model, prompts = model(), [written("word " * 1600)]
-    cost_model.prefilled(prompts, cost_model.price(prompts))
+    cost_model.insert_prefixes(prompts, cost_model.price(prompts))
     price = cost_model.price(prompts)
     assert cost_model.counts(prompts, price, usage(1990, 50)) == Counts(1990, 1984, 50)
 
@@ -130,9 +129,9 @@ def test_a_job_that_left_mid_answer_is_charged_its_prefill_and_the_tokens_sent()
 
 def test_the_charge_of_a_stream_grows_with_its_tokens() -> None:
     cost_model = model()
-    job = Job("ann", "short", 1000, 3.0, 0.0, kv_tokens=1100)
-    assert cost_model.growth(job, cost_model.price([text(1000)]), 200) == (5.0, 1264)
-    assert cost_model.growth(job, cost_model.price([text(1000)]), 1) == (3.01, 1100)
+    price = cost_model.price([text(1000)])
+    assert cost_model.growth(price, 200) == (price.seconds + 2.0, 1000 + 200 + PROGRESS_CHUNKS)
+    assert cost_model.growth(price, 1) == (price.seconds + 0.01, 1000 + 1 + PROGRESS_CHUNKS)
 
 
 # What is learned.
@@ -146,9 +145,47 @@ def test_learning_changes_the_next_prediction() -> None:
         )
     assert cost_model.price(prompts).tokens == pytest.approx(1000, rel=0.02)
     assert cost_model.profile.prefill(1000) == pytest.approx(6.0, rel=0.05)
-    cost_model.use(ROUND)
+    cost_model.reset_curves()
     assert cost_model.profile == ROUND
     assert cost_model.price(prompts).tokens == pytest.approx(1000, rel=0.02)  # of tokens a profile says nothing
+
+
+def test_another_profile_starts_the_curves_again_and_keeps_what_is_known_of_tokens() -> None:
+    cost_model, prompts = model(), [text(500)]
+    for _ in range(40):
+        price = cost_model.price(prompts)
+        cost_model.learn(prompts, price, usage(1000, cached=0), PrefillObservation(6.0, 0), queue_s=0.0)
+        cost_model.step.observe(4, 0.5)
+    slower = ROUND.scaled(3)
+    cost_model.reconfigure(slower, 8192, 0)
+    assert cost_model.prior == cost_model.profile == slower
+    assert cost_model.step.regression.samples == cost_model.prefill.regression.samples == []
+    assert cost_model.price(prompts).tokens == pytest.approx(1000, rel=0.02)
+    cost_model.reset()
+    assert cost_model.profile == slower
+
+
+def test_the_same_profile_keeps_what_was_learned() -> None:
+    cost_model, prompts = model(), [text(1000)]
+    for _ in range(40):
+        cost_model.learn(
+            prompts, cost_model.price(prompts), usage(1000, cached=0), PrefillObservation(6.0, 0), queue_s=0.0
+        )
+    before = cost_model.profile
+    cost_model.reconfigure(ROUND, 2048, 512)
+    assert cost_model.profile == before != ROUND
+
+
+@pytest.mark.parametrize(
+    ("step_tokens", "threshold", "steps"), [(8192, 0, 1), (1000, 0, 4), (8192, 1000, 4), (2000, 8192, 2)]
+)
+def test_step_sizes_hold_for_the_samples_that_come_after_a_change(step_tokens: int, threshold: int, steps: int) -> None:
+    """A prefill beside a sequence that decodes takes as many steps as the engine cuts it into."""
+    cost_model = model()
+    cost_model.reconfigure(ROUND, step_tokens, threshold)
+    assert cost_model.learn_slice(4000, 0, PrefillObservation(6.0, 1), queue_s=0.0)
+    (sample,) = cost_model.prefill.regression.samples
+    assert sample.x[-1] == steps
 
 
 def test_seconds_are_learned_only_with_known_token_counts() -> None:
@@ -157,7 +194,7 @@ def test_seconds_are_learned_only_with_known_token_counts() -> None:
     assert not cost_model.learn(prompts, price, usage(2000, cached=0), None)  # somebody else's work was in it
     assert not cost_model.learn(prompts, price, usage(1, cached=0), seen)  # no such count
     assert not cost_model.learn(2 * prompts, cost_model.price(2 * prompts), usage(4000, cached=0), seen)
-    cost_model.prefilled(prompts, price)
+    cost_model.insert_prefixes(prompts, price)
     cached = cost_model.price(prompts)
     assert cached.cached
     assert not cost_model.learn(prompts, cached, usage(2000), seen)  # a guess of what the engine had is none
@@ -196,11 +233,11 @@ def test_every_price_is_a_finite_positive_number(
     for said, seen, queue_s, count in says:
         prompts = [written("word " * 100 * (number + 1)) for number in range(count)]
         price = cost_model.price(prompts)
-        cost_model.prefilled(prompts, price)
+        cost_model.insert_prefixes(prompts, price)
         cost_model.learn(prompts, price, said, seen, queue_s)
         counts = cost_model.counts(prompts, price, said)
         assert 0 <= counts.cached <= counts.prompt
-        assert 0 <= counts.output <= MOST_OUTPUT
+        assert 0 <= counts.output <= MAX_OUTPUT_TOKENS
         assert 0 <= cost_model.true_cost(counts, count) < 1e6
         for tokens in (1, 1000, 25_000):
             assert 0 <= cost_model.profile.prefill(tokens, tokens // 2) < 1e6
@@ -241,4 +278,4 @@ def test_a_quarter_of_absurd_answers_does_not_spoil_the_model(order: list[int]) 
 
 
 def test_each_message_adds_template_tokens() -> None:
-    assert model().price([Prompt(Size(words=4000, messages=10))]).tokens == 1000 + 10 * TOKENS_PER_MESSAGE
+    assert model().price([Prompt(PromptSize(words=4000, messages=10))]).tokens == 1000 + 10 * TOKENS_PER_MESSAGE

@@ -16,7 +16,7 @@ import pytest
 
 from gateway.api.chat import CHAT
 from gateway.pricing.cost_model import CostModel
-from gateway.pricing.prefix_index import BLOCK, ENOUGH, MOST, NOTHING, PrefixIndex
+from gateway.pricing.prefix_index import DEFAULT_BLOCK, MAX_PREFIXES, MIN_EXPECTED, NO_MATCH, PrefixIndex
 from gateway.pricing.prompt import Prompt, PromptReader
 from gateway.pricing.usage import PromptDetails, Usage
 from gateway.storage.profile_file import load
@@ -44,7 +44,7 @@ class Scene:
 
     def __init__(self, capacity: int | None = None, *, tells: bool = True) -> None:
         self.cost_model = CostModel(load("gemma-4-26b-bf16"))
-        self.pool = BlockPool(None if capacity is None else capacity // BLOCK)
+        self.pool = BlockPool(None if capacity is None else capacity // DEFAULT_BLOCK)
         self.caches = capacity != 0
         self.tells = tells
         self.hits = 0
@@ -61,7 +61,7 @@ class Scene:
         prompt = self._template(messages, options)
         cached = self._engine(prompt, [*prompt, *_tokens(answer)]) if self.caches else 0
         self.hits += cached
-        self.cost_model.prefilled(prompts, price)
+        self.cost_model.insert_prefixes(prompts, price)
         usage = Usage(len(prompt), len(_tokens(answer)), PromptDetails(cached) if self.tells else None)
         self.cost_model.learn(prompts, price, usage)
         return Told(price.cached, cached, price.tokens, len(prompt))
@@ -73,14 +73,18 @@ class Scene:
         return [*tokens, "<", "assistant", ">", "\n"]
 
     def _engine(self, prompt: list[str], whole: list[str]) -> int:
-        keys = tuple(accumulate((hash(tuple(whole[at : at + BLOCK])) for at in range(0, len(whole), BLOCK)), _chain))
-        found = self.pool.find(keys, (len(prompt) - 1) // BLOCK)
+        keys = tuple(
+            accumulate(
+                (hash(tuple(whole[at : at + DEFAULT_BLOCK])) for at in range(0, len(whole), DEFAULT_BLOCK)), _chain
+            )
+        )
+        found = self.pool.find(keys, (len(prompt) - 1) // DEFAULT_BLOCK)
         if not self.pool.fits(len(keys), found):
             return 0
-        cached = len(found) * BLOCK
+        cached = len(found) * DEFAULT_BLOCK
         holding = self.pool.share(found)
         self.pool.take(holding, len(keys) - len(found))
-        self.pool.cache(holding, keys, (len(whole) - 1) // BLOCK)
+        self.pool.cache(holding, keys, (len(whole) - 1) // DEFAULT_BLOCK)
         self.pool.release(holding)
         return cached
 
@@ -117,13 +121,13 @@ def test_the_next_turn_is_predicted_cached_to_the_block() -> None:
     first, *later = conversation(Scene(), seed=1, turns=8)
     assert (first.cached, first.truly_cached) == (0, 0)
     assert all(told.truly_cached > 200 for told in later)
-    assert all(abs(told.cached - told.truly_cached) <= BLOCK for told in later)
+    assert all(abs(told.cached - told.truly_cached) <= DEFAULT_BLOCK for told in later)
     assert [told.tokens for told in later] == pytest.approx([told.true_tokens for told in later], rel=0.06)
 
 
 def test_an_identical_prompt_is_predicted_cached_except_one_token() -> None:
     scene = Scene()
-    for tokens in range(1000, 1000 + BLOCK):
+    for tokens in range(1000, 1000 + DEFAULT_BLOCK):
         scene.ask(("user", words(tokens, tokens)))
         told = scene.ask(("user", words(tokens, tokens)))
         assert told.cached == told.truly_cached > 900
@@ -137,7 +141,7 @@ def test_shared_instructions_are_predicted_cached_for_everyone() -> None:
         assert each.truly_cached >= 1488
         assert each.cached == pytest.approx(each.truly_cached, abs=0.02 * 1500)
     for each in told[2:]:
-        assert abs(each.cached - each.truly_cached) <= BLOCK
+        assert abs(each.cached - each.truly_cached) <= DEFAULT_BLOCK
 
 
 WORDS, DIGITS = words(1, 600), str(7**1000)
@@ -151,7 +155,7 @@ def test_the_length_of_shared_instructions_is_learned_from_hits(system: str, bef
     told = [scene.ask(("system", system), ("user", before + words(user, 9))) for user in range(2, 4)]
     told += [scene.ask(("system", system), ("user", words(user, 90))) for user in range(6, 9)]
     assert abs(told[-3].cached - told[-3].truly_cached) > 100
-    assert all(abs(each.cached - each.truly_cached) <= BLOCK for each in told[-2:])
+    assert all(abs(each.cached - each.truly_cached) <= DEFAULT_BLOCK for each in told[-2:])
 
 
 @pytest.mark.parametrize("tokens", [400, 4000, 25_000])
@@ -160,8 +164,8 @@ def test_a_shared_document_is_predicted_to_within_a_stride(tokens: int) -> None:
     scene, document = Scene(), words(1, tokens)
     for question in range(2, 5):
         told = scene.ask(("user", document + words(question, 30)))
-    assert told.truly_cached >= tokens - BLOCK
-    assert told.truly_cached - 128 - tokens // 12 <= told.cached <= told.truly_cached + BLOCK
+    assert told.truly_cached >= tokens - DEFAULT_BLOCK
+    assert told.truly_cached - 128 - tokens // 12 <= told.cached <= told.truly_cached + DEFAULT_BLOCK
 
 
 def test_reasoning_dropped_by_the_template_is_learned() -> None:
@@ -173,7 +177,7 @@ def test_reasoning_dropped_by_the_template_is_learned() -> None:
         told = scene.ask(("user", question), ("assistant", answer[2400:]), ("user", "Go on."))
         off.append(told.cached - told.truly_cached)
     assert off[0] > 300
-    assert all(abs(each) <= BLOCK for each in off[4:])
+    assert all(abs(each) <= DEFAULT_BLOCK for each in off[4:])
 
 
 @pytest.mark.parametrize("other", [{"model": "adapter"}, {"cache_salt": "ben"}, {"tools": [{"name": "f"}]}])
@@ -256,7 +260,7 @@ def test_predictions_follow_a_cache_that_became_larger() -> None:
 def test_an_engine_restart_clears_the_index() -> None:
     scene, prompt = Scene(), ("user", words(1, 1000))
     scene.ask(prompt)
-    scene.index.forget()
+    scene.index.clear()
     assert len(scene.index) == 0
     scene.pool = BlockPool(None)
     told = scene.ask(prompt)
@@ -282,10 +286,10 @@ def test_no_cache_is_predicted_for_an_engine_without_prefix_caching() -> None:
 @pytest.mark.parametrize(("caches", "least", "most"), [(True, 0.9, 1.0), (False, 0.0, 0.1)])
 def test_the_engines_hit_counter_is_used_when_answers_have_no_details(caches: bool, least: float, most: float) -> None:
     scene = Scene(None if caches else 0, tells=False)
-    scene.index.counted(scene.hits)
+    scene.index.compare_hits(scene.hits)
     for seed in range(6):
         told = conversation(scene, seed, turns=8, question=300)[-1]
-        scene.index.counted(scene.hits)
+        scene.index.compare_hits(scene.hits)
     share = told.cached / told.true_tokens
     assert least * 0.75 <= share <= most
 
@@ -293,8 +297,8 @@ def test_the_engines_hit_counter_is_used_when_answers_have_no_details(caches: bo
 def test_a_hit_counter_that_resets_or_jumps_is_ignored() -> None:
     scene = Scene(tells=False)
     for seed, hits in enumerate((1e9, 5.0, 1e18, 0.0)):
-        conversation(scene, seed, turns=4, question=ENOUGH // 4)
-        scene.index.counted(hits)
+        conversation(scene, seed, turns=4, question=MIN_EXPECTED // 4)
+        scene.index.compare_hits(hits)
         assert 0 <= scene.index.trust.value <= 1
 
 
@@ -305,17 +309,17 @@ def test_memory_is_bounded_and_eviction_is_least_recently_used() -> None:
     index = PrefixIndex()
     first, second, *others = (prompt_of(words(seed, 12_000)) for seed in range(1000, 1010))
     for prompt in (first, second):
-        index.prefilled(prompt, 12_000, index.match(prompt))
+        index.insert(prompt, 12_000, index.match(prompt))
     used = 0
-    while used < MOST:
+    while used < MAX_PREFIXES:
         for prompt in others:
-            named = tuple(link._replace(name=b"%d %b" % (used, link.name)) for link in prompt.chain)
-            index.prefilled(Prompt(prompt.size, named), 12_000, NOTHING)
+            named = tuple(prefix._replace(digest=b"%d %b" % (used, prefix.digest)) for prefix in prompt.prefixes)
+            index.insert(Prompt(prompt.size, named), 12_000, NO_MATCH)
             used += len(named)
-        index.prefilled(first, 12_000, index.match(first))
-    assert len(index) == MOST
+        index.insert(first, 12_000, index.match(first))
+    assert len(index) == MAX_PREFIXES
     assert index.match(first).cached > 11_900
-    assert index.match(second) == NOTHING
+    assert index.match(second) == NO_MATCH
 
 
 def prompt_of(text: str) -> Prompt:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.pricing.regression import KEPT, Regression
+from gateway.pricing.regression import KEPT_PER_MAGNITUDE, Regression
 
 # A prefill curve: a constant, seconds a token, seconds a token squared. Its columns differ by nine powers of ten.
 TRUE = 0.2, 3e-4, 1e-8
@@ -32,7 +32,7 @@ def sizes(random: Random, count: int) -> list[int]:
 
 def taught(regression: Regression, random: Random, count: int, factor: float = 1.0, noise: float = 0.1) -> Regression:
     for tokens in sizes(random, count):
-        regression.saw(row(tokens), true(tokens, factor) * random.gauss(1, noise))
+        regression.observe(row(tokens), true(tokens, factor) * random.gauss(1, noise))
     return regression
 
 
@@ -77,7 +77,7 @@ def test_samples_of_one_size_scale_the_whole_curve() -> None:
     """Nothing was seen of others: they are taken to be off as these are."""
     regression = start()
     for _ in range(30):
-        regression.saw(row(1000), true(1000))
+        regression.observe(row(1000), true(1000))
     assert worst(regression) <= 0.1
 
 
@@ -86,7 +86,7 @@ def test_long_samples_are_kept_among_many_short_ones() -> None:
     random = Random(2)
     for _ in range(2000):
         tokens = random.randint(50, 300)
-        regression.saw(row(tokens), true(tokens) * random.gauss(1, 0.1))
+        regression.observe(row(tokens), true(tokens) * random.gauss(1, 0.1))
     assert worst(regression) <= 0.1
 
 
@@ -106,7 +106,7 @@ def test_a_negative_coefficient_is_fixed_at_0_and_the_others_are_refitted() -> N
     """Seconds that grow ever slower, which no square does: the best line is left."""
     regression = start(1.0)
     for tokens in sizes(Random(1), 200):
-        regression.saw(row(tokens), 0.2 + 3e-4 * tokens - 4e-9 * tokens**2)
+        regression.observe(row(tokens), 0.2 + 3e-4 * tokens - 4e-9 * tokens**2)
     assert regression.theta[2] == 0
     assert abs(sum(regression.errors())) / len(regression.errors()) <= 0.05
     assert max(map(abs, regression.errors())) <= 0.35
@@ -125,14 +125,14 @@ def test_a_quarter_of_wrong_samples_moves_the_fit_little(factor: float, wrong: f
     random.shuffle(marks)
     regression = start(factor)
     for outlier, tokens in zip(marks, sizes(random, 40), strict=True):
-        regression.saw(row(tokens), true(tokens) * random.gauss(1, 0.1) * (wrong if outlier else 1))
+        regression.observe(row(tokens), true(tokens) * random.gauss(1, 0.1) * (wrong if outlier else 1))
     assert worst(regression) <= 0.15
 
 
 def test_a_wrong_first_sample_moves_the_fit_little() -> None:
     """An engine compiles at its first prompt."""
     regression = start(1.0)
-    regression.saw(row(1000), 50 * true(1000))
+    regression.observe(row(1000), 50 * true(1000))
     assert worst(regression) <= 0.5
     taught(regression, Random(1), 5)
     assert worst(regression) <= 0.2
@@ -141,7 +141,7 @@ def test_a_wrong_first_sample_moves_the_fit_little() -> None:
 def test_wrong_samples_do_not_evict_right_ones() -> None:
     regression = taught(start(), Random(1), 100)
     before = regression.theta
-    regression.saw(row(25_000), 1000 * true(25_000))
+    regression.observe(row(25_000), 1000 * true(25_000))
     assert regression.theta == pytest.approx(before, rel=0.05)
 
 
@@ -155,7 +155,7 @@ def test_outliers_at_any_position_do_not_move_the_curve(data: st.DataObject) -> 
     )
     regression = start(1.0)
     for tokens, off in data.draw(st.permutations(right + wrong)):
-        regression.saw(row(tokens), true(tokens) * off)
+        regression.observe(row(tokens), true(tokens) * off)
     assert worst(regression) <= 0.2
 
 
@@ -178,9 +178,9 @@ def test_coefficients_are_finite_and_not_negative(
 ) -> None:
     regression = Regression(begin)
     for x, y in samples:
-        before = regression.seen
-        took = regression.saw(x, y)
-        assert regression.seen == before + took
+        before = regression.observations
+        took = regression.observe(x, y)
+        assert regression.observations == before + took
         assert not took or (y > 0 and isfinite(y))
         assert all(isfinite(theta) and theta >= 0 for theta in regression.theta)
 
@@ -189,18 +189,20 @@ def test_the_number_and_age_of_kept_samples_is_bounded() -> None:
     regression, random = start(), Random(1)
     for _ in range(3000):
         tokens = random.randint(64, 25_000)
-        regression.saw(row(tokens), true(tokens))
+        regression.observe(row(tokens), true(tokens))
     magnitudes = 10
-    assert len(regression.samples) <= KEPT * magnitudes
+    assert len(regression.samples) <= KEPT_PER_MAGNITUDE * magnitudes
     assert regression.samples == sorted(regression.samples, key=lambda sample: sample.number)
-    assert [sample.number for sample in regression.samples][-KEPT:][0] > 3000 - 2 * KEPT * magnitudes
+    assert [sample.number for sample in regression.samples][-KEPT_PER_MAGNITUDE:][
+        0
+    ] > 3000 - 2 * KEPT_PER_MAGNITUDE * magnitudes
 
 
 def test_the_error_on_kept_samples_is_reported() -> None:
     regression = start(1.0)
     for _ in range(10):
         for off in (0.8, 1.0, 1.25):
-            regression.saw(row(1000), true(1000) * off)
+            regression.observe(row(1000), true(1000) * off)
     errors = sorted(regression.errors())
     assert errors[0] == pytest.approx(-0.2, abs=0.05)
     assert errors[-1] == pytest.approx(0.25, abs=0.05)

@@ -419,8 +419,8 @@ def test_the_predicted_time_includes_the_work_ahead(engine: ScriptedEngine, star
     call = engine.asked()
     short = gateway.ask({"prompt": [1]}, TEXT)
     other = engine.asked()
-    (admission,) = {gateway.gateway.parts.waiting.admission}
-    predicted = {job.tokens: admission.predicted_prefill(job) for job in list(admission._prefill)}
+    admission = gateway.gateway.core.admission
+    predicted = {job.tokens: admission.ticket(job).predicted_prefill_s for job in gateway.jobs()}
     assert predicted == {1000: 1000.0, 1: 1001.0}
     other.answer()
     call.stream(token(), DONE)

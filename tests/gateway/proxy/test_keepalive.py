@@ -33,7 +33,7 @@ def occupied(engine: ScriptedEngine, gateway: RunningGateway) -> tuple[PendingRe
     call = engine.asked()
     call.start()
     call.send(token("first"))
-    assert asked.event() == token("first")
+    assert asked.event().endswith(token("first"))  # on a slow machine a comment comes before it
     return asked, call
 
 

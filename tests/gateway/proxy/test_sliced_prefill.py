@@ -25,10 +25,10 @@ TOKENS = 12_000
 
 def ends() -> tuple[int, int]:
     """Of the first two slices."""
-    slices = SlicePlan(Slicer(Slicing(), CostModel(PROFILE)), TOKENS)
-    first = slices.end
-    slices.go_on(0.0, company=True)
-    return first, slices.end
+    plan = SlicePlan(Slicer(Slicing(), CostModel(PROFILE)), TOKENS)
+    first = plan.end
+    plan.advance(0.0, contended=True)
+    return first, plan.end
 
 
 FIRST, SECOND = ends()
@@ -280,7 +280,7 @@ def test_prompts_that_a_small_cache_cannot_hold_are_not_sliced(engine: ScriptedE
         b'vllm:cache_config_info{block_size="16",kv_cache_size_tokens="12500",enable_prefix_caching="True"} 1\n'
     )
     gateway = start()
-    wait_until(lambda: gateway.gateway.parts.cost_model.prefixes.capacity == 12_500)
+    wait_until(lambda: gateway.gateway.core.cost_model.prefixes.capacity == 12_500)
     asked = gateway.ask(long(), TEXT)
     only = engine.asked()
     assert only.json["stream"]

@@ -21,9 +21,9 @@ from gateway.lifecycle.core import Core
 from gateway.lifecycle.lifecycle import Lifecycle, PricedRequest
 from gateway.lifecycle.settlement import Answer
 from gateway.pricing.cost_model import CostModel, Price
-from gateway.pricing.prefix_index import NOTHING
+from gateway.pricing.prefix_index import NO_MATCH
 from gateway.pricing.profile import Profile
-from gateway.pricing.prompt import Prompt, Size
+from gateway.pricing.prompt import Prompt, PromptSize
 from gateway.pricing.usage import Usage
 from gateway.proxy.waiting_room import Observer, WaitingRoom
 from gateway.scheduling.admission import Admission
@@ -70,8 +70,8 @@ class Guest:
     def __init__(self, house: "House", job: Job, plan: SlicePlan | None = None) -> None:
         self.job = job
         self.room = house.room
-        price = Price(job.tokens, 0, job.cost, ((job.tokens, NOTHING),))
-        request = PricedRequest((Prompt(Size(tokens=1)),), price, plan=plan)
+        price = Price(job.tokens, 0, job.cost, ((job.tokens, NO_MATCH),))
+        request = PricedRequest((Prompt(PromptSize(tokens=1)),), price, plan=plan)
         self.life = Lifecycle(house.core, job, request, house.room.apply)
         self.scope = anyio.CancelScope()
         self.entered = anyio.Event()
@@ -169,7 +169,7 @@ def assert_empty(admission: Admission) -> None:
         assert (admission.prefill_jobs(lane), admission.prefill_tokens(lane), admission.waiting(lane)) == (0, 0, 0)
 
 
-async def test_a_job_that_fits_is_admitted_without_waiting() -> None:
+async def test_a_request_that_fits_is_admitted_without_a_wait() -> None:
     async with anyio.create_task_group() as tasks:
         house = House(tasks)
         coming = house.room.admitted(Guest(house, job()).life)
@@ -181,7 +181,7 @@ async def test_a_job_that_fits_is_admitted_without_waiting() -> None:
     assert_empty(house.admission)
 
 
-async def test_a_job_that_does_not_fit_waits_until_there_is_room() -> None:
+async def test_a_request_that_does_not_fit_waits_until_there_is_room() -> None:
     async with anyio.create_task_group() as tasks:
         house = House(tasks)
         first = await house.enters(job())
@@ -193,7 +193,7 @@ async def test_a_job_that_does_not_fit_waits_until_there_is_room() -> None:
     assert_empty(house.admission)
 
 
-async def test_a_first_token_admits_the_next_job() -> None:
+async def test_a_first_token_admits_the_next_request() -> None:
     async with anyio.create_task_group() as tasks:
         house = House(tasks)
         first = await house.enters(job())
@@ -215,7 +215,7 @@ async def test_a_first_token_after_the_end_is_harmless() -> None:
     assert house.events(guest.job) == ["arrived", "finished"]
 
 
-async def test_the_permit_knows_its_prefill_with_the_work_ahead() -> None:
+async def test_the_predicted_prefill_includes_the_work_ahead() -> None:
     async with anyio.create_task_group() as tasks:
         house = House(tasks)
         guests = [await house.enters(job("long", cost=2.0)), await house.enters(job("short", cost=0.5))]
@@ -241,7 +241,7 @@ async def test_the_settled_charge_replaces_the_prediction() -> None:
     assert house.told[-1] == (Finished(guest.job, 7.5, output_tokens=3), [])
 
 
-async def test_an_exception_inside_releases_the_permit() -> None:
+async def test_an_exception_inside_gives_the_permit_back() -> None:
     async with anyio.create_task_group() as tasks:
         house = House(tasks)
         with pytest.raises(LookupError):
@@ -253,7 +253,7 @@ async def test_an_exception_inside_releases_the_permit() -> None:
 # Cancellation.
 
 
-async def test_cancelling_while_queued_frees_the_place() -> None:
+async def test_a_request_that_leaves_while_queued_gives_up_its_position() -> None:
     async with anyio.create_task_group() as tasks:
         house = House(tasks)
         first, second, third = await house.enters(job()), await house.queues(job()), await house.queues(job())
@@ -266,7 +266,7 @@ async def test_cancelling_while_queued_frees_the_place() -> None:
     assert_empty(house.admission)
 
 
-async def test_cancelling_the_head_of_the_queue_frees_its_reservation() -> None:
+async def test_a_request_that_leaves_the_head_of_the_queue_frees_what_was_reserved() -> None:
     async with anyio.create_task_group() as tasks:
         house = House(tasks, Limits(max_num_seqs=2))
         first = await house.enters(job("short"))
@@ -278,7 +278,7 @@ async def test_cancelling_the_head_of_the_queue_frees_its_reservation() -> None:
     assert_empty(house.admission)
 
 
-async def test_cancelling_while_running_releases_everything() -> None:
+async def test_a_request_that_leaves_while_running_gives_everything_back() -> None:
     async with anyio.create_task_group() as tasks:
         house = House(tasks)
         first, second = await house.enters(job()), await house.queues(job())
@@ -288,7 +288,7 @@ async def test_cancelling_while_running_releases_everything() -> None:
     assert_empty(house.admission)
 
 
-async def test_cancellation_between_grant_and_wake_up_leaks_nothing() -> None:
+async def test_a_request_cancelled_between_grant_and_wake_up_leaks_nothing() -> None:
     """Granted and cancelled with no turn of the loop between: never in, and charged nothing.
 
     A cancel scope of anyio lets a task whose wake-up is on its way run on to its next wait, so this takes asyncio's
@@ -312,7 +312,7 @@ async def test_cancellation_between_grant_and_wake_up_leaks_nothing() -> None:
     assert_empty(house.admission)
 
 
-async def test_a_grant_during_cancellation_leaks_nothing() -> None:
+async def test_a_request_granted_while_being_cancelled_leaks_nothing() -> None:
     """Cancelled, and granted before it has noticed."""
     async with anyio.create_task_group() as tasks:
         house = House(tasks)
@@ -328,7 +328,7 @@ async def test_a_grant_during_cancellation_leaks_nothing() -> None:
     assert_empty(house.admission)
 
 
-async def test_a_grant_followed_by_cancellation_is_recorded_and_released() -> None:
+async def test_a_request_granted_and_then_cancelled_has_entered_and_ended() -> None:
     async with anyio.create_task_group() as tasks:
         house = House(tasks)
         first, second = await house.enters(job()), await house.queues(job())
@@ -339,10 +339,10 @@ async def test_a_grant_followed_by_cancellation_is_recorded_and_released() -> No
     assert_empty(house.admission)
 
 
-# The time limit.
+# The queue timeout.
 
 
-async def test_a_job_that_waits_too_long_is_rejected() -> None:
+async def test_a_request_that_waited_too_long_is_evicted() -> None:
     async with anyio.create_task_group() as tasks:
         house = House(tasks, queue_timeout=NO_TIME)
         first = await house.enters(job())
@@ -355,7 +355,7 @@ async def test_a_job_that_waits_too_long_is_rejected() -> None:
 
 
 async def test_a_grant_at_the_moment_of_the_timeout_holds() -> None:
-    """The waiter's time is up as it begins to wait, and the grant comes before it is woken to be told so."""
+    """Its time is up as it begins to wait, and the grant comes before it wakes up."""
     async with anyio.create_task_group() as tasks:
         house = House(tasks, queue_timeout=NO_TIME)
         first = await house.enters(job())
@@ -370,7 +370,7 @@ async def test_a_grant_at_the_moment_of_the_timeout_holds() -> None:
 # Draining.
 
 
-async def test_draining_rejects_queued_and_new_jobs_and_keeps_running_ones() -> None:
+async def test_draining_evicts_queued_requests_refuses_new_ones_and_keeps_running_ones() -> None:
     async with anyio.create_task_group() as tasks:
         house = House(tasks)
         running = await house.enters(job())
@@ -389,7 +389,7 @@ async def test_draining_rejects_queued_and_new_jobs_and_keeps_running_ones() -> 
     assert_empty(house.admission)
 
 
-async def test_a_job_granted_before_the_drain_runs() -> None:
+async def test_a_request_granted_before_the_drain_goes_on() -> None:
     async with anyio.create_task_group() as tasks:
         house = House(tasks)
         first, second = await house.enters(job()), await house.queues(job())
@@ -401,8 +401,8 @@ async def test_a_job_granted_before_the_drain_runs() -> None:
     assert_empty(house.admission)
 
 
-async def test_a_job_whose_turn_comes_after_the_drain_is_rejected() -> None:
-    """The running one ends before those sent away have noticed: a place that is given to them comes back."""
+async def test_a_request_granted_after_it_was_evicted_by_the_drain_does_not_enter() -> None:
+    """Its place comes free before it has noticed its eviction; what it is granted comes back."""
     async with anyio.create_task_group() as tasks:
         house = House(tasks)
         first, second, third = await house.enters(job()), await house.queues(job()), await house.queues(job())
@@ -415,7 +415,7 @@ async def test_a_job_whose_turn_comes_after_the_drain_is_rejected() -> None:
     assert_empty(house.admission)
 
 
-async def test_running_jobs_can_be_cancelled_with_a_reason() -> None:
+async def test_running_requests_can_be_cut_off_and_are_told_why() -> None:
     async with anyio.create_task_group() as tasks:
         house = House(tasks)
         running, waiting = await house.enters(job()), await house.queues(job())
@@ -475,7 +475,7 @@ async def test_a_job_waits_for_its_next_slice_while_a_much_shorter_one_runs() ->
     assert_empty(house.admission)
 
 
-async def test_one_cancelled_between_slices_gives_all_back() -> None:
+async def test_a_request_cancelled_between_slices_gives_everything_back() -> None:
     async with anyio.create_task_group() as tasks:
         house = House(tasks)
         sliced, shorter = await between_slices(house)
@@ -527,7 +527,7 @@ async def test_a_pause_ends_when_nothing_decodes_any_more() -> None:
 
 @pytest.mark.parametrize("seed", range(15))
 @pytest.mark.parametrize("new_policy", POLICIES.values(), ids=POLICIES)
-async def test_any_schedule_of_cancellations_releases_every_permit(new_policy: Callable[[], Policy], seed: int) -> None:
+async def test_after_any_schedule_everything_is_given_back(new_policy: Callable[[], Policy], seed: int) -> None:
     """Guests come, finish slices, get first tokens, leave and are cancelled, sometimes with the loop turning between,
     mostly not. In the end each has ended once, and nothing holds a job any more."""
     random = Random(seed)

@@ -310,7 +310,7 @@ class Referee:
         assert self.admission.ledger.prefill_s == self.admission.queue.prefill_s == self.admission.running == 0
         for lane in LANES:
             assert self.admission.prefill_jobs(lane) == self.admission.waiting(lane) == 0
-        assert self.admission.refuses(Job("a", "short", 1, 1.0, 0.0)) is None
+        assert self.admission.rejects(Job("a", "short", 1, 1.0, 0.0)) is None
 
 
 def other_lane(lane: Lane) -> Lane:

@@ -48,18 +48,18 @@ def test_the_queue_length_is_limited(new_policy: NewPolicy, limits: Limits, outc
     admission, running = Admission(new_policy(), limits), job()
     admission.arrive(running)
     for _ in range(3):
-        assert admission.refuses(job()) is None
+        assert admission.rejects(job()) is None
         admission.arrive(job())
-    assert admission.refuses(job()) is outcome
-    assert admission.refuses(job()) is outcome  # asking changes nothing
+    assert admission.rejects(job()) is outcome
+    assert admission.rejects(job()) is outcome  # asking changes nothing
     (dispatched,) = admission.finish(running, 1.0)
-    assert admission.refuses(job()) is None  # who runs no longer waits
+    assert admission.rejects(job()) is None  # who runs no longer waits
     admission.arrive(leaving := job())
-    assert admission.refuses(job()) is outcome
+    assert admission.rejects(job()) is outcome
     admission.leave(leaving)
-    assert admission.refuses(job()) is None
+    assert admission.rejects(job()) is None
     assert admission.set_limits(Limits(max_num_seqs=1)) == []
-    assert [admission.refuses(job()) for _ in range(2)] == [None, None]
+    assert [admission.rejects(job()) for _ in range(2)] == [None, None]
     admission.finish(dispatched, 1.0)
 
 
@@ -67,15 +67,15 @@ def test_the_queue_length_is_limited(new_policy: NewPolicy, limits: Limits, outc
 def test_the_queue_limit_counts_per_flow(new_policy: NewPolicy) -> None:
     admission = Admission(new_policy(), Limits(max_num_seqs=1, flow_queued=1))
     arrive_all(admission, job("a"), job("a"))
-    assert admission.refuses(job("a")) is Outcome.USER_LIMIT
-    assert admission.refuses(job("b")) is None
+    assert admission.rejects(job("a")) is Outcome.USER_LIMIT
+    assert admission.rejects(job("b")) is None
 
 
 @every_policy
 def test_without_limits_no_job_is_refused(new_policy: NewPolicy) -> None:
     admission = Admission(new_policy(), Limits(max_num_seqs=1))
     for _ in range(300):
-        assert admission.refuses(job(cost=1e9)) is None
+        assert admission.rejects(job(cost=1e9)) is None
         admission.arrive(job(cost=1e9))
 
 
@@ -84,9 +84,9 @@ def test_an_empty_queue_accepts_any_job(new_policy: NewPolicy) -> None:
     """Also while others run; only a limit of none at all refuses it."""
     admission = Admission(new_policy(), Limits(max_num_seqs=1, max_queued_s=0.5, max_queued=1, flow_queued=1))
     admission.arrive(job())
-    assert admission.refuses(job(cost=1000.0)) is None
+    assert admission.rejects(job(cost=1000.0)) is None
     admission.arrive(job(cost=1000.0))
-    assert admission.refuses(job("b", cost=0.0)) is Outcome.QUEUE_FULL
+    assert admission.rejects(job("b", cost=0.0)) is Outcome.QUEUE_FULL
 
 
 @every_policy
@@ -97,7 +97,7 @@ def test_a_job_that_has_begun_no_longer_counts_as_queued(new_policy: NewPolicy) 
     admission.arrive(beside)
     assert admission.slice_done(sliced, Slice(10, 0.5)) == [beside]
     assert admission.waiting("long") == 1
-    assert admission.refuses(job("a", cost=5.0)) is None
+    assert admission.rejects(job("a", cost=5.0)) is None
 
 
 @every_policy
@@ -163,9 +163,9 @@ def test_a_flows_own_cap_may_be_raised(new_policy: NewPolicy) -> None:
 def test_a_flows_own_queue_limit_replaces_the_general_one() -> None:
     admission = Admission(Fifo(), Limits(max_num_seqs=1, flow_queued=2))
     arrive_all(admission, job("runs"), job("a"), job("b"))
-    assert admission.refuses(job("a", flow_queued=1)) is Outcome.USER_LIMIT
-    assert admission.refuses(job("b", flow_queued=2)) is None
-    assert admission.refuses(job("c", flow_queued=1)) is None
+    assert admission.rejects(job("a", flow_queued=1)) is Outcome.USER_LIMIT
+    assert admission.rejects(job("b", flow_queued=2)) is None
+    assert admission.rejects(job("c", flow_queued=1)) is None
 
 
 @every_policy

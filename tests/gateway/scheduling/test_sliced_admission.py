@@ -380,3 +380,109 @@ def test_a_sliced_job_is_charged_like_a_whole_one(new_policy: NewPolicy) -> None
         places = [job for jobs in flows for job in jobs]
         orders.append([places.index(job) for job in ended])
     assert orders[0] == orders[1]
+
+
+# Two slices of a prompt in the engine at once.
+
+
+def overlapping(admission: Admission, job: Job) -> None:
+    """Its second slice is in the engine, too."""
+    assert admission.arrive(job, SLICE) == [job]
+    assert admission.scheduled(job) == []
+    assert admission.requeue(job, SLICE) == [job]
+
+
+def test_a_slice_gives_its_lane_back_when_the_engine_has_scheduled_it(new_policy: NewPolicy) -> None:
+    """Its seats it keeps, and the first token gives the lane back no second time."""
+    admission, job, others = Admission(new_policy()), long("a"), [long("b"), long("c")]
+    admission.arrive(job, SLICE)
+    for other in others:
+        assert admission.arrive(other) == []
+    (following,) = admission.scheduled(job)
+    assert (admission.prefill_jobs("long"), admission.seats, admission.running) == (1, 2, 2)
+    assert admission.first_token(job) == []
+    assert admission.prefill_jobs("long") == 1
+    assert admission.scheduled(following) == [other for other in others if other is not following]
+
+
+def test_a_slice_may_wait_while_the_one_before_it_is_computed(new_policy: NewPolicy) -> None:
+    """Where its lane is taken; the one before it keeps its seats meanwhile."""
+    admission, job, other = Admission(new_policy()), long("a"), long("b")
+    admission.arrive(job, SLICE)
+    assert admission.arrive(other) == []
+    assert admission.scheduled(job) == [other]
+    assert admission.requeue(job, SLICE) == []
+    assert (admission.seats, admission.running, admission.waiting("long")) == (2, 1, 1)
+    assert admission.earlier_slice_done(job) == []
+    assert (admission.seats, admission.running, admission.waiting("long")) == (1, 1, 1)
+    assert admission.first_token(other) == [job]
+    assert admission.seats == 2
+
+
+def test_each_of_two_slices_in_the_engine_has_its_own_seats(new_policy: NewPolicy) -> None:
+    """The job counts as one of its flow, and its cache is reserved once."""
+    admission, job, own = Admission(new_policy(), Limits(flow_in_flight=2)), long(seats=2, kv_tokens=50), short("a")
+    overlapping(admission, job)
+    assert admission.held() == {"seats": 4, "kv": 50, "short": 0, "long": 4096}
+    assert admission.running == 1
+    assert admission.arrive(own) == [own]
+    assert admission.earlier_slice_done(job) == []
+    assert admission.held() == {"seats": 3, "kv": 50, "short": 10, "long": 4096}
+    admission.first_token(job)
+    admission.finish(job, 3.0)
+    assert admission.held() == {"seats": 1, "kv": 0, "short": 10, "long": 0}
+
+
+def test_a_slice_whose_seats_the_one_before_it_has_waits_for_them(new_policy: NewPolicy) -> None:
+    """However few there are: a job never waits for itself for ever."""
+    admission, job = Admission(new_policy(), Limits(max_num_seqs=3)), long(seats=2)
+    admission.arrive(job, SLICE)
+    admission.scheduled(job)
+    assert admission.requeue(job, SLICE) == []
+    assert admission.earlier_slice_done(job) == [job]
+    assert admission.seats == 2
+
+
+def test_an_earlier_slice_comes_to_its_end_once(new_policy: NewPolicy) -> None:
+    admission, job = Admission(new_policy()), long()
+    overlapping(admission, job)
+    admission.earlier_slice_done(job)
+    with pytest.raises(KeyError):
+        admission.earlier_slice_done(job)
+    assert admission.seats == 1
+
+
+def test_the_next_slice_may_follow_whichever_way(new_policy: NewPolicy) -> None:
+    """The one that was sent last is done before it is said of the one before it that it is: its seats stay that
+    long."""
+    admission, job = Admission(new_policy()), long()
+    overlapping(admission, job)
+    assert admission.slice_done(job, SLICE) == [job]
+    assert admission.seats == 2
+    admission.scheduled(job)
+    assert admission.requeue(job, SLICE) == [job]
+    assert admission.seats == 3
+    for seats in (2, 1):
+        admission.earlier_slice_done(job)
+        assert admission.seats == seats
+    assert admission.prefill_jobs("long") == 1
+
+
+@pytest.mark.parametrize("phase", ["in prefill", "scheduled", "between slices", "in decode"])
+def test_who_leaves_with_two_slices_in_the_engine_gives_each_seat_back_once(new_policy: NewPolicy, phase: str) -> None:
+    admission = Admission(new_policy(), Limits(long_lane_jobs=2))
+    job, beside = long(seats=3, kv_tokens=50), long("b", seats=2, kv_tokens=5)
+    overlapping(admission, job)
+    admission.arrive(beside)
+    if phase != "in prefill":
+        admission.scheduled(job)
+    if phase == "between slices":
+        admission.set_limits(Limits(long_lane_jobs=2, max_num_seqs=1))
+        assert admission.requeue(job, SLICE) == []
+    if phase == "in decode":
+        admission.first_token(job)
+    assert admission.seats == 8
+    admission.finish(job, 2.0)
+    assert admission.held() == {"seats": 2, "kv": 5, "short": 0, "long": 12_000}
+    admission.finish(beside, 2.0)
+    assert admission.held() == dict.fromkeys(admission.held(), 0)

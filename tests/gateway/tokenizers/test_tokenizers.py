@@ -26,8 +26,8 @@ from gateway.api.base import InferenceRequest
 from gateway.api.chat import CHAT
 from gateway.api.completions import COMPLETIONS
 from gateway.engine.client import EngineClient
-from gateway.tokenizers.engine import ASK_AGAIN, MOST_BYTES, BoundedTokenizer, EngineTokenizer, Ids
-from gateway.tokenizers.fields import MOST_TEXTS
+from gateway.tokenizers.engine import MAX_BODY_BYTES, RETRY_MISSING_S, BoundedTokenizer, EngineTokenizer, Ids
+from gateway.tokenizers.fields import MAX_TEXTS
 from gateway.tokenizers.local import LocalTokenizer
 from tests.support.scripted_engine import ReceivedRequest, ScriptedEngine
 from tests.support.tiny_model import make_model, words
@@ -206,14 +206,14 @@ def test_a_tokenize_request_has_every_field_that_shapes_a_text_prompt(asking: As
 
 
 def test_each_text_is_tokenized_by_its_own_request(asking: Asking, engine: ScriptedEngine) -> None:
-    prompts = [f"prompt {number}" for number in range(MOST_TEXTS)]
+    prompts = [f"prompt {number}" for number in range(MAX_TEXTS)]
     counting = asking.start(text([*prompts, [4, 5]]))
     for number, prompt in enumerate(prompts):
         call = engine.asked()
         assert call.json == {"prompt": prompt}
         assert engine.pending == 0
         call.answer(200, {"count": 10 + number})
-    assert counting.result(DEADLINE) == sum(range(10, 10 + MOST_TEXTS)) + 2
+    assert counting.result(DEADLINE) == sum(range(10, 10 + MAX_TEXTS)) + 2
 
 
 def test_one_text_without_a_count_leaves_no_total(asking: Asking, engine: ScriptedEngine) -> None:
@@ -240,7 +240,7 @@ def test_one_text_without_a_count_leaves_no_total(asking: Asking, engine: Script
         text("once", suffix="end"),
         text("once", prompt_embeds="AAAA"),
         text("once", truncate_prompt_tokens=-1),
-        text(["once"] * (MOST_TEXTS + 1)),
+        text(["once"] * (MAX_TEXTS + 1)),
     ],
     ids=lambda each: each.body.decode()[:60],
 )
@@ -291,18 +291,18 @@ def test_an_engine_without_tokenize_is_asked_again_later(
     assert (record.name, record.levelno) == ("fairlane", logging.WARNING)
     assert record.getMessage() == f"the engine has no /tokenize: prompt tokens are estimated (HTTP {status})"
 
-    asking.now = ASK_AGAIN - 1
+    asking.now = RETRY_MISSING_S - 1
     assert asking.count(chat()) is None
     assert asking.count(text([1, 2])) == 2  # which it never needed it for
     assert len(engine.calls) == 1
 
-    asking.now = ASK_AGAIN
+    asking.now = RETRY_MISSING_S
     assert answered(asking, engine, status, MISSING) is None  # said once
-    asking.now = ASK_AGAIN + 1
+    asking.now = RETRY_MISSING_S + 1
     assert asking.count(chat()) is None
     assert len(engine.calls) == 2
 
-    asking.now = 2 * ASK_AGAIN
+    asking.now = 2 * RETRY_MISSING_S
     assert answered(asking, engine, 200, {"count": 7}) == 7
     assert answered(asking, engine, 200, {"count": 8}) == 8
     assert len(caplog.records) == 1
@@ -448,7 +448,7 @@ def test_a_body_over_the_limit_is_not_counted() -> None:
         held = Held()
         held.released.set()
         bounded = BoundedTokenizer(held)
-        room = MOST_BYTES - len(text("").body)
+        room = MAX_BODY_BYTES - len(text("").body)
         assert await bounded.count(text("x" * room)) == 7
         assert await bounded.count(text("x" * (room + 1))) is None
         assert held.asked == 1

@@ -20,9 +20,9 @@ from typer.testing import CliRunner
 
 from gateway.engine import monitor as gateway_engine
 from gateway.pricing.cost_model import CostModel
-from gateway.pricing.curves import Prefill
+from gateway.pricing.curves import PrefillSample
 from gateway.pricing.profile import Profile
-from gateway.pricing.prompt import Prompt, Size
+from gateway.pricing.prompt import Prompt, PromptSize
 from gateway.pricing.snapshot import CostSnapshot
 from gateway.storage.profile_file import load
 from loadtest.benchmark import engine_probe, ladder
@@ -170,7 +170,7 @@ def test_prompts_stop_at_the_models_context_length(quick: str) -> None:
 def test_time_in_the_engines_own_queue_is_not_measured() -> None:
     """As where others' prompts are before ours, and vLLM tells how long that was."""
     calibration = Calibration(CostModel(load(BF16)))
-    prompts = (Prompt(Size(words=6000)),)
+    prompts = (Prompt(PromptSize(words=6000)),)
     record = Record(Request(0.0, "u", "k", 1500, 1), tokens=[2.5], sent=0.5, outcome=Outcome.COMPLETED)
     record.prompt_tokens, record.output_tokens, record.cached_tokens, record.queue = 1500, 1, 500, 1.0
     assert calibration.prompt(1500, prompts, record)
@@ -182,7 +182,7 @@ def test_time_in_the_engines_own_queue_is_not_measured() -> None:
 
 def test_nothing_is_learned_from_answers_without_usage() -> None:
     calibration = Calibration(CostModel(load(BF16)))
-    prompts = (Prompt(Size(words=6000)),)
+    prompts = (Prompt(PromptSize(words=6000)),)
     counts: list[int | None] = [None, 7]
     for counted in counts:
         record = Record(Request(0.0, "u", "k", 1500, 1), tokens=[1.0], sent=0.5, prompt_tokens=counted)
@@ -265,7 +265,7 @@ def test_a_prior_of_another_kind_of_machine_is_corrected() -> None:
     true = Profile(c_s=0.02, a_s_per_token=6e-5, b_s_per_token2=3.7e-8, decode_s_per_token=0.001)
     model = CostModel(load(BF16))
     for number, tokens in enumerate((128, 512, 2048, 8192) * 3):
-        model.prefill.saw(Prefill(tokens, 0, true.prefill(tokens) * (0.97 + 0.02 * (number % 4)), None, 0))
+        model.prefill.observe(PrefillSample(tokens, 0, true.prefill(tokens) * (0.97 + 0.02 * (number % 4)), None, 0))
     for tokens in SIZES:
         assert model.profile.prefill(tokens) == pytest.approx(true.prefill(tokens), rel=0.1)
 

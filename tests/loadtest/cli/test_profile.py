@@ -11,8 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from gateway.pricing.cost_model import CostModel
-from gateway.pricing.curves import Prefill
-from gateway.pricing.prompt import Size
+from gateway.pricing.curves import PrefillSample
+from gateway.pricing.prompt import PromptSize
 from gateway.pricing.snapshot import CostSnapshot
 from gateway.storage.profile_file import load, shipped
 from gateway.storage.state_file import default_path
@@ -43,12 +43,12 @@ def taught(*, alone: bool = True, beside: bool = True) -> CostModel:
     model, true = CostModel(load(BF16)), load(BF16).scaled(2)
     for tokens in (200, 800, 3200, 12_800) * 2:
         if alone:
-            model.prefill.saw(Prefill(tokens, 0, true.prefill(tokens), None, 0))
+            model.prefill.observe(PrefillSample(tokens, 0, true.prefill(tokens), None, 0))
         if beside:
-            model.prefill.saw(Prefill(tokens, 100, true.prefill(tokens, 100) + 0.05, 0.05, 4))
+            model.prefill.observe(PrefillSample(tokens, 100, true.prefill(tokens, 100) + 0.05, 0.05, 4))
     for sequences in (1, 4):
-        model.step.saw(sequences, 2 * (load(BF16).step(sequences) or 0.0))
-    model.estimator.learn(Size(words=5120, marks=80, messages=2), 1303)
+        model.step.observe(sequences, 2 * (load(BF16).step(sequences) or 0.0))
+    model.estimator.learn(PromptSize(words=5120, marks=80, messages=2), 1303)
     return model
 
 
@@ -165,7 +165,7 @@ def test_samples_are_drawn_without_concurrent_work() -> None:
 def test_a_sample_that_is_all_concurrent_work_is_not_drawn() -> None:
     model = taught(beside=False)
     before = len(PriceCurve.of(model, BF16).dots)
-    model.prefill.regression.saw((1.0, 1.0, 1.0, 1e5), 0.001)
+    model.prefill.regression.observe((1.0, 1.0, 1.0, 1e5), 0.001)
     assert len(PriceCurve.of(model, BF16).dots) == before
 
 
@@ -179,13 +179,13 @@ def test_a_model_without_samples_shows_only_its_prior() -> None:
 def test_a_linear_machine_can_be_drawn() -> None:
     start = load(BF16).model_copy(update={"b_s_per_token2": 0.0, "c_s": 0.0})
     model = CostModel(start)
-    model.prefill.regression.saw((1.0, 5000, 5000**2 - 1000**2, 0.0), 1.0)
+    model.prefill.regression.observe((1.0, 5000, 5000**2 - 1000**2, 0.0), 1.0)
     assert PriceCurve.of(model, "linear").dots[0].alone is False
 
 
 def test_the_axis_grows_with_a_longer_prompt() -> None:
     model = taught()
-    model.prefill.saw(Prefill(200_000, 0, 700.0, None, 0))
+    model.prefill.observe(PrefillSample(200_000, 0, 700.0, None, 0))
     low, high = PriceCurve.of(model, BF16).span
     assert low <= 64
     assert high > 200_000
@@ -193,7 +193,7 @@ def test_the_axis_grows_with_a_longer_prompt() -> None:
 
 def test_concurrent_prefills_are_subtracted_without_their_constant() -> None:
     model = CostModel(load(BF16))
-    model.prefill.saw(Prefill(1000, 0, 1.0, 0.0, 0, (500,)))
+    model.prefill.observe(PrefillSample(1000, 0, 1.0, 0.0, 0, (500,)))
     (dot,) = PriceCurve.of(model, BF16).dots
     assert not dot.alone
     assert 1400 < dot.tokens < 1500
@@ -235,7 +235,7 @@ def test_without_observed_texts_no_token_rate_is_printed(tmp_path: Path) -> None
     path = tmp_path / "learned.json"
     model = taught()
     for _ in range(40):
-        model.estimator.regression.saw((4000.0, 0.0, 400.0, 1.0), 1000.0)
+        model.estimator.regression.observe((4000.0, 0.0, 400.0, 1.0), 1000.0)
     path.write_bytes(replace(CostSnapshot.capture(model, ENGINE, ""), name="").write())
     said = profile("show", "--state-file", str(path))
     assert "of other scripts" in said

@@ -20,7 +20,7 @@ import pytest
 from gateway.lifecycle.core import Core
 from gateway.pricing.cost_model import CostModel
 from gateway.pricing.curves import PrefillObservation
-from gateway.pricing.prompt import Prompt, Size
+from gateway.pricing.prompt import Prompt, PromptSize
 from gateway.pricing.usage import PromptDetails, Usage
 from gateway.scheduling.limits import Limits
 from gateway.storage.profile_file import load as load_cost_profile
@@ -99,7 +99,7 @@ def off(name: str, new: Callable[[int], CostModel]) -> Off:
     for seed in SEEDS:
         cost_model = new(seed)
         asked = [int(2 ** (6 + 8.6 * number / SIZES)) for number in range(SIZES + 1)]
-        prices = [cost_model.price([Prompt(Size(words=round(each * bytes_a_token(seed))))]) for each in asked]
+        prices = [cost_model.price([Prompt(PromptSize(words=round(each * bytes_a_token(seed))))]) for each in asked]
         seconds.append([abs(p.seconds / alone(name, n) - 1) for p, n in zip(prices, asked, strict=True)])
         tokens.append([abs(p.tokens / n - 1) for p, n in zip(prices, asked, strict=True)])
     return Off(seconds, tokens)
@@ -160,7 +160,7 @@ def test_compile_times_and_preemptions_do_not_spoil_the_prices(name: str) -> Non
         for number, sample in enumerate(cost_model.prefill.regression.samples):
             tokens = int(sample.x[1])
             late = 60.0 if number == 0 else 10 * sample.y if number % 6 == 0 else sample.y
-            prompts = [Prompt(Size(words=round(tokens * bytes_a_token(seed))))]
+            prompts = [Prompt(PromptSize(words=round(tokens * bytes_a_token(seed))))]
             usage = Usage(tokens, random.randint(20, 300), PromptDetails(0))
             wrong.learn(prompts, wrong.price(prompts), usage, PrefillObservation(late, 0), 0.0)
         return wrong

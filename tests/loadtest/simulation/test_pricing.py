@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from gateway.lifecycle.core import Core
 from gateway.pricing.cost_model import CostModel, Counts, Price
 from gateway.pricing.curves import PrefillObservation
-from gateway.pricing.prompt import PrefixHash, Prompt, Size
+from gateway.pricing.prompt import PrefixHash, Prompt, PromptSize
 from gateway.pricing.usage import PromptDetails, Usage
 from gateway.scheduling.limits import Limits
 from gateway.storage.profile_file import load as load_cost_profile
@@ -39,7 +39,7 @@ def model(pricing: str) -> CostModel:
 
 
 def text(tokens: int, name: str = "text") -> Prompt:
-    size = Size(words=4 * tokens)
+    size = PromptSize(words=4 * tokens)
     return Prompt(size, (PrefixHash(name.encode(), size),))
 
 
@@ -131,7 +131,7 @@ def test_request_pricing_counts_requests() -> None:
 def test_only_cold_pricing_ignores_the_cache(pricing: str) -> None:
     priced = model(pricing)
     first = priced.price([text(1000)], 1000)
-    priced.prefilled([text(1000)], first)
+    priced.insert_prefixes([text(1000)], first)
     priced.learn([text(1000)], first, Usage(1000, 20, PromptDetails(0)))
     assert priced.price([text(1000)]).uncached == (1000 if pricing == "cold" else 8)
 
