@@ -260,7 +260,7 @@ def test_anthropic_is_refused(anthropic_sdk: anthropic.Anthropic, gateway: str) 
         anthropic_sdk.messages.batches.list()
 
 
-def test_anthropic_retries_when_the_queue_is_full(narrow_gateway: str) -> None:
+def test_anthropic_retries_after_a_queue_timeout(narrow_gateway: str) -> None:
     attempts = Attempts()
     with (
         anthropic.Anthropic(base_url=narrow_gateway, auth_token="-", max_retries=5, http_client=attempts.http) as sdk,
