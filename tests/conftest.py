@@ -18,8 +18,8 @@ from tests.support.scripted_engine import ScriptedEngine
 from tests.support.servers import serve
 from tests.support.simulated_spark import simulated_spark
 
-# How long an example takes depends on what else the machine does; pytest has a time limit for a whole test.
-hypothesis.settings.register_profile("fairlane", deadline=None)
+# How long an example takes, or to draw one, depends on what else the machine does; pytest limits a whole test's time.
+hypothesis.settings.register_profile("fairlane", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("fairlane")
 
 

@@ -52,7 +52,7 @@ def gateway(vllm: Vllm, calibrated: Path, tmp_path: Path, start_gateway: StartGa
     return gateway
 
 
-def test_the_curve_is_the_engines(calibrated: Path, vllm: Vllm) -> None:
+def test_the_calibrated_curve_matches_the_engine(calibrated: Path, vllm: Vllm) -> None:
     learned = CostSnapshot.read(calibrated.read_bytes())
     model = CostModel(learned.profile)
     learned.apply_to(model)
@@ -64,7 +64,7 @@ def test_the_curve_is_the_engines(calibrated: Path, vllm: Vllm) -> None:
     assert model.step.regression.samples
 
 
-def test_prompts_cost_what_is_predicted(gateway: RunningGateway, tmp_path: Path) -> None:
+def test_prompts_take_the_predicted_time(gateway: RunningGateway, tmp_path: Path) -> None:
     """Most of them one by one, two of each length: what these two differ by, nobody can predict."""
     random = Random(5)
     lengths = [int(30 * 200 ** random.random()) for _ in range(REQUESTS)]
@@ -93,7 +93,7 @@ def test_prompts_cost_what_is_predicted(gateway: RunningGateway, tmp_path: Path)
     assert error <= max(0.15, median(twins))
 
 
-def test_what_is_cached_of_a_chat_is_predicted(gateway: RunningGateway, vllm: Vllm, tmp_path: Path) -> None:
+def test_cached_tokens_of_a_chat_are_predicted(gateway: RunningGateway, vllm: Vllm, tmp_path: Path) -> None:
     """With random weights an answer's text is cut otherwise than it was made: that is learned, too."""
     random = Random(6)
     system = {"role": "system", "content": words(300, seed=1)}

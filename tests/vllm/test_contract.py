@@ -298,26 +298,26 @@ POOLED = [
 
 
 @pytest.mark.parametrize("call", [*GOOD, *STREAMED], ids=lambda call: call.name)
-def test_an_answer_is_the_same(vllm: Vllm, gateway: str, call: Call) -> None:
+def test_answers_are_the_same_through_the_gateway(vllm: Vllm, gateway: str, call: Call) -> None:
     straight = ask(vllm.url, call)
     assert straight.is_success, straight.text
     check(straight, through(gateway, call, straight))
 
 
 @pytest.mark.parametrize("call", BAD, ids=lambda call: call.name)
-def test_a_refusal_is_the_same(vllm: Vllm, gateway: str, call: Call) -> None:
+def test_refusals_are_the_same_through_the_gateway(vllm: Vllm, gateway: str, call: Call) -> None:
     straight = ask(vllm.url, call)
     assert straight.is_client_error, straight.text
     check(straight, ask(gateway, call))
 
 
 @pytest.mark.parametrize("call", POOLED, ids=lambda call: call.name)
-def test_an_answer_of_a_pooler_is_the_same(pooler: Vllm, pooling_gateway: str, call: Call) -> None:
+def test_pooling_answers_are_the_same_through_the_gateway(pooler: Vllm, pooling_gateway: str, call: Call) -> None:
     check(ask(pooler.url, call), ask(pooling_gateway, call))
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_what_was_answered_can_be_asked_for_again(vllm: Vllm, gateway: str, stream: bool) -> None:
+def test_a_stored_response_can_be_retrieved(vllm: Vllm, gateway: str, stream: bool) -> None:
     given = ask(gateway, response("stored", store=True)).json()
     call = Call("stored", f"/v1/responses/{given['id']}", method="GET")
     straight, through = ask(vllm.url, call), ask(gateway, call)
@@ -329,9 +329,7 @@ def test_what_was_answered_can_be_asked_for_again(vllm: Vllm, gateway: str, stre
 
 
 @pytest.mark.parametrize("call", [chat("without usage", stream=True), text("without usage", "a", stream=True)])
-def test_usage_that_was_not_asked_for_is_not_seen_but_takes_the_fingerprint_with_it(
-    vllm: Vllm, gateway: str, call: Call
-) -> None:
+def test_removing_unrequested_usage_also_removes_the_fingerprint(vllm: Vllm, gateway: str, call: Call) -> None:
     expected, came = events(ask(vllm.url, call).text), events(ask(gateway, call).text)
     for _, data in expected:
         if isinstance(data, dict):
@@ -341,9 +339,7 @@ def test_usage_that_was_not_asked_for_is_not_seen_but_takes_the_fingerprint_with
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"a"', b"{}", b'{"messages": "a", "prompt": {}, "input": 5}'])
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"])
-def test_what_cannot_be_read_is_refused_with_the_same_status_in_our_own_words(
-    vllm: Vllm, gateway: str, path: str, body: bytes
-) -> None:
+def test_unreadable_bodies_are_refused_with_the_same_status(vllm: Vllm, gateway: str, path: str, body: bytes) -> None:
     straight, through = (ask(url, Call("", path, body)) for url in (vllm.url, gateway))
     assert (straight.status_code, through.status_code) == (400, 400)
     if path == "/v1/messages":  # vLLM itself answers in OpenAI's words here
@@ -352,13 +348,13 @@ def test_what_cannot_be_read_is_refused_with_the_same_status_in_our_own_words(
         assert set(through.json()["error"]) == set(straight.json()["error"])
 
 
-def test_a_slash_too_many_is_redirected_to_the_gateway_itself(vllm: Vllm, gateway: str) -> None:
+def test_a_trailing_slash_is_redirected_to_the_gateway(vllm: Vllm, gateway: str) -> None:
     for url in (vllm.url, gateway):
         answer = ask(url, Call("", "/v1/models/", method="GET"))
         assert (answer.status_code, answer.headers["location"]) == (307, f"{url}/v1/models")
 
 
-def test_what_has_been_counted_too_long_is_refused_before_it_queues(vllm: Vllm, gateway: str) -> None:
+def test_a_prompt_counted_as_too_long_is_refused_before_queueing(vllm: Vllm, gateway: str) -> None:
     call = chat("", messages=[{"role": "user", "content": words(17_000, 2)}])
     straight, through = ask(vllm.url, call), ask(gateway, call)
     assert (straight.status_code, through.status_code) == (400, 400)
@@ -366,7 +362,7 @@ def test_what_has_been_counted_too_long_is_refused_before_it_queues(vllm: Vllm, 
     assert through.json()["error"]["code"] == "context_length_exceeded"
 
 
-def test_what_would_outlive_its_permit_is_refused(vllm: Vllm, gateway: str) -> None:
+def test_background_responses_are_refused(vllm: Vllm, gateway: str) -> None:
     call = response("background", background=True)
     started = ask(vllm.url, call)
     assert started.status_code == 200
@@ -375,7 +371,7 @@ def test_what_would_outlive_its_permit_is_refused(vllm: Vllm, gateway: str) -> N
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "background")
 
 
-def test_routes_that_are_not_on_the_list(vllm: Vllm, gateway: str) -> None:
+def test_routes_outside_the_allow_list_answer_404(vllm: Vllm, gateway: str) -> None:
     for path in ("/load", "/openapi.json", "/ping"):
         assert ask(vllm.url, Call("", path, method="GET")).status_code == 200
         assert ask(gateway, Call("", path, method="GET")).status_code == 404

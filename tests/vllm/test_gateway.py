@@ -137,7 +137,9 @@ def test_the_openai_sdk_completes_and_raises_its_own_errors(gateway: str) -> Non
 
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("prompt_tokens", [20, 6000], ids=["in decode", "in prefill"])
-def test_leaving_frees_vllms_seat(vllm: Vllm, gateway: str, stream: bool, prompt_tokens: int) -> None:
+def test_a_client_that_leaves_frees_its_seat_in_vllm(
+    vllm: Vllm, gateway: str, stream: bool, prompt_tokens: int
+) -> None:
     body = chat(words(prompt_tokens, seed=next(fresh_seed)), stream=stream, max_tokens=4000, ignore_eos=True)
 
     async def leave_once_it_runs() -> None:
@@ -218,7 +220,7 @@ def test_long_prompts_do_not_starve_short_ones(vllm: Vllm, gateway: str) -> None
 
 
 @pytest.mark.timeout(240, func_only=True)
-def test_forecasts_are_held_against_what_came(gateway: str) -> None:
+def test_forecast_errors_are_recorded(gateway: str) -> None:
     """Long prompts wait for each other; how well the gateway knew for how long is printed, whatever it is."""
 
     def compared() -> dict[float, float]:

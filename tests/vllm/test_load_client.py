@@ -40,7 +40,7 @@ def request(at: float = 0.0, prompt_tokens: int = 200, output_tokens: int = 8, *
     return Request(at, "ada", "short", prompt_tokens, output_tokens, **fields)
 
 
-def test_what_vllm_tells_of_itself(vllm: Vllm) -> None:
+def test_vllms_model_and_version_are_read(vllm: Vllm) -> None:
     assert served_model(f"{vllm.url}/v1") == MODEL
     assert anyio.run(server_version, vllm.url).startswith("0.")
     assert anyio.run(latency, vllm.url, MODEL) > 0
@@ -50,14 +50,14 @@ def test_what_vllm_tells_of_itself(vllm: Vllm) -> None:
 
 
 @pytest.mark.parametrize("text", ["mixed", "random"])
-def test_prompts_are_as_long_as_they_should_be(vllm: Vllm, text: Any) -> None:
+def test_prompts_have_the_requested_length(vllm: Vllm, text: Any) -> None:
     plan = Plan(tuple(request(prompt_tokens=tokens, text=text) for tokens in (150, 600, 2500)))
     for record in load(vllm.url, plan):
         assert record.completed
         assert record.prompt_tokens == pytest.approx(record.request.prompt_tokens, rel=0.03, abs=12)
 
 
-def test_every_token_is_a_stamp(vllm: Vllm) -> None:
+def test_every_token_is_timed(vllm: Vllm) -> None:
     """But where vLLM was too busy to send each by itself. And the queue that it had is told."""
     records = load(vllm.url, Plan((request(), *(request(after=(turn,)) for turn in range(9)))))
     for record in records:
@@ -68,7 +68,7 @@ def test_every_token_is_a_stamp(vllm: Vllm) -> None:
     assert max(len(record.tokens) for record in records) == 8
 
 
-def test_a_conversation_is_found_in_the_prefix_cache(vllm: Vllm) -> None:
+def test_a_conversation_hits_the_prefix_cache(vllm: Vllm) -> None:
     """For it is what was really said, but for blocks of 128 tokens and an answer that is cut into other tokens when it
     is read than when it was written. Another run of the same plan finds nothing."""
     first = request(prompt_tokens=500, system="handbook", system_tokens=600)
@@ -82,7 +82,7 @@ def test_a_conversation_is_found_in_the_prefix_cache(vllm: Vllm) -> None:
             assert cached[turn] > (records[before].prompt_tokens or 0) - 128 - 8
 
 
-def test_a_prompt_that_is_too_long_is_vllms_to_refuse(vllm: Vllm) -> None:
+def test_a_prompt_that_is_too_long_is_refused_by_vllm(vllm: Vllm) -> None:
     (record,) = load(vllm.url, Plan((request(prompt_tokens=20_000),)))
     assert record.outcome is Outcome.HTTP_ERROR
     assert record.detail.startswith("400 This model's maximum context length is 16384")
@@ -161,7 +161,7 @@ def side_by_side(bench: Bench, url: str, model: str, rate: float) -> tuple[Media
 
 
 @pytest.mark.timeout(300, func_only=True)
-def test_it_measures_what_vllms_own_benchmark_measures(bench: Bench) -> None:
+def test_figures_on_the_simulator_match_vllms_own_benchmark(bench: Bench) -> None:
     """On a server whose steps take their time and no more, which is the simulated Spark."""
     with running(["sim", "--noise", "0", "--speed", "4"]) as url:
         theirs, ours = side_by_side(bench, url, served_model(url), 5.0)
@@ -172,7 +172,7 @@ def test_it_measures_what_vllms_own_benchmark_measures(bench: Bench) -> None:
 
 
 @pytest.mark.timeout(300, func_only=True)
-def test_and_on_vllm_itself(vllm: Vllm, bench: Bench) -> None:
+def test_figures_on_vllm_match_vllms_own_benchmark(vllm: Vllm, bench: Bench) -> None:
     """Within 5 % too; but on a CPU that others use as well vLLM's benchmark does not even agree with itself, and there
     the two may be as far apart as chance alone puts them."""
     theirs, ours = side_by_side(bench, vllm.url, MODEL, 1.2)

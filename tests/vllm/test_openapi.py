@@ -57,13 +57,17 @@ def past_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @MODES
 @pytest.mark.parametrize("path", [*LIMITS, *PASSED_ON])
-def test_what_vllm_says_it_takes(vllm: Vllm, gateway: str, path: str, mode: GenerationMode) -> None:
+def test_bodies_from_vllms_openapi_description_are_answered(
+    vllm: Vllm, gateway: str, path: str, mode: GenerationMode
+) -> None:
     fuzz(vllm, gateway, path, mode)
 
 
 @MODES
 @pytest.mark.parametrize("path", POOLED)
-def test_what_a_pooler_says_it_takes(pooler: Vllm, pooling_gateway: str, path: str, mode: GenerationMode) -> None:
+def test_bodies_from_a_poolers_openapi_description_are_answered(
+    pooler: Vllm, pooling_gateway: str, path: str, mode: GenerationMode
+) -> None:
     fuzz(pooler, pooling_gateway, path, mode)
 
 

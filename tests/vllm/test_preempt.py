@@ -71,7 +71,7 @@ def _chat(text: str, **fields: Any) -> dict[str, Any]:
     return {"model": MODEL, "messages": asked, "max_tokens": 24, "temperature": 0, "seed": 1, **fields}
 
 
-def test_short_prompts_go_between_the_slices(vllm: Vllm) -> None:
+def test_short_prompts_run_between_the_slices(vllm: Vllm) -> None:
     """Direct against sliced, in one run of the command that a user has for it."""
     load = [
         *("--longs", "4", "--long-tokens", str(LONG), "--long-answer", "8"),
@@ -90,7 +90,7 @@ def test_short_prompts_go_between_the_slices(vllm: Vllm) -> None:
 
 
 @pytest.mark.parametrize("api", ["chat", "completions"])
-def test_the_answer_is_the_same_in_slices(vllm: Vllm, gateway: str, api: str) -> None:
+def test_slicing_does_not_change_the_answer(vllm: Vllm, gateway: str, api: str) -> None:
     """The gateway first, or it would find all of it cached; then vLLM by itself, which has to prefill it anew: a salt
     keeps the two apart."""
     text = words(LONG, seed=71 if api == "chat" else 72)
@@ -114,7 +114,7 @@ def _said(answer: dict[str, Any]) -> str:
     return str(choice["message"]["content"] if "message" in choice else choice["text"])
 
 
-def test_a_chat_with_tools_hits_what_its_slices_left(gateway: str) -> None:
+def test_a_chat_with_tools_hits_the_cache_of_its_slices(gateway: str) -> None:
     """The slices are token ids, the request itself is messages and tools: vLLM makes the same prompt of both."""
     parameters = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
     tool = {"name": "weather", "description": words(200, seed=80), "parameters": parameters}

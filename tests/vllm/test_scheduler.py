@@ -39,13 +39,13 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Reports:
     return dict(enumerate(json.loads(done.stdout.splitlines()[-1])))
 
 
-def test_same_steps(reports: Reports) -> None:
+def test_the_simulated_engine_composes_the_same_steps_as_vllm(reports: Reports) -> None:
     differing = {seed: report for seed, report in reports.items() if report["difference"]}
     shown = [f"scenario {seed}, {report['flags']}: {report['difference']}" for seed, report in differing.items()]
     assert not shown, f"{len(shown)} of {len(reports)} scenarios differ:\n" + "\n".join(shown[:5])
 
 
-def test_scenarios_are_worth_it(reports: Reports) -> None:
+def test_scenarios_cover_preemptions_aborts_and_cache_hits(reports: Reports) -> None:
     """Each way to schedule preempts and aborts, with prefix caching and without, and finds what is cached."""
     assert len(reports) == SCENARIOS
     for ahead, policy, caching in product((False, True), ("fcfs", "priority"), (False, True)):

@@ -145,7 +145,7 @@ def test_openai_calls_tools(openai_sdk: openai.OpenAI) -> None:
     Answer.model_validate_json(arguments)
 
 
-def test_openai_wants_a_shape(openai_sdk: openai.OpenAI) -> None:
+def test_openai_gets_structured_output(openai_sdk: openai.OpenAI) -> None:
     answer = openai_sdk.chat.completions.parse(model=MODEL, messages=WHY, max_tokens=60, response_format=Answer)
     assert isinstance(answer.choices[0].message.parsed, Answer)
     with openai_sdk.chat.completions.stream(model=MODEL, messages=WHY, max_tokens=60, response_format=Answer) as stream:
@@ -154,7 +154,7 @@ def test_openai_wants_a_shape(openai_sdk: openai.OpenAI) -> None:
     assert isinstance(response.output_parsed, Answer)
 
 
-def test_openai_responds(openai_sdk: openai.OpenAI) -> None:
+def test_openai_uses_the_responses_api(openai_sdk: openai.OpenAI) -> None:
     asked: Any = {"model": MODEL, "input": "Why?", "max_output_tokens": 8, "temperature": 0}
     whole = openai_sdk.responses.create(**asked)
     with openai_sdk.responses.stream(**asked) as stream:
@@ -192,7 +192,7 @@ def test_openai_is_refused(openai_sdk: openai.OpenAI) -> None:
         openai_sdk.images.generate(prompt="a")
 
 
-def test_openai_comes_again_when_it_is_told_to(narrow_gateway: str) -> None:
+def test_openai_retries_after_429(narrow_gateway: str) -> None:
     attempts = Attempts()
     with (
         openai.OpenAI(base_url=f"{narrow_gateway}/v1", api_key="-", max_retries=5, http_client=attempts.http) as sdk,
@@ -260,7 +260,7 @@ def test_anthropic_is_refused(anthropic_sdk: anthropic.Anthropic, gateway: str) 
         anthropic_sdk.messages.batches.list()
 
 
-def test_anthropic_comes_again_when_it_is_told_to(narrow_gateway: str) -> None:
+def test_anthropic_retries_after_a_queue_timeout(narrow_gateway: str) -> None:
     attempts = Attempts()
     with (
         anthropic.Anthropic(base_url=narrow_gateway, auth_token="-", max_retries=5, http_client=attempts.http) as sdk,
@@ -321,7 +321,7 @@ def test_litellm(litellm: Path, gateway: str, pooling_gateway: str, tmp_path: Pa
 
 
 @pytest.mark.timeout(240, func_only=True)
-def test_litellm_comes_again_when_it_is_told_to(litellm: Path, narrow_gateway: str, tmp_path: Path) -> None:
+def test_litellm_retries_after_429(litellm: Path, narrow_gateway: str, tmp_path: Path) -> None:
     """Told by the gateway's own metrics, for nobody can look into another process."""
 
     def refused() -> float:

@@ -178,7 +178,7 @@ def seen(response: httpx.Response) -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize(("path", "body"), list(cases()))
-def test_they_agree(vllm: Vllm, sim: str, path: str, body: Any) -> None:
+def test_the_simulator_and_vllm_answer_alike(vllm: Vllm, sim: str, path: str, body: Any) -> None:
     """On a busy machine vLLM may join two chunks of a stream: those are asked for again."""
     streams = isinstance(body, dict) and body.get("stream")
     for _ in range(3 if streams else 1):
@@ -190,30 +190,32 @@ def test_they_agree(vllm: Vllm, sim: str, path: str, body: Any) -> None:
 
 @pytest.mark.parametrize("kind", [None, "text/plain"])
 @pytest.mark.parametrize("path", [CHAT, COMPLETION, "/tokenize", "/detokenize"])
-def test_they_agree_about_content_types(vllm: Vllm, sim: str, path: str, kind: str | None) -> None:
+def test_the_simulator_and_vllm_accept_the_same_content_types(
+    vllm: Vllm, sim: str, path: str, kind: str | None
+) -> None:
     headers = {"content-type": kind} if kind else {}
     ours, theirs = (post(url, path, "{}", headers) for url in (sim, vllm.url))
     assert (ours.status_code, ours.json()) == (theirs.status_code, theirs.json())
 
 
-def test_they_agree_about_what_is_no_text(vllm: Vllm, sim: str) -> None:
+def test_the_simulator_and_vllm_refuse_invalid_text_alike(vllm: Vllm, sim: str) -> None:
     ours, theirs = (post(url, COMPLETION, b'{"prompt": "\xff"}') for url in (sim, vllm.url))
     assert (ours.status_code, ours.json()) == (theirs.status_code, theirs.json())
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/version", "/load", "/v1/nothing", CHAT, "/tokenize"])
-def test_they_agree_about_what_can_be_had(vllm: Vllm, sim: str, path: str) -> None:
+def test_the_simulator_and_vllm_answer_get_requests_alike(vllm: Vllm, sim: str, path: str) -> None:
     ours, theirs = (httpx.get(f"{url}{path}") for url in (sim, vllm.url))
     assert (ours.status_code, shape(ours.json())) == (theirs.status_code, shape(theirs.json()))
 
 
 @pytest.mark.parametrize(("method", "path"), [("GET", "/health"), ("GET", "/ping"), ("POST", "/ping")])
-def test_they_are_well(vllm: Vllm, sim: str, method: str, path: str) -> None:
+def test_the_simulator_and_vllm_report_health_alike(vllm: Vllm, sim: str, method: str, path: str) -> None:
     ours, theirs = (httpx.request(method, f"{url}{path}") for url in (sim, vllm.url))
     assert (ours.status_code, ours.content) == (theirs.status_code, theirs.content) == (200, b"")
 
 
-def test_an_id_is_the_headers(vllm: Vllm, sim: str) -> None:
+def test_the_request_id_header_becomes_the_id(vllm: Vllm, sim: str) -> None:
     for url in (sim, vllm.url):
         body = chat(request_id="of the body")
         assert post(url, CHAT, body).json()["id"] == "chatcmpl-of the body"

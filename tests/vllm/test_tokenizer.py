@@ -186,7 +186,7 @@ TEXTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", CHATS)
-def test_chats(server: Vllm, local: LocalTokenizer, name: str) -> None:
+def test_chats_are_counted_like_vllm(server: Vllm, local: LocalTokenizer, name: str) -> None:
     body = CHATS[name]
     tokens = usage(server, CHAT, body)
     assert asked(server, CHAT, body) == tokens
@@ -194,7 +194,7 @@ def test_chats(server: Vllm, local: LocalTokenizer, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_texts(server: Vllm, local: LocalTokenizer, name: str) -> None:
+def test_texts_are_counted_like_vllm(server: Vllm, local: LocalTokenizer, name: str) -> None:
     body = TEXTS[name]
     tokens = usage(server, TEXT, body)
     assert asked(server, TEXT, body) == tokens
@@ -202,7 +202,7 @@ def test_texts(server: Vllm, local: LocalTokenizer, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["parts", "system and turns", "tools called", "continued"])
-def test_a_template_that_takes_parts(server: Vllm, tmp_path: Path, name: str) -> None:
+def test_a_template_that_accepts_content_parts_is_counted_like_vllm(server: Vllm, tmp_path: Path, name: str) -> None:
     body = {**CHATS[name], "chat_template": PARTS_TEMPLATE}
     tokens = usage(server, CHAT, body)
     assert asked(server, CHAT, body) == tokens

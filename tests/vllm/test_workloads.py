@@ -81,12 +81,14 @@ def same(plan: Plan, trace: Trace) -> None:
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("name", LOOPS)
-def test_random_dataset(traces: dict[tuple[str, int], Trace], name: str, seed: int) -> None:
+def test_timetables_match_vllms_random_dataset(traces: dict[tuple[str, int], Trace], name: str, seed: int) -> None:
     same(LOOPS[name].plan(Options(seed)), traces[name, seed])
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_sharegpt(traces: dict[tuple[str, int], Trace], conversations: Path, seed: int) -> None:
+def test_timetables_match_vllms_sharegpt_dataset(
+    traces: dict[tuple[str, int], Trace], conversations: Path, seed: int
+) -> None:
     same(
         replay(Options(seed, dataset=Dataset(conversations.name, conversations.read_bytes()))),
         traces["sharegpt-replay", seed],

@@ -346,7 +346,7 @@ def test_every_setting_can_be_set_in_the_environment(key: str) -> None:
     assert sources == ({} if wanted == {} else {key: "environment"})
 
 
-def test_it_says_which_settings_take_a_restart() -> None:
+def test_config_show_marks_settings_that_take_a_restart() -> None:
     output = CliRunner().invoke(create_app(), ["config", "show"]).output
     rows = [row.split() for row in re.split(r"\n(?=\S)", output)]  # what does not fit into a line is indented
     assert {row[0] for row in rows if row[-3:] == ["(takes", "a", "restart)"]} == AT_START

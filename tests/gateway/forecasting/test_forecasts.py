@@ -350,7 +350,7 @@ class TestRetryAfter:
             scene.arrive(cost=4.0)
         return scene
 
-    def test_it_is_the_minimum_on_an_idle_engine(self) -> None:
+    def test_retry_after_is_the_minimum_on_an_idle_engine(self) -> None:
         scene = Scene()
         assert retry_after(scene.admission, 0.0, scene.speed, scene.job(deadline=10.0)) == MIN_RETRY_S
 
@@ -361,7 +361,7 @@ class TestRetryAfter:
 
     @every_policy
     @pytest.mark.parametrize("seed", range(8))
-    def test_it_is_close_to_the_first_time_that_would_meet_the_deadline(self, policy: str, seed: int) -> None:
+    def test_retry_after_is_close_to_the_first_time_that_would_meet_the_deadline(self, policy: str, seed: int) -> None:
         """Compared with the first second that does, found by trying each."""
         scene = crowd(seed, policy)
 
@@ -383,7 +383,7 @@ class TestRetryAfter:
         assert scene.admission.rejects(scene.job()) is not None
         assert 4 <= retry_after(scene.admission, 0.0, scene.speed, scene.job()) <= 5.5
 
-    def test_it_is_never_more_than_the_maximum(self) -> None:
+    def test_retry_after_is_capped_at_the_maximum(self) -> None:
         scene = self.full()
         assert retry_after(scene.admission, 0.0, scene.speed, scene.job(deadline=1.0)) == MAX_RETRY_S
 

@@ -249,7 +249,7 @@ class Books(Fifo):
         self.settled.append((job, cost))
 
 
-def test_who_runs_is_settled_by_the_policy_that_dispatched_them() -> None:
+def test_a_running_job_is_settled_by_the_policy_that_dispatched_it() -> None:
     before, after = Books(), Books()
     admission = Admission(before, Limits(max_num_seqs=2))
     sliced, running, waiting = job("b", "long"), job(), job()

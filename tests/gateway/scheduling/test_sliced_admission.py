@@ -469,7 +469,7 @@ def test_the_next_slice_may_follow_whichever_way(new_policy: NewPolicy) -> None:
 
 
 @pytest.mark.parametrize("phase", ["in prefill", "scheduled", "between slices", "in decode"])
-def test_who_leaves_with_two_slices_in_the_engine_gives_each_seat_back_once(new_policy: NewPolicy, phase: str) -> None:
+def test_leaving_with_two_slices_in_the_engine_releases_each_seat_once(new_policy: NewPolicy, phase: str) -> None:
     admission = Admission(new_policy(), Limits(long_lane_jobs=2))
     job, beside = long(seats=3, kv_tokens=50), long("b", seats=2, kv_tokens=5)
     overlapping(admission, job)

@@ -160,7 +160,7 @@ def test_the_scene_has_a_job_in_each_place(new_policy: NewPolicy) -> None:
 
 @every_policy
 @pytest.mark.parametrize(("place", "event"), REFUSED, ids=name_of)
-def test_what_the_table_does_not_allow_is_refused_and_changes_nothing(
+def test_transitions_outside_the_table_are_refused_and_change_nothing(
     new_policy: NewPolicy, place: str, event: type[JobEvent]
 ) -> None:
     """After the refusal, all that there is comes to its end as if nothing had been said."""
@@ -174,7 +174,7 @@ def test_what_the_table_does_not_allow_is_refused_and_changes_nothing(
 
 @every_policy
 @pytest.mark.parametrize("place", [*IN_THE_ENGINE, "ended"])
-def test_what_the_engine_has_or_had_is_not_dispatched_again(new_policy: NewPolicy, place: str) -> None:
+def test_a_dispatched_job_is_not_dispatched_again(new_policy: NewPolicy, place: str) -> None:
     scene = Scene(new_policy())
     before = scene.state()
     with pytest.raises(KeyError):
@@ -184,7 +184,7 @@ def test_what_the_engine_has_or_had_is_not_dispatched_again(new_policy: NewPolic
 
 @every_policy
 @pytest.mark.parametrize(("place", "event"), TOLD, ids=name_of)
-def test_what_the_table_allows_leads_where_it_says(new_policy: NewPolicy, place: str, event: type[JobEvent]) -> None:
+def test_transitions_lead_to_the_phase_in_the_table(new_policy: NewPolicy, place: str, event: type[JobEvent]) -> None:
     scene = Scene(new_policy())
     phase, _ = PLACES[place]
     scene.tell(place, event)
@@ -230,7 +230,7 @@ def test_the_table_has_every_event_of_a_job_but_its_arrival() -> None:
 
 
 @pytest.mark.parametrize(("phase", "event"), list(product(Phase, [*JOB_EVENTS, events.Dispatched])), ids=name_of)
-def test_what_is_not_in_the_table_has_no_phase_after_it(phase: Phase, event: type) -> None:
+def test_events_outside_the_table_have_no_next_phase(phase: Phase, event: type) -> None:
     if event in TRANSITIONS[phase]:
         assert after(phase, event) is TRANSITIONS[phase][event]
     else:

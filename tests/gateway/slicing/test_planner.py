@@ -147,7 +147,7 @@ def test_a_short_prompt_is_not_sliced() -> None:
 
 
 @pytest.mark.parametrize("found", [24_999, 25_000, 30_000])
-def test_of_a_prompt_that_is_wholly_cached_the_last_block_is_prefilled(found: int) -> None:
+def test_the_last_block_of_a_wholly_cached_prompt_is_prefilled(found: int) -> None:
     plan = SlicePlan(slicer(), 25_000, found)
     assert plan.last
     assert plan.slice.tokens == 25_000 - 24_999 // 16 * 16

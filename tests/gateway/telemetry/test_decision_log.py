@@ -189,7 +189,7 @@ def test_the_same_decisions_are_taken_again(told: Told) -> None:
         (8, {"kv_tokens": 131}),
     ],
 )
-def test_what_decides_is_read_back_from_the_log(told: Told, at: int, changes: Line) -> None:
+def test_every_field_that_affects_a_decision_is_read_from_the_log(told: Told, at: int, changes: Line) -> None:
     lines = told.events
     assert changes.keys() <= lines[at].keys()
     lines[at] |= changes
@@ -203,7 +203,7 @@ def test_a_gap_in_the_numbers_of_events_shows(told: Told) -> None:
         replay([head, *lines[:9], *lines[10:]])
 
 
-def test_what_cannot_happen_to_a_job_is_a_divergence(told: Told) -> None:
+def test_an_impossible_event_is_a_divergence(told: Told) -> None:
     lines = told.events
     lines[2] = lines[2] | {"event": "requeued", "slice": {"tokens": 1, "cost_s": 0.1}}
     with pytest.raises(Divergence, match="line 4: requeued of job 0, which is not in that phase"):

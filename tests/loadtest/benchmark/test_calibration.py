@@ -138,7 +138,7 @@ def test_calibration_prompts_miss_the_prefix_cache() -> None:
     calibration = Calibration(CostModel(load(BF16).scaled(1 / 50)))
     with serve(create_app(machine, ServerOptions(speed=50.0, noise=0.0))) as url:
         for _ in range(2):
-            measured_by(url, calibration, 1.0)
+            measured_by(url, calibration, 2.0)
         hits = [line for line in httpx.get(f"{url}/metrics").text.splitlines() if "prefix_cache_hits_total{" in line]
     assert [trial.cached for trial in calibration.trials] == [0] * len(calibration.trials)
     assert float(hits[0].split()[-1]) < 500  # the warm-up's, and what was counted

@@ -169,7 +169,7 @@ def test_a_deployment_prices_as_it_is_told() -> None:
     assert short > third
 
 
-def test_what_a_deployment_is_called() -> None:
+def test_a_deployments_title_names_its_pricing() -> None:
     assert Deployment("fair", OWN).title == "fair"
     assert Deployment("fair", OWN, pricing="tokens").title == "fair, tokens"
     assert Deployment("direct", pricing="tokens").title == "direct"  # nobody prices there
