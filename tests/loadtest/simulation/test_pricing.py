@@ -18,7 +18,7 @@ from gateway.storage.profile_file import load as load_cost_profile
 from loadtest.cli.load import GatewayOptions, app, deployment
 from loadtest.results.records import Record
 from loadtest.simulation.cost_fit import cost_profile
-from loadtest.simulation.deployment import Deployment
+from loadtest.simulation.deployment import DEFAULT_LIMITS, Deployment
 from loadtest.simulation.pricing import PRICINGS, TYPICAL_TOKENS, cost_model
 from loadtest.simulation.simulation import Simulation
 from loadtest.spark.engine import Engine
