@@ -17,11 +17,13 @@
       proxy.dispatcher.serve
         keepalive.send                  comments for a stream that waits, until its answer begins
         waiting_room.admitted           rejected, or `Arrived` -> Admission (JobQueue, Ledger) -> wait -> dispatched
-          sliced_prefill.run            all slices but the last; after each a pause, `SliceDone`, and a new wait
+          sliced_prefill.run            all slices but the last; after each a pause, then `SliceDone` gives back lane
+                                        and seats, and a new wait begins
           engine.client.send            the client's own request; traceparent out; waits for an engine that is away
           relay                         the answer, byte for byte: `FirstToken` frees the lane, `Progressed` charges
           lifecycle.settle              the charge, from the token counts that the engine states
-        leaving `admitted`, no await    `Finished`, or `Left` from the queue: the permit comes back exactly once
+        leaving `admitted`, no await    `Finished` gives back all that the job holds; a job that was never dispatched
+                                        holds nothing, and `Left` takes it out of the queue
         lifecycle.learn                 tokens, cached tokens and the prefill curve are corrected
     telemetry.hub.finish                spans tokenize | queue | prefill (slices) | decode; metrics; one log line
 

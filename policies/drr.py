@@ -36,7 +36,7 @@ QUANTUM = 1.0
 
 class Drr(Policy):
     def __init__(self) -> None:
-        self._flows: FairQueue[Backlog] = FairQueue(
+        self.flows: FairQueue[Backlog] = FairQueue(
             _round
         )  # a tag is what the flow has used, a turn its place in the ring
         self._pushed: dict[Job, int] = {}
@@ -44,46 +44,46 @@ class Drr(Policy):
         self._count = count()
 
     def push(self, job: Job) -> None:
-        flow = self._flows.account(job.flow) or self._flows.join(job.flow, Backlog())
+        flow = self.flows.account(job.flow) or self.flows.join(job.flow, Backlog())
         order = self._pushed[job] = next(self._count)
         if not flow.backlogged:
             flow.turn = order
-        self._flows.lift(flow)
+        self.flows.lift(flow)
         flow.add(job, _key(job), order)
-        self._flows.rank(flow, job.lane)
+        self.flows.rank(flow, job.lane)
 
     def peek(self, lane: Lane) -> Job | None:
-        flow = self._flows.first(lane)
+        flow = self.flows.first(lane)
         return flow.head(lane) if flow else None
 
     def pop(self, lane: Lane) -> Job:
-        flow = self._flows.first(lane)
+        flow = self.flows.first(lane)
         if flow is None:
             raise IndexError(f"pop from an empty {lane} lane")
         job = flow.take(lane)
         del self._pushed[job]
         self._charged[job] = job.cost
-        self._flows.serve(flow, job.cost / job.weight)
+        self.flows.serve(flow, job.cost / job.weight)
         return job
 
     def remove(self, job: Job) -> None:
-        flow = self._flows.accounts[job.flow]
+        flow = self.flows.accounts[job.flow]
         flow.drop(job, _key(job), self._pushed.pop(job))
-        self._flows.rank(flow, job.lane)
+        self.flows.rank(flow, job.lane)
 
     def charge(self, job: Job, cost: float) -> None:
         more = cost - self._charged[job]
         self._charged[job] = cost
-        self._flows.charge(self._flows.accounts[job.flow], more / job.weight)
+        self.flows.charge(self.flows.accounts[job.flow], more / job.weight)
 
     def settle(self, job: Job, cost: float) -> None:
         self.charge(job, cost)
         del self._charged[job]
-        self._flows.accounts[job.flow].in_flight -= 1
+        self.flows.accounts[job.flow].in_flight -= 1
 
     def copy(self) -> Self:
         clone = type(self)()
-        clone._flows = self._flows.copy()
+        clone.flows = self.flows.copy()
         clone._pushed = self._pushed.copy()
         clone._charged = self._charged.copy()
         clone._count = count(next(self._count))

@@ -34,27 +34,27 @@ from policies.fair_queue import Account, FairQueue
 
 class Fair(Policy):
     def __init__(self) -> None:
-        self._users: FairQueue[_User] = FairQueue(_start)
+        self.users: FairQueue[_User] = FairQueue(_start)
         self._pushed: dict[Job, int] = {}
         self._charged: dict[Job, float] = {}
         self._count = count()
 
     def push(self, job: Job) -> None:
-        user = self._users.account(job.flow) or self._users.join(job.flow, _User())
+        user = self.users.account(job.flow) or self.users.join(job.flow, _User())
         session = user.sessions.account(job.session) or user.sessions.join(job.session, Backlog())
-        self._users.lift(user)
+        self.users.lift(user)
         user.sessions.lift(session)
         order = self._pushed[job] = next(self._count)
         session.add(job, aged(job), order)
         user.sessions.rank(session, job.lane)
-        self._users.rank(user, job.lane)
+        self.users.rank(user, job.lane)
 
     def peek(self, lane: Lane) -> Job | None:
-        user = self._users.first(lane)
+        user = self.users.first(lane)
         return user.head(lane) if user else None
 
     def pop(self, lane: Lane) -> Job:
-        user = self._users.first(lane)
+        user = self.users.first(lane)
         session = user.sessions.first(lane) if user else None
         if user is None or session is None:
             raise IndexError(f"pop from an empty {lane} lane")
@@ -64,14 +64,14 @@ class Fair(Policy):
         session.turn = user.turn = next(self._count)
         # The session first: where its user stands depends on what its sessions have waiting.
         user.sessions.serve(session, job.cost)
-        self._users.serve(user, job.cost / job.weight)
+        self.users.serve(user, job.cost / job.weight)
         return job
 
     def remove(self, job: Job) -> None:
         user, session = self._accounts(job)
         session.drop(job, aged(job), self._pushed.pop(job))
         user.sessions.rank(session, job.lane)
-        self._users.rank(user, job.lane)
+        self.users.rank(user, job.lane)
         user.rest()
 
     def charge(self, job: Job, cost: float) -> None:
@@ -79,7 +79,7 @@ class Fair(Policy):
         more = cost - self._charged[job]
         self._charged[job] = cost
         user.sessions.charge(session, more)
-        self._users.charge(user, more / job.weight)
+        self.users.charge(user, more / job.weight)
 
     def settle(self, job: Job, cost: float) -> None:
         self.charge(job, cost)
@@ -91,14 +91,14 @@ class Fair(Policy):
 
     def copy(self) -> Self:
         clone = type(self)()
-        clone._users = self._users.copy()
+        clone.users = self.users.copy()
         clone._pushed = self._pushed.copy()
         clone._charged = self._charged.copy()
         clone._count = count(next(self._count))
         return clone
 
     def _accounts(self, job: Job) -> "tuple[_User, Backlog]":
-        user = self._users.accounts[job.flow]
+        user = self.users.accounts[job.flow]
         return user, user.sessions.accounts[job.session]
 
 

@@ -69,6 +69,7 @@ class FairQueue(Generic[P]):
         self._forget_at = 2 * MAX_IDLE
         self._entries = count()
         self._joined = 0
+        self.clean_ups = 0  # how often the idle were looked for
 
     def account(self, name: str) -> P | None:
         return self.accounts.get(name)
@@ -130,6 +131,11 @@ class FairQueue(Generic[P]):
                 return tag
         return self._last_start
 
+    @property
+    def largest_heap(self) -> int:
+        """Entries, those that no longer hold included."""
+        return max(len(self._tags), *(len(heap) for heap in self._heaps.values()))
+
     def copy(self) -> Self:
         clone = type(self)(self._standing)
         clone._last_start = self._last_start
@@ -151,6 +157,7 @@ class FairQueue(Generic[P]):
             heapify(tags)
 
     def _forget_idle(self) -> None:
+        self.clean_ups += 1
         idle = sorted((account.tag, name) for name, account in self.accounts.items() if account.idle)
         for _, name in idle[: max(0, len(idle) - MAX_IDLE)]:
             del self.accounts[name]

@@ -13,6 +13,9 @@ from typing import NamedTuple
 
 import pytest
 
+from gateway.scheduling.events import EVENTS
+from gateway.scheduling.ticket import Phase
+from gateway.scheduling.transitions import TRANSITIONS
 from tests.support.repository import ROOT
 from tests.support.state_diagram import COMMAND, drawn
 
@@ -42,6 +45,42 @@ def test_the_diagram_is_drawn_from_the_table_of_transitions() -> None:
 def test_a_page_without_a_place_for_the_diagram_is_an_error() -> None:
     with pytest.raises(ValueError, match="transitions:begin"):
         drawn("A page.\n")
+
+
+# The events.
+
+
+Moves = set[tuple[str, str]]
+
+
+def moves_in_the_page() -> dict[str, Moves]:
+    """Of each event in the table of events, from which phase to which it leads."""
+    found = {}
+    for event, cell in re.findall(
+        r"^\| `(\w+)` \|.*\| ([^|]*(?:→|stay)[^|]*) \|$", ARCHITECTURE.read_text(), re.MULTILINE
+    ):
+        found[event] = {move for clause in cell.split("; ") for move in moves_of(clause)}
+    return found
+
+
+def moves_of(clause: str) -> Moves:
+    """`queued, requeued → prefill`, or `decode stays`."""
+    before, _, after = clause.partition(" → ")
+    phases = re.sub(" stays?$", "", before).split(", ")
+    return {(phase, after or phase) for phase in phases}
+
+
+def test_the_table_of_events_has_the_phases_of_the_table_of_transitions() -> None:
+    moves: dict[str, Moves] = defaultdict(set)
+    moves["Arrived"] = {("new", Phase.QUEUED)}
+    for phase, following in TRANSITIONS.items():
+        for event, after in following.items():
+            moves[event.__name__].add((phase, after))
+    assert moves_in_the_page() == moves
+
+
+def test_every_event_is_in_the_text() -> None:
+    assert [event.__name__ for event in EVENTS if f"`{event.__name__}`" not in ARCHITECTURE.read_text()] == []
 
 
 # The rooms.
@@ -165,8 +204,8 @@ def names(page: Path) -> list[str]:
     return [span for span in spans if span not in NOT_NAMES]
 
 
-# Between backticks, and not names of the code: a word of Python's, commands, policies, names in the tests.
-NOT_NAMES = {"await", "fair", "fairlane", "IMPURE", "READS_FILES"}
+# Between backticks, and not names of the code: words of Python's, commands, policies, names in the tests.
+NOT_NAMES = {"await", "finally", "fair", "fairlane", "IMPURE", "READS_FILES", "ROOMS"}
 
 
 @pytest.mark.parametrize("page", [ARCHITECTURE, GLOSSARY], ids=lambda page: page.name)
@@ -218,6 +257,41 @@ def test_every_row_of_the_glossary_has_a_meaning() -> None:
     rows = re.findall(r"^\| \*\*.*$", GLOSSARY.read_text(), re.MULTILINE)
     cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
     assert [row for row in cells if len(row) != 4 or not row[1].endswith(".") or not row[3]] == []
+
+
+def misplaced(rows: list[str]) -> list[str]:
+    """Names in the last column that the file beside them does not define. `Class.member in file`; several by commas."""
+    found = []
+    for row in rows:
+        for group in row.strip("| ").split("|")[-1].split(";"):
+            spans, _, path = group.strip().rpartition(" in ")
+            defined = defined_in(path.strip("`"))
+            found += [f"{span} in {path}" for span in re.findall(r"`([^`]+)`", spans) or [row] if span not in defined]
+    return found
+
+
+@cache
+def defined_in(path: str) -> set[str]:
+    """Classes, functions, types and constants of a file, and `Class.member` for what a class has."""
+    found = set()
+    for node in ast.parse(SOURCES.get(path, "")).body:
+        match node:
+            case ast.ClassDef(name=name):
+                found |= {name, *(f"{name}.{member}" for member, _ in identifiers(node))}
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+                found.add(name)
+            case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)):
+                found.add(name)
+    return found
+
+
+def test_every_row_of_the_glossary_names_the_file() -> None:
+    assert misplaced(re.findall(r"^\| \*\*.*$", GLOSSARY.read_text(), re.MULTILINE)) == []
+
+
+@pytest.mark.parametrize("cell", ["`Admission` in `policies/base.py`", "`Job.gone` in `policies/base.py`", "`Job`"])
+def test_a_name_in_another_file_is_found(cell: str) -> None:
+    assert len(misplaced([f"| **term** | Meaning. | | {cell} |"])) == 1
 
 
 # Retired words.

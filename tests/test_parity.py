@@ -269,6 +269,9 @@ by_both_drivers = pytest.mark.parametrize("driver", DRIVERS)
 # How many times as fast as life the engine is, and therefore how many times less everything costs.
 JOURNAL_SPEED = SPEED / 4
 
+# Of the engine's time, for long prompts: so there are pauses between slices.
+LONG_SHARE = 0.6
+
 
 def scaled_profile() -> Profile:
     """What work costs at this Spark, in a gateway's seconds."""
@@ -355,7 +358,8 @@ def journal_of(
     def gateway(journal: Journal) -> None:
         monkeypatch.setattr("gateway.app.Core", journal.core_class)
         monkeypatch.setattr("gateway.proxy.reception.Lifecycle", journal.lifecycle_class)
-        settings = {"tokenizer": "engine", "max_stall": 0.5 / JOURNAL_SPEED, "engine": {"max_num_seqs": 6}}
+        slicing = {"max_stall": 0.5 / JOURNAL_SPEED, "long_share": LONG_SHARE}
+        settings = {"tokenizer": "engine", "engine": {"max_num_seqs": 6}, **slicing}
         with serve(create_app(SPARK, ServerOptions(speed=JOURNAL_SPEED, seed=1))) as spark:
             running = start_gateway(spark, scaled_profile(), **settings)
             wait_until(lambda: running.metric("fairlane_engine_metrics_up") == 1)
@@ -366,8 +370,8 @@ def journal_of(
     def simulator(journal: Journal) -> None:
         monkeypatch.setattr("loadtest.simulation.simulation.Lifecycle", journal.lifecycle_class)
         limits, model = Limits(max_num_seqs=6), CostModel(cost_profile(SPARK))
-        core = journal.core_class.create(model, find("fair")(), limits, Slicing())
-        load = read_load(LoadOptions("office-mix", seed=1, requests=60))
+        core = journal.core_class.create(model, find("fair")(), limits, Slicing(long_share=LONG_SHARE))
+        load = read_load(LoadOptions("office-mix", seed=1, requests=90))
         Simulation(Engine(SPARK, seed=1, noise=0.1), core, Options(queue_timeout=20.0)).run(load.plan)
 
     def journal_of(driver: str) -> Journal:
@@ -417,18 +421,19 @@ def test_two_replays_come_to_the_same(journal_of: JournalOf, driver: str) -> Non
 
 @by_both_drivers
 def test_the_journal_has_all_that_is_to_be_repeated(journal_of: JournalOf, driver: str) -> None:
-    """Slices and what they found, prices by count and with a cached prefix, observations, learning, and waiting."""
+    """Slices, what they found and the pauses between them; prices by count and with a cached prefix; observations,
+    learning, and waiting."""
     journal = journal_of(driver)
     accounts, steps = account(journal.lives), list(walk(journal.steps))
     assert {each["job"][0] for each in accounts} == set(LANES)
     assert sum(len(each["slices"]) >= 2 for each in accounts) >= 2
     assert any(cached for each in accounts for *_, cached in each["slices"])
+    assert any(step.name == "slice_answered" and step.result.pause_s > 0 for step in steps)
     assert sum(each["price"].counted for each in accounts) >= 4
     assert any(each["price"].cached for each in accounts)
     assert sum(each["observation"] is not None for each in accounts) >= 3
     assert sum(each["counts"] is not None for each in accounts) >= 20
     assert len({each["charge"] for each in accounts}) >= 12
-    print("NUMBERS", sum(step.name == "learn" and step.result.curve for step in steps), len(learned(journal.core)["samples"].prefill),sum(each["observation"] is not None for each in accounts),[len(each["slices"]) for each in accounts],sum(each["counts"] is not None for each in accounts), len({each["charge"] for each in accounts}))
     assert sum(step.name == "learn" and step.result.curve for step in steps) >= 3
     arrivals = [step for step in steps if step.name == "apply" and isinstance(step.args[0], Arrived)]
     assert sum(step.args[0].job not in step.result for step in arrivals) >= 5

@@ -16,6 +16,10 @@ class MissingUserDetector:
     def __init__(self) -> None:
         self._in_a_row: dict[str, int] = {}
 
+    def __len__(self) -> int:
+        """Front ends that are remembered."""
+        return len(self._in_a_row)
+
     def observe(self, front_end: str, named: bool) -> bool:
         """A request of a front end, and whether it names a user. True once, when REQUESTS_BEFORE_HINT in a row have
         not, and never again."""

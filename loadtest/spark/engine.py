@@ -42,7 +42,7 @@ from itertools import count
 from random import Random
 
 from loadtest.spark.decoding import Decoding
-from loadtest.spark.kv_cache import KVCache
+from loadtest.spark.kv_cache import CacheSnapshot, KVCache
 from loadtest.spark.profile import KINDS, EngineProfile, StepWork
 from loadtest.spark.sequence import Sequence, Step
 
@@ -98,6 +98,19 @@ class Engine:
     def prefix_hits(self) -> int:
         """How many of them were cached."""
         return self._cache.hits if self._cache else 0
+
+    @property
+    def seated(self) -> frozenset[Sequence]:
+        return frozenset(self._running)
+
+    @property
+    def next_step(self) -> int:
+        """The number of the step that is composed next."""
+        return self._decoding.number
+
+    def cache_snapshot(self) -> CacheSnapshot | None:
+        """None where blocks are not counted."""
+        return self._cache.snapshot() if self._cache else None
 
     def generated(self, sequence: Sequence) -> int:
         """Tokens that a sequence in the engine has got so far."""

@@ -31,6 +31,20 @@ class Holding:
         return len(self.keyed) + self.plain
 
 
+@dataclass(frozen=True, slots=True)
+class CacheSnapshot:
+    """
+    holdings  of each sequence with a seat
+    cached    the blocks that have a key; of them, `idle` are held by nobody
+    """
+
+    holdings: "dict[Sequence, Holding]"
+    cached: frozenset[Block]
+    idle: frozenset[Block]
+    free: int
+    total: int
+
+
 class BlockPool:
     """All blocks of an engine; with `total` None, more than anybody needs."""
 
@@ -43,6 +57,14 @@ class BlockPool:
     @property
     def free(self) -> int:
         return self._plain + len(self._idle)
+
+    @property
+    def cached_blocks(self) -> frozenset[Block]:
+        return frozenset(block for same in self._cached.values() for block in same)
+
+    @property
+    def idle_blocks(self) -> frozenset[Block]:
+        return frozenset(self._idle)
 
     @property
     def usage(self) -> float:
@@ -152,6 +174,10 @@ class KVCache:
 
     def release(self, sequence: Sequence) -> None:
         self.pool.release(self._holdings.pop(sequence))
+
+    def snapshot(self) -> CacheSnapshot:
+        pool = self.pool
+        return CacheSnapshot(dict(self._holdings), pool.cached_blocks, pool.idle_blocks, pool.free, pool.total)
 
     def _blocks(self, tokens: int) -> int:
         return -(-tokens // self._size)

@@ -108,7 +108,7 @@ def test_the_number_of_remembered_flows_is_bounded() -> None:
         drr.push(visitor)
         assert drr.pop("short") is visitor
         drr.settle(visitor, visitor.cost)
-        assert len(drr._flows.accounts) <= 2 * MAX_IDLE
+        assert len(drr.flows.accounts) <= 2 * MAX_IDLE
 
 
 costs = st.integers(1, 30).map(lambda tenths: tenths / 8)

@@ -435,7 +435,7 @@ def test_absence_earns_and_costs_nothing(name: str, away: float) -> None:
 class NoLift(Fair):
     def __init__(self) -> None:
         super().__init__()
-        self._users.lift = lambda account: None  # type: ignore[method-assign]
+        self.users.lift = lambda account: None  # type: ignore[method-assign]
 
 
 class Forgiving(Fair):

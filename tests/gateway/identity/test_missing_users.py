@@ -39,7 +39,7 @@ def test_the_number_of_remembered_front_ends_is_bounded() -> None:
     unnamed = MissingUserDetector()
     for number in range(2 * MAX_FRONT_ENDS):
         unnamed.observe(str(number), named=False)
-    assert len(unnamed._in_a_row) == MAX_FRONT_ENDS
+    assert len(unnamed) == MAX_FRONT_ENDS
 
 
 def ask(gateway: RunningGateway, engine: ScriptedEngine, times: int, **headers: str) -> None:

@@ -55,12 +55,18 @@ def near(seconds: float) -> Any:
 
 
 class Driver:
-    """Stands for the gateway: it applies the events to the core, at the time on its own clock, and dispatches jobs."""
+    """Stands for the gateway: it applies the events to the core, at the time on its own clock, and dispatches jobs.
+
+    notices    whether it tells a request that it was dispatched
+    kv_tokens  of cache, which each request reserves
+    """
 
     def __init__(self, limits: Limits | None = None) -> None:
         self.core = Core.create(CostModel(PROFILE), Fifo(), limits or Limits(), SLICING)
         self.core.cost_model.prefixes.block = BLOCK
         self.now = 0.0
+        self.notices = True
+        self.kv_tokens = 0
         self.events: list[Event] = []
         self.lives: dict[Job, Lifecycle] = {}
 
@@ -81,7 +87,7 @@ class Driver:
         self.events.append(event)
         dispatched = self.admission.apply(event)
         self.core.speed.observe(event, dispatched, self.now)
-        for job in dispatched:
+        for job in dispatched if self.notices else ():
             self.lives[job].dispatched(self.now)
 
     def request(
@@ -92,7 +98,7 @@ class Driver:
         price = self.core.cost_model.price(texts)
         plan = self.core.plan(price, tokens) if sliced else None
         assert (plan is not None) is sliced
-        job = Job("a", self.core.lane(price), price.uncached, price.seconds, self.now, seats)
+        job = Job("a", self.core.lane(price), price.uncached, price.seconds, self.now, seats, kv_tokens=self.kv_tokens)
         priced = PricedRequest(texts, price, "m", 500, plan, streamed)
         self.lives[job] = life = Lifecycle(self.core, job, priced, self.apply)
         return life
@@ -238,6 +244,15 @@ def test_a_stream_reports_its_growth_every_so_many_chunks(driver: Driver) -> Non
     ]
 
 
+def test_a_stream_reserves_no_less_cache_as_it_grows(driver: Driver) -> None:
+    driver.kv_tokens = 200
+    life = driver.decodes()
+    for count in range(1, 2 * PROGRESS_CHUNKS + 1):
+        life.chunk(count)
+    grown = [event.kv_tokens for event in driver.of(life) if isinstance(event, Progressed)]
+    assert grown == [200, 10 + 3 * PROGRESS_CHUNKS]
+
+
 def test_the_answers_length_is_of_each_answer(driver: Driver) -> None:
     life = driver.request(100, prompts=2, seats=4)
     life.arrived()
@@ -280,16 +295,64 @@ def test_the_second_miss_in_a_row_switches_slicing_off_for_the_model(driver: Dri
     assert driver.core.may_slice("another", driver.now)
 
 
-def test_a_miss_is_told_by_the_time_where_the_engine_does_not_tell_what_was_cached(driver: Driver) -> None:
-    """From where it began, the slice should take one second, and from scratch two: it takes as long as from scratch."""
+@pytest.mark.parametrize("seconds", [1.0, 2.0])
+def test_where_the_engine_does_not_tell_what_was_cached_the_time_tells_a_miss(driver: Driver, seconds: float) -> None:
+    """With the cache the second slice takes a second, and from scratch it takes two."""
     driver.decodes()
     life = driver.arrives(LONG, sliced=True)
     driver.slice_done(life, cached=None)
-    driver.now += 2.0
+    assert driver.samples == 0  # nobody knows what the first slice found
+    driver.now += seconds
     result = life.slice_answered(said(SECOND, None), driver.now)
-    assert result == SliceResult()
+    assert result == SliceResult(pause_s=near(0.1) if seconds == 1.0 else 0.0, reuse=None)
+    assert driver.samples == (seconds == 1.0)
     life.requeue(driver.now)
-    assert not life.slice_is_due
+    assert life.ticket.slice.tokens == (LONG - SECOND if seconds == 1.0 else LONG - FIRST)
+
+
+@pytest.mark.parametrize("why", ["a prefill of somebody else took its time", "the engine was away"])
+def test_where_nothing_tells_whether_a_slice_missed_slicing_goes_on(driver: Driver, why: str) -> None:
+    driver.decodes()
+    life = driver.arrives(LONG, sliced=True)
+    driver.slice_done(life, cached=None)
+    if why == "a prefill of somebody else took its time":
+        driver.decodes()
+    driver.now += 2.0
+    result = life.slice_answered(said(SECOND, None), driver.now, first_attempt=why != "the engine was away")
+    assert result.tripped == ""
+    assert result.pause_s > 0
+    life.requeue(driver.now)
+    assert life.ticket.slice.tokens == LONG - SECOND
+
+
+@pytest.mark.parametrize(
+    ("cached", "reuse"), [(950, CacheReuse(FIRST, 950)), (1400, CacheReuse(FIRST, FIRST)), (None, None)]
+)
+def test_a_slice_reports_how_much_of_the_work_before_it_was_found(
+    driver: Driver, cached: int | None, reuse: CacheReuse | None
+) -> None:
+    driver.decodes()
+    life = driver.arrives(LONG, sliced=True)
+    assert driver.slice_done(life, cached=0).reuse is None
+    assert driver.slice_done(life, cached).reuse == reuse
+
+
+def test_what_slices_expect_to_find_is_compared_with_the_engines_own_count(driver: Driver) -> None:
+    """Of an engine that does not tell it with each answer, and finds nothing."""
+    prefixes = driver.core.cost_model.prefixes
+    prefixes.compare_hits(0.0)
+    driver.decodes()
+    for _ in range(2):
+        life = driver.arrives(LONG, sliced=True)
+        driver.slice_done(life, cached=None)
+        driver.slice_done(life, cached=None)
+        life.first_token(driver.now)
+        life.settle(said(LONG), driver.now)
+        life.end()
+        life.learn(said(LONG))
+    assert prefixes.trust.value == 1.0
+    prefixes.compare_hits(0.0)
+    assert prefixes.trust.value < 0.5
 
 
 def test_the_request_itself_may_be_the_slice_that_misses(driver: Driver) -> None:
@@ -390,6 +453,13 @@ def test_nothing_is_observed_of_a_retried_request(driver: Driver) -> None:
     assert settlement.observation is None
     assert life.learn(answer) == LearnResult()
     assert (driver.samples, driver.slowdown) == (0, 1.0)
+
+
+def test_nothing_is_observed_of_a_retried_answer_that_is_not_streamed(driver: Driver) -> None:
+    """Though the engine tells how long it generated."""
+    life = driver.arrives(LONG, streamed=False)
+    life.retried = True
+    assert life.settle(said(LONG, cached=0)._replace(generation_s=2.0), 30.0).observation is None
 
 
 def test_nothing_is_observed_while_others_use_the_engine_past_the_gateway(driver: Driver) -> None:
@@ -507,6 +577,16 @@ def test_a_request_that_leaves_the_queue_is_charged_nothing(driver: Driver) -> N
     assert (life.settlement.charge_s, life.dispatched_at) == (0.0, None)
     with pytest.raises(KeyError):
         _ = life.ticket
+
+
+def test_a_request_that_ends_before_it_has_noticed_its_dispatch_is_charged_nothing(driver: Driver) -> None:
+    """As one whose client leaves at that moment: nothing was sent to the engine, but its permit comes back."""
+    driver.notices = False
+    life = driver.arrives(LONG)
+    assert driver.admission.running == 1
+    life.end()
+    assert driver.of(life)[1:] == [Finished(life.job, 0.0)]
+    assert driver.admission.running == 0
 
 
 def test_what_comes_after_the_end_changes_nothing(driver: Driver) -> None:

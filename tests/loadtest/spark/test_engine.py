@@ -787,22 +787,19 @@ sequences = any_sequence()
 
 def check_blocks(engine: Engine) -> None:
     """Every block is free, or held by as many as say so; who has a seat has the blocks of its tokens, and no more."""
-    cache = engine._cache
+    cache = engine.cache_snapshot()
     if cache is None:
         return
-    assert set(cache._holdings) == set(engine._running)
-    holders = Counter(block for holding in cache._holdings.values() for block in holding.keyed)
+    assert cache.holdings.keys() == engine.seated
+    holders = Counter(block for holding in cache.holdings.values() for block in holding.keyed)
     assert all(block.holders == count for block, count in holders.items())
-    known = {block for same in cache.pool._cached.values() for block in same}
-    assert known == holders.keys() | cache.pool._idle.keys()
-    used = len(holders) + sum(holding.plain for holding in cache._holdings.values())
-    assert used + cache.pool.free == cache.pool.total
-    for sequence, holding in cache._holdings.items():
+    assert cache.cached == holders.keys() | cache.idle
+    used = len(holders) + sum(holding.plain for holding in cache.holdings.values())
+    assert used + cache.free == cache.total
+    for sequence, holding in cache.holdings.items():
         tokens = sequence.computed
         if sequence.first_step >= 0:  # up to its last step, whose token is never computed itself
-            tokens = (
-                sequence.prompt_tokens + min(engine._decoding.number - sequence.first_step, sequence.output_tokens) - 1
-            )
+            tokens = sequence.prompt_tokens + min(engine.next_step - sequence.first_step, sequence.output_tokens) - 1
         assert len(holding) == ceil(tokens / engine.profile.block_size)
 
 
@@ -865,8 +862,8 @@ def test_the_engine_keeps_its_invariants_under_random_use(
                 assert prefilled[sequence] == sequence.prompt_tokens - sequence.cached
     assert (engine.running, engine.waiting, engine.kv_usage) == (0, 0, 0)
     assert engine.preemptions == sum(sequence.preemptions for sequence in arrived)
-    if engine._cache is not None:
-        assert engine._cache.pool.free == engine._cache.pool.total
+    if (cache := engine.cache_snapshot()) is not None:
+        assert cache.free == cache.total
 
 
 @given(profile=flags, arriving=st.lists(sequences, max_size=8))
