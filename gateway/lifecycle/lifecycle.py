@@ -87,8 +87,9 @@ class Lifecycle:
         self._review = SliceReview(core, request.model, request.plan) if request.plan else None
         self._sent_at = 0.0
         self._ended_at = 0.0
-        # Of the slice that was sent last: is it done, and was somebody else here meanwhile.
+        # Of the slice that was sent last: is it done, says its time something of the engine, was somebody else here.
         self._slice_done = False
+        self._slice_observed = False
         self._contended = False
 
     # Before the engine.
@@ -112,6 +113,7 @@ class Lifecycle:
     def dispatched(self, now: float) -> None:
         """What is due goes to the engine."""
         self._sent_at = now
+        self._slice_done = self._slice_observed = False
         if self.dispatched_at is None:
             self.dispatched_at = now
             self.settlement = Settlement(self.job.cost)
@@ -122,7 +124,6 @@ class Lifecycle:
 
     def slice_pays(self, now: float) -> bool:
         """Whether the slice that is due may be expected to help. If not, `requeue` sends what is left in one."""
-        self._slice_done = False
         return self._core.slice_pays(self.request.model, now)
 
     def slice_answered(self, answer: Answer, now: float, *, first_attempt: bool = True) -> SliceResult:
@@ -132,12 +133,14 @@ class Lifecycle:
         cached = answer.usage.cached if answer.usage else None
         done = FinishedSlice(self._sent_at, now, plan.done, plan.end, plan.slice.cost_s, cached, first=not self.slices)
         self.slices.append(done)
-        self._slice_done = True
+        self._slice_done, self._slice_observed = True, first_attempt
         result = review.judge(plan.end, answer, observation, now, first=done.first)
         self._contended = self._core.speed.is_contended(self.job)
         if review.missed:
             return result
-        return result._replace(pause_s=plan.pause(now - self._sent_at, self._core.speed.sequences))
+        # Time for which the engine was away is none that the slice took from others.
+        seconds = now - self._sent_at if first_attempt else plan.slice.cost_s
+        return result._replace(pause_s=plan.pause(seconds, self._core.speed.sequences))
 
     def slice_failed(self, now: float, *, refused: str = "") -> SliceResult:
         """The slice was not done. `refused` says how the engine refused it; the request itself will meet any other
@@ -153,7 +156,7 @@ class Lifecycle:
             following = plan.advance(now, contended=contended, sequences=speed.sequences)
         else:
             following = plan.whole()
-        self._apply(SliceDone(self.job, following, observed=self._slice_done))
+        self._apply(SliceDone(self.job, following, observed=self._slice_observed))
 
     # The answer.
 

@@ -410,6 +410,29 @@ def test_a_slice_that_does_not_pay_is_not_sent(driver: Driver) -> None:
     assert not life.slice_is_due
 
 
+def test_a_retried_slice_does_not_slow_the_engine_down(driver: Driver) -> None:
+    """It took 9 s, and the engine was away for 8 of them."""
+    driver.decodes()
+    life = driver.arrives(LONG, sliced=True)
+    assert life.slice_pays(driver.now)
+    driver.now += 9.0
+    assert life.slice_answered(said(FIRST, 0), driver.now, first_attempt=False).pause_s == near(0.1)
+    life.requeue(driver.now)
+    assert driver.events[-1] == SliceDone(life.job, life.ticket.slice, observed=False)
+    assert driver.slowdown == 1.0
+
+
+def test_a_slice_that_fails_after_one_that_was_done_is_not_taken_to_be_done(driver: Driver) -> None:
+    life = driver.arrives(LONG, sliced=True)
+    life.slice_answered(said(FIRST, 0), driver.now + 1.0)
+    life.requeue(driver.now + 1.0)
+    life.slice_failed(driver.now + 2.0)
+    life.requeue(driver.now + 2.0)
+    assert isinstance(driver.events[-1], SliceDone)
+    assert not driver.events[-1].observed
+    assert not life.slice_is_due
+
+
 def test_the_curve_learns_nothing_from_a_slice_that_was_retried(driver: Driver) -> None:
     life = driver.arrives(LONG, sliced=True)
     driver.now = 9.0
