@@ -250,7 +250,7 @@ class _Once(logging.Filter):
 
 class JsonLinesExporter(SpanExporter):
     """A line of JSON a span: name, kind, trace_id, span_id, parent_id, start and end (seconds since 1970),
-    duration_s, status, attributes. The README documents the fields."""
+    duration_s, status, attributes."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("a", encoding="utf-8")
