@@ -129,7 +129,7 @@ def choices(name: str, people: int) -> str:
         limits = deployment("fair", machine, GatewayOptions()).limits
         core = Core.create(cost_model("true", cost_profile(machine), machine), policy, limits)
         plan = office_mix(Options(seed, people))
-        options = SimulationOptions(counts_all=True)
+        options = SimulationOptions(counts="all")
         Simulation(Engine(machine, seed=seed, noise=0.1), core, options).run(plan)
         for lane in LANES:
             chosen[lane] += policy.chosen[lane]

@@ -45,6 +45,8 @@ TRANSITIONS: dict[Phase, dict[type, Phase]] = {
         Finished: Phase.ENDED,
     },
     Phase.DECODE: {
+        # The last slice may answer before the one ahead of it is seen to be done.
+        EarlierSliceDone: Phase.DECODE,
         # Told again, it changes nothing.
         FirstToken: Phase.DECODE,
         Progressed: Phase.DECODE,

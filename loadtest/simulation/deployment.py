@@ -8,6 +8,7 @@ POLICY     the gateway
 
 from dataclasses import asdict, dataclass
 from math import inf
+from typing import Literal
 
 from gateway.lifecycle.core import Core
 from gateway.pricing.cost_model import CostModel
@@ -87,7 +88,8 @@ class Deployment:
                 limits = Limits(NO_LIMIT, NO_LIMIT, NO_LIMIT, self.seats)
                 simulation = Simulation(engine, Core.create(self._cost_model(machine), Fifo(), limits))
             case policy:
-                options = Options(queue_timeout=self.queue_timeout, counts_all=self.pricing == "true")
+                counts: Literal["long", "all"] = "all" if self.pricing == "true" else "long"
+                options = Options(queue_timeout=self.queue_timeout, counts=counts)
                 simulation = Simulation(engine, self._core(policy, machine), options)
         return simulation.run(plan)
 

@@ -113,7 +113,10 @@ class _Player:
             if kind is Arrived:
                 self._jobs[line.job] = _job(fields)
             given["job"] = self._jobs[line.job]
-        return kind(**given)
+        try:
+            return kind(**given)
+        except TypeError as error:
+            raise ValueError(f"this is no decision log: event {line.n}: {error}") from error
 
 
 def _job(fields: Fields) -> Job:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from math import inf
+from typing import Literal
 
 from gateway.lifecycle.core import Core
 from gateway.lifecycle.lifecycle import Lifecycle, PricedRequest
@@ -30,7 +31,8 @@ class Options:
     queue_timeout    seconds after which the gateway sends away who still waits
     priority         what each request states as vLLM's `priority`, of its prompt's tokens; lower is earlier
     tells_times      the engine tells how long a request was in its own queue (--enable-per-request-metrics)
-    counts_all       the gateway counts the tokens of every prompt before it prices it, not only of long ones
+    counts           of which prompts the gateway counts the tokens before it prices them: of those whose lane depends on
+                     it, as the real one does; of none, as with its setting `tokenizer = "off"`; or of all
     watch            is told of each arrival at the gateway, with the time, once it is dealt with
     """
 
@@ -38,7 +40,7 @@ class Options:
     queue_timeout: float = inf
     priority: Callable[[int], int] = field(default=lambda prompt_tokens: 0)
     tells_times: bool = True
-    counts_all: bool = False
+    counts: Literal["none", "long", "all"] = "long"
     watch: Callable[[float, Job], None] = field(default=lambda now, job: None)
 
 
@@ -141,7 +143,7 @@ class Simulation:
             return
         self._by_job[job] = client
         plan = core.plan(price, client.prompt_tokens) if core.may_slice("", now) else None
-        priced = PricedRequest(prompts, price, max_tokens=request.asks_for, plan=plan)
+        priced = PricedRequest(prompts, price, max_tokens=request.max_tokens, plan=plan)
         client.life = Lifecycle(core, job, priced, partial(self._apply, core))
         if self._options.queue_timeout < inf:
             self._agenda.at(now + self._options.queue_timeout, partial(self._give_up, job))
@@ -150,7 +152,8 @@ class Simulation:
 
     def _price(self, client: _Client, core: Core, prompts: tuple[Prompt, ...]) -> Price:
         price = core.cost_model.price(prompts)
-        if not (self._options.counts_all or core.needs_count(price)):
+        counts = self._options.counts
+        if counts == "none" or (counts == "long" and not core.needs_count(price)):
             return price
         core.cost_model.learn_tokens(prompts, client.prompt_tokens)
         return core.cost_model.price(prompts, client.prompt_tokens)

@@ -74,17 +74,15 @@ def main(arguments: Iterable[str]) -> int:
     start = perf_counter()
     found = computed(wanted, console)
     console.print(f"{len(found)} cases in {perf_counter() - start:.0f} s")
+    # A recorded case that is gone is a difference; one that was not asked for is none.
+    expected = {name: each for name, each in recorded().items() if options.only in name}
+    table = differences(expected, found)
+    console.print(table or "all as recorded")
     if options.write:
         write((recorded() if options.only else {}) | found)
         console.print(f"wrote {FILE}")
         return 0
-    # A recorded case that is gone is a difference; one that was not asked for is none.
-    expected = {name: each for name, each in recorded().items() if options.only in name}
-    if table := differences(expected, found):
-        console.print(table)
-        return 1
-    console.print("all as recorded")
-    return 0
+    return 1 if table else 0
 
 
 def _short(value: int | float | str) -> str:

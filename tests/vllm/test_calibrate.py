@@ -85,12 +85,17 @@ def test_prompts_take_the_predicted_time(gateway: RunningGateway, tmp_path: Path
     spans = served(gateway, tmp_path)[: 2 * pairs]
     observed = [span.get(semconv.OBSERVED_PREFILL, 0.0) for span in spans]
     off = [span[semconv.PREDICTED_COST] / seconds - 1 for span, seconds in zip(spans, observed, strict=True) if seconds]
-    twins = [abs(one / other - 1) for one, other in zip(observed[::2], observed[1::2], strict=True) if one and other]
+    differences = [
+        abs(one / other - 1) for one, other in zip(observed[::2], observed[1::2], strict=True) if one and other
+    ]
     print(f"median error: tokens {tokens:.3f}, prefill {median(map(abs, off)):.3f}, by the metric {error:.3f}")
-    print(f"median difference of two of a length {median(twins):.3f}; each error:", [round(e, 2) for e in sorted(off)])
+    print(
+        f"median difference of two of a length {median(differences):.3f}; each error:",
+        [round(e, 2) for e in sorted(off)],
+    )
     assert len(off) > REQUESTS // 2
-    assert median(map(abs, off)) <= max(0.15, median(twins))
-    assert error <= max(0.15, median(twins))
+    assert median(map(abs, off)) <= max(0.15, median(differences))
+    assert error <= max(0.15, median(differences))
 
 
 def test_cached_tokens_of_a_chat_are_predicted(gateway: RunningGateway, vllm: Vllm, tmp_path: Path) -> None:

@@ -88,22 +88,22 @@ def anthropic_sdk(gateway: str) -> Iterator[anthropic.Anthropic]:
 
 
 class Attempts:
-    """An HTTP client that writes down when it was answered what, and lets go whoever is in the way at the first 429."""
+    """An HTTP client that records when each answer came, and ends the request that holds the seat at the first 429."""
 
     def __init__(self) -> None:
-        self.seen: list[tuple[float, int, str | None]] = []
+        self.answers: list[tuple[float, int, str | None]] = []
         self.in_the_way: httpx.Response | None = None
         self.http = httpx2.Client(event_hooks={"response": [self._answered]}, timeout=60)
 
     def _answered(self, response: httpx2.Response) -> None:
-        self.seen.append((perf_counter(), response.status_code, response.headers.get("retry-after")))
+        self.answers.append((perf_counter(), response.status_code, response.headers.get("retry-after")))
         if response.status_code == 429 and self.in_the_way:
             self.in_the_way.close()
 
     def check(self) -> None:
         """It was refused, waited at least as long as it was told, and was served."""
-        assert len(self.seen) > 1, self.seen
-        (first, refused, told), *_, (last, served, _) = self.seen
+        assert len(self.answers) > 1, self.answers
+        (first, refused, told), *_, (last, served, _) = self.answers
         assert (refused, served) == (429, 200)
         assert told is not None
         assert int(told) <= last - first < int(told) + 30

@@ -193,7 +193,7 @@ class Referee:
     @property
     def has_earlier(self) -> list[Job]:
         """With an earlier slice in the engine, whose end admission can be told of."""
-        return [job for job in self.dispatched if job in self.earlier and job not in self.decode]
+        return [job for job in self.dispatched if job in self.earlier]
 
     def lane_fits(self, job: Job) -> bool:
         beside = [other for other in self.prefill if other.lane == job.lane]

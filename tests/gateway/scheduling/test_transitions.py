@@ -47,6 +47,7 @@ PLACES = {
     "between slices": (Phase.REQUEUED, 0),
     "queued again, behind a slice": (Phase.REQUEUED, 1),
     "in decode": (Phase.DECODE, 0),
+    "in decode, behind a slice": (Phase.DECODE, 1),
     "ended": (Phase.ENDED, 0),
     "left": (Phase.ENDED, 0),
     "never arrived": (Phase.ENDED, 0),
@@ -72,11 +73,13 @@ class Scene:
         admission.first_token(self._arrive("in decode"))
         self._arrive("set aside", flow="in decode", lane="short")
         admission.finish(self._arrive("ended"), 1.0)
-        for place in ("in prefill, behind a slice", "scheduled, behind a slice", "queued again, behind a slice"):
+        sent_ahead = ("in prefill, behind a slice", "scheduled, behind a slice", "in decode, behind a slice")
+        for place in (*sent_ahead, "queued again, behind a slice"):
             admission.scheduled(self._arrive(place, first_slice=SLICE))
-        for place in ("in prefill, behind a slice", "scheduled, behind a slice"):
+        for place in sent_ahead:
             assert admission.requeue(self.jobs[place], SLICE) == [self.jobs[place]]
         admission.scheduled(self.jobs["scheduled, behind a slice"])
+        admission.first_token(self.jobs["in decode, behind a slice"])
         self._arrive("between slices", first_slice=SLICE)
 
     def _fill_the_queue(self) -> None:

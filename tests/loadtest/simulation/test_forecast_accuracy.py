@@ -10,7 +10,7 @@ they came to. `pytest -s` prints the table. Everything is learned in the run its
 from collections.abc import Callable
 from itertools import cycle
 from random import Random
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import pytest
 
@@ -96,8 +96,11 @@ def floods_going(seed: int) -> Load:
     return Load(office + floods, Limits(max_num_seqs=16))
 
 
-def says(load: Load, wrong: str, seed: int, *, going: bool) -> list[Said]:
-    """Run it; what was said of those that waited, and what came."""
+Counts = Literal["none", "long"]
+
+
+def says(load: Load, wrong: str, seed: int, *, going: bool, counts: Counts = "none") -> list[Said]:
+    """Run it; what was said of those that waited, and what came. Prompts are estimated, unless they are counted."""
     arrivals = sorted(load.arrivals, key=lambda each: each.at)
     shares_steps = load.threshold > 0
     core = Core.create(CostModel(WRONG[wrong]), POLICIES[load.policy](), load.limits, shares_steps=shares_steps)
@@ -120,7 +123,7 @@ def says(load: Load, wrong: str, seed: int, *, going: bool) -> list[Said]:
 
     profile = load_profile(ENGINE).with_flags(long_prefill_token_threshold=load.threshold)
     engine = Engine(profile, seed=seed, noise=0.15)
-    records = Simulation(engine, core, Options(watch=watch)).run(arrivals)
+    records = Simulation(engine, core, Options(watch=watch, counts=counts)).run(arrivals)
     all_said = [Said(eta, records[index].first_token - now) for index, now, eta in said]
     return [each for each in all_said if each.came > A_WAIT_S]
 
@@ -170,6 +173,15 @@ def test_without_later_arrivals_the_median_forecast_is_accurate(name: str, wrong
     said = [each for seed in range(seeds) for each in says(new_load(seed), wrong, seed, going=False)]
     print(row(name, wrong, said), end="")
     assert within(said) >= share
+
+
+def test_the_median_forecast_is_accurate_where_prompts_are_counted() -> None:
+    """A little less than with estimates, whose errors hide that short prompts beside a long one make its lane look
+    faster than it is (0.86 was measured)."""
+    new_load, seeds, _ = BURSTS["long prompts"]
+    said = [each for seed in range(seeds) for each in says(new_load(seed), "1.5x", seed, going=False, counts="long")]
+    print(row("long prompts, counted", "1.5x", said), end="")
+    assert within(said) >= 0.8
 
 
 @pytest.mark.parametrize(("name", "wrong"), list(zip(GOING, cycle(["other precision", "1.5x"]), strict=False)))
