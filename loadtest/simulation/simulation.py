@@ -31,8 +31,8 @@ class Options:
     queue_timeout    seconds after which the gateway sends away who still waits
     priority         what each request states as vLLM's `priority`, of its prompt's tokens; lower is earlier
     tells_times      the engine tells how long a request was in its own queue (--enable-per-request-metrics)
-    counts           of which prompts the gateway counts the tokens before it prices them: of those whose lane depends on
-                     it, as the real one does; of none, as with its setting `tokenizer = "off"`; or of all
+    counts           of which prompts the gateway counts the tokens before it prices them: of those that may be long, as
+                     the real one does; of none, as with its setting `tokenizer = "off"`; or of all
     watch            is told of each arrival at the gateway, with the time, once it is dealt with
     """
 
