@@ -50,8 +50,8 @@ ROOT = HERE.parent.parent
 FAST = (
     "--noconftest",
     *(f"tests/gateway/scheduling/test_{name}.py" for name in ("admission", "ledger", "sliced_admission", "queue")),
-    *("tests/gateway/scheduling/test_transitions.py", "tests/gateway/pricing/test_cost_model.py", "tests/policies"),
-    *("tests/gateway/proxy/test_waiting_room.py", "tests/gateway/scheduling/test_admission_histories.py"),
+    *("tests/gateway/scheduling/test_transitions.py", "tests/gateway/lifecycle", "tests/gateway/slicing"),
+    *("tests/gateway/proxy/test_waiting_room.py", "tests/policies"),
 )
 
 # A mutant's tests hang if they take so many times what they took in the tree as it is, just before and on this machine,
