@@ -47,7 +47,7 @@ test-vllm: $(VENV)/installed ## the tests against a real vLLM, installed into .v
 	bash tests/vllm/install.sh .venv-vllm
 	FAIRLANE_VLLM_PYTHON="$(CURDIR)/.venv-vllm/bin/python" $(BIN)/python -m pytest -rP tests/vllm
 
-mutants: $(VENV)/installed ## do the tests notice each mistake in tests/mutants? ARGS names some of them (half an hour)
+mutants: $(VENV)/installed ## do the tests notice each mistake in tests/mutants? ARGS names some of them (8 minutes)
 	$(BIN)/python tests/mutants/run.py $(ARGS)
 
 # The build backend is locked with the rest, so that an install builds with nothing unlocked. The environment that
